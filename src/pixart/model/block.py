@@ -1,0 +1,70 @@
+"""Attention, MLP and modulation, shared by the PixArt transformer and the class-conditional DiT.
+
+Shape letters are those of pixart.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Self-attention over image tokens: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = split_heads(self.qkv(x), 3, self.num_heads)  # (B, h, N, d) each
+        return self.proj(join_heads(F.scaled_dot_product_attention(query, key, value)))  # (B, N, D)
+
+
+class CrossAttention(nn.Module):
+    """Image tokens read text tokens: (B, N, D) -> (B, N, D). Keys and values are made apart, once per prompt."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def keys_and_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (B, L, D) -> keys and values, (B, h, L, d) each."""
+        key, value = split_heads(self.kv_linear(text), 2, self.num_heads)
+        return key, value
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        (query,) = split_heads(self.q_linear(x), 1, self.num_heads)  # (B, h, N, d)
+        return self.proj(join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))  # (B, N, D)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a tanh GELU between: (..., in) -> (..., out)."""
+
+    def __init__(self, in_width: int, hidden: int, out_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(in_width, hidden)
+        self.fc2 = nn.Linear(hidden, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, N, parts·D) -> `parts` tensors (B, h, N, d), views of the same memory."""
+    batch, count, _ = x.shape
+    return x.view(batch, count, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, h, N, d) -> (B, N, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then one pass of scale and shift: x (B, N, D), shift and scale (B, 1, D)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)

@@ -1,0 +1,188 @@
+"""The PixArt-α transformer: denoises a latent, guided by text and a timestep.
+
+PixArt-α (arXiv 2310.00426, section 2.3) is a DiT with two changes. Each block reads the text by cross-attention
+between self-attention and MLP. And adaLN-single: instead of one large modulation layer per block, the timestep passes
+once through `t_block`, and each block only adds a small table of its own.
+
+Parameter names are those of the official checkpoints. Shape letters, here and in embed.py, block.py and dit.py:
+
+    B batch          C channels of the latent     H, W height and width of the latent
+    P patch size     N image tokens, H/P · W/P    D width of the network
+    L text tokens    T width of the text states   h, d heads and width of a head, h · d = D
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pixart.errors import UsageError
+from pixart.model.block import Attention, CrossAttention, Mlp, modulated_norm
+from pixart.model.embed import PatchEmbed, TimestepEmbedder, positions_for, unpatchify
+
+
+@dataclass(frozen=True)
+class PixArtConfig:
+    """Sizes of the network. `out_channels` is twice `in_channels` where the variance is learned (second half).
+
+    `sample_size` is the side of the latent for which positions count 0, 1, 2, ...; other sizes are stretched or
+    squeezed over the same span. `interpolation_scale` None means max(sample_size // 64, 1), as in Diffusers.
+    """
+
+    in_channels: int = 8
+    out_channels: int = 8
+    width: int = 256
+    depth: int = 8
+    num_heads: int = 4
+    patch_size: int = 2
+    mlp_ratio: int = 4
+    text_dim: int = 384
+    sample_size: int = 32
+    interpolation_scale: float | None = None
+
+    def __post_init__(self):
+        check_sizes(self.width, self.num_heads, self.sample_size, self.patch_size)
+
+    @property
+    def position_scale(self) -> float:
+        return position_scale(self.sample_size, self.interpolation_scale)
+
+
+def check_sizes(width: int, num_heads: int, sample_size: int, patch_size: int) -> None:
+    """UsageError if no network of these sizes exists."""
+    if width % num_heads or width % 4:
+        raise UsageError(
+            f"A width of {width} with {num_heads} heads cannot be: it must be a multiple of both and of 4."
+        )
+    if sample_size % patch_size:
+        raise UsageError(f"A sample size of {sample_size} is not a multiple of the patch size {patch_size}.")
+
+
+def position_scale(sample_size: int, interpolation_scale: float | None) -> float:
+    return max(sample_size // 64, 1) if interpolation_scale is None else interpolation_scale
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """All that the blocks need of a text: one (keys, values) pair per block, (B, h, L, d) each, and the key mask."""
+
+    keys_and_values: list[tuple[Tensor, Tensor]]
+    mask: Tensor  # (B, 1, 1, L) bool, True = read this token
+
+
+class TextEmbedder(nn.Module):
+    """Projects text states to the width of the network: (B, L, T) -> (B, L, D)."""
+
+    def __init__(self, text_dim: int, width: int):
+        super().__init__()
+        self.y_proj = Mlp(text_dim, width, width)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.y_proj(text)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, MLP. The timestep modulates the first and the last, not the text."""
+
+    def __init__(self, config: PixArtConfig):
+        super().__init__()
+        width = config.width
+        self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        self.attn = Attention(width, config.num_heads)
+        self.cross_attn = CrossAttention(width, config.num_heads)
+        self.mlp = Mlp(width, config.mlp_ratio * width, width)
+
+    def forward(self, x: Tensor, modulation: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """x (B, N, D), modulation (B, 6, D), key and value (B, h, L, d), mask (B, 1, 1, L) -> (B, N, D)."""
+        mine = (self.scale_shift_table + modulation).chunk(6, dim=1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = mine  # (B, 1, D) each
+        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn)))
+        x = x + self.cross_attn(x, key, value, mask)  # no norm, no gate
+        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)))  # (B, N, D)
+
+
+class FinalLayer(nn.Module):
+    """Last norm, modulated by the timestep's own embedding (no t_block, no SiLU), and projection to patches."""
+
+    def __init__(self, config: PixArtConfig):
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.empty(2, config.width))
+        self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)  # (B, 1, D) each
+        return self.linear(modulated_norm(x, shift, scale))  # (B, N, P·P·C)
+
+
+class PixArt(nn.Module):
+    """The denoiser. Fresh from here it predicts zero and does not read the text; see `initialise`."""
+
+    def __init__(self, config: PixArtConfig):
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbed(config.in_channels, config.width, config.patch_size)
+        self.t_embedder = TimestepEmbedder(config.width)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+        self.y_embedder = TextEmbedder(config.text_dim, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        initialise(self)
+
+    def forward(self, x_t: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Predict the noise or the velocity in x_t.
+
+        Args:
+            x_t: noisy latents (B, C, H, W); H and W are multiples of the patch size.
+            timestep: (B,) or (1,), whole or fractional, 0 (clean) to 1000 (noise).
+            text: token states of the text encoder (B, L, T).
+            text_mask: (B, L) bool, True where `text` holds a token; at least one per row.
+
+        Returns:
+            The prediction (B, out_channels, H, W).
+        """
+        return self.denoise(x_t, timestep, self.encode_text(text, text_mask))
+
+    def encode_text(self, text: Tensor, text_mask: Tensor) -> TextContext:
+        """The half of `forward` that depends on the text only: do it once per prompt, then `denoise` at every step."""
+        text = self.y_embedder(text)  # (B, L, D)
+        keys_and_values = [block.cross_attn.keys_and_values(text) for block in self.blocks]
+        return TextContext(keys_and_values, text_mask.bool()[:, None, None])
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
+        """The other half: latents (B, C, H, W) at `timestep`, with the text already read -> (B, out_channels, H, W)."""
+        config = self.config
+        rows, columns = x_t.shape[-2] // config.patch_size, x_t.shape[-1] // config.patch_size
+        x = self.x_embedder(x_t)  # (B, N, D)
+        base_size = config.sample_size // config.patch_size
+        x = x + positions_for(x, self.x_embedder.proj.weight, rows, columns, base_size, config.position_scale)
+        time = self.t_embedder(timestep)  # (B, D)
+        modulation = self.t_block(time).unflatten(1, (6, -1))  # (B, 6, D)
+        for block, (key, value) in zip(self.blocks, context.keys_and_values, strict=True):
+            x = block(x, modulation, key, value, context.mask)
+        return unpatchify(self.final_layer(x, time), rows, columns, config.patch_size)  # (B, out_channels, H, W)
+
+
+def initialise(model: PixArt) -> None:
+    """Fresh weights as in the official `PixArt.initialize_weights`.
+
+    The text's way into the blocks (`cross_attn.proj`) and the last layer start at zero: at first the network is a
+    DiT without text, which is what stage 2 needs of it, and it predicts zero.
+    """
+    initialise_linears(model)
+    for layer in (model.t_block[1], model.y_embedder.y_proj.fc1, model.y_embedder.y_proj.fc2):
+        nn.init.normal_(layer.weight, std=0.02)
+    for block in model.blocks:
+        nn.init.zeros_(block.cross_attn.proj.weight)
+        nn.init.normal_(block.scale_shift_table, std=model.config.width**-0.5)
+    nn.init.zeros_(model.final_layer.linear.weight)
+    nn.init.normal_(model.final_layer.scale_shift_table, std=model.config.width**-0.5)
+
+
+def initialise_linears(model: nn.Module) -> None:
+    """What PixArt and DiT share: Xavier for linear layers and patches, N(0, 0.02) for the timestep, no biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            nn.init.zeros_(module.bias)
+    for layer in (model.t_embedder.mlp[0], model.t_embedder.mlp[2]):
+        nn.init.normal_(layer.weight, std=0.02)
