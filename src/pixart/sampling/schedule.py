@@ -1,0 +1,118 @@
+"""The noise levels at which a picture is drawn, as a model folder's scheduler/scheduler_config.json lays them down."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pixart.errors import PixArtError
+
+# What we can do, field by field; a value outside this list would silently draw another picture than stock Diffusers.
+SUPPORTED = {
+    "_class_name": ("DPMSolverMultistepScheduler",),
+    "prediction_type": ("flow_prediction", "epsilon"),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_type": ("midpoint",),
+    "solver_order": (1, 2),
+    "beta_schedule": ("linear", "scaled_linear"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "thresholding": (False,),
+    "trained_betas": (None,),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "rescale_betas_zero_snr": (False, None),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels from the first to the last step: x_t = alpha x_0 + sigma eps.
+
+    `alphas` and `sigmas` have steps + 1 entries (the last is where the picture ends), `timesteps` has one whole number
+    in 0..1000 per step, which is what the denoiser is told. Python floats throughout, so that multiplying by them
+    leaves float32 arrays and tensors float32.
+    """
+
+    alphas: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    timesteps: tuple[int, ...]
+    prediction: Literal["velocity", "eps"]
+    first_order_last: bool
+
+    def x_0(self, prediction, x_t, step: int):
+        """Turn the denoiser's prediction for x_t at `step` into the picture that it implies."""
+        if self.prediction == "velocity":
+            return x_t - self.sigmas[step] * prediction
+        return (x_t - self.sigmas[step] * prediction) / self.alphas[step]
+
+
+def check_config(config: dict[str, Any], name: str) -> None:
+    """Raise PixArtError, naming the field, where the scheduler config asks for something we do not do."""
+    for field, allowed in SUPPORTED.items():
+        if field in config and config[field] not in allowed:
+            values = " or ".join(repr(value) for value in allowed)
+            raise PixArtError(f"{name}: {field} is {config[field]!r}, and pixart can draw with {values} only.")
+    if "_class_name" not in config:
+        raise PixArtError(f"{name}: there is no _class_name in it; a DPMSolverMultistepScheduler config is needed.")
+    if (config.get("prediction_type") == "flow_prediction") != bool(config.get("use_flow_sigmas")):
+        raise PixArtError(f"{name}: prediction_type 'flow_prediction' and use_flow_sigmas true must come together.")
+    if float(config.get("lambda_min_clipped", -np.inf)) != -np.inf:
+        raise PixArtError(f"{name}: lambda_min_clipped is {config['lambda_min_clipped']!r}; pixart does not clip.")
+
+
+def make_schedule(config: dict[str, Any], steps: int) -> Schedule:
+    """Lay out `steps` noise levels as DPMSolverMultistepScheduler.set_timesteps does for the same config.
+
+    The sigmas are rounded to float32 where Diffusers rounds them, and everything after that is float64: at the first
+    flow step alpha is 1 - float32(0.999), and rounding it elsewhere would change it by 1 part in 80,000.
+    """
+    train_steps = int(config.get("num_train_timesteps", 1000))
+    first_order_last = (
+        config.get("final_sigmas_type", "zero") == "zero"
+        or bool(config.get("euler_at_final", False))
+        or (bool(config.get("lower_order_final", True)) and steps < 15)
+    )
+    trained = _trained_sigmas(config, train_steps)
+    end = float(trained[0]) if config.get("final_sigmas_type") == "sigma_min" else 0.0
+    if config.get("use_flow_sigmas"):
+        ramp = 1.0 - np.linspace(1, 1 / train_steps, steps + 1)
+        shift = float(config.get("flow_shift", 1.0))
+        levels = (shift * ramp / (1 + (shift - 1) * ramp))[::-1][:-1]
+        timesteps = (levels * train_steps).astype(np.int64)
+        sigmas = [float(level) for level in levels.astype(np.float32)] + [end]
+        alphas = [1.0 - sigma for sigma in sigmas]
+        prediction = "velocity"
+    else:
+        timesteps = _ddpm_timesteps(config, train_steps, steps)
+        # Diffusers keeps sigma / alpha, the noise level of x_t / alpha.
+        ratios = [float(np.float32(trained[t])) for t in timesteps] + [end]
+        alphas = [(ratio**2 + 1) ** -0.5 for ratio in ratios]
+        sigmas = [ratio * alpha for ratio, alpha in zip(ratios, alphas, strict=True)]
+        prediction = "eps"
+    return Schedule(tuple(alphas), tuple(sigmas), tuple(int(t) for t in timesteps), prediction, first_order_last)
+
+
+def _trained_sigmas(config: dict[str, Any], train_steps: int) -> np.ndarray:
+    """sigma / alpha at every training timestep of a DDPM noise schedule, float32, shape (train_steps,)."""
+    start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
+    if config.get("beta_schedule", "linear") == "linear":
+        betas = np.linspace(start, end, train_steps).astype(np.float32)
+    else:
+        betas = np.linspace(start**0.5, end**0.5, train_steps).astype(np.float32) ** 2
+    # torch.cumprod adds up in float64 and rounds each entry; so do we, to stay within rounding of Diffusers.
+    products = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
+    return ((1 - products) / products) ** 0.5
+
+
+def _ddpm_timesteps(config: dict[str, Any], train_steps: int, steps: int) -> np.ndarray:
+    spacing = config.get("timestep_spacing", "linspace")
+    if spacing == "linspace":
+        return np.linspace(0, train_steps - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
+    if spacing == "leading":
+        stride = train_steps // (steps + 1)
+        return (np.arange(steps + 1) * stride)[::-1][:-1].astype(np.int64) + int(config.get("steps_offset", 0))
+    return np.arange(train_steps, 0, -train_steps / steps).round().astype(np.int64) - 1

@@ -1,0 +1,141 @@
+"""Our solvers, step by step against Diffusers' DPMSolverMultistepScheduler, and the properties the caller relies on."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from pixart.diffusion.guidance import guide
+from pixart.errors import PixArtError
+from pixart.sampling.dpm_solver import dpm_solver
+from pixart.sampling.euler import euler
+from pixart.sampling.noise import initial_noise
+from pixart.sampling.schedule import check_config, make_schedule
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+EPS = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+
+
+def fake_denoiser(x_t, timestep):
+    """A made-up network: smooth, bounded, dependent on x_t and on the timestep; operators only."""
+    return x_t * (0.3 + timestep / 2000) - x_t * x_t * x_t / (10 + x_t * x_t) + timestep / 3000
+
+
+def stock_steps(config: dict, solver_order: int, steps: int, noise: torch.Tensor) -> list[torch.Tensor]:
+    scheduler = DPMSolverMultistepScheduler(**config, solver_order=solver_order)
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    x_t, trail = noise, []
+    for timestep in scheduler.timesteps:
+        x_t = scheduler.step(fake_denoiser(x_t, int(timestep)), timestep, x_t, return_dict=False)[0]
+        trail.append(x_t)
+    return trail
+
+
+CASES = [
+    FLOW,
+    {**FLOW, "flow_shift": 3.0},
+    EPS,
+    {**EPS, "timestep_spacing": "leading", "steps_offset": 1},
+    {**EPS, "timestep_spacing": "trailing"},
+    {**EPS, "beta_schedule": "scaled_linear", "final_sigmas_type": "sigma_min"},
+    {**EPS, "final_sigmas_type": "sigma_min", "lower_order_final": False},
+]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 14, 15, 20])
+@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize(("solver", "solver_order"), [(dpm_solver, 2), (euler, 1)])
+def test_every_step_equals_diffusers(config, solver, solver_order, steps):
+    noise = torch.from_numpy(initial_noise(5, (4, 6, 6)))
+    trail = stock_steps(config, solver_order, steps, noise)
+    ours = list(solver(fake_denoiser, noise, make_schedule(config, steps)))
+    assert [step.index for step in ours] == list(range(steps))
+    for theirs, step in zip(trail, ours, strict=True):
+        assert torch.isfinite(step.x_t).all()
+        torch.testing.assert_close(step.x_t, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_order_two_differs_from_order_one():
+    noise = initial_noise(5, (4, 6, 6))
+    schedule = make_schedule(FLOW, 10)
+    second, first = [list(solver(fake_denoiser, noise, schedule))[-1].x_t for solver in (dpm_solver, euler)]
+    assert np.abs(second - first).max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", [dpm_solver, euler])
+def test_numpy_and_torch_agree_and_nothing_changes_in_place(solver):
+    noise = initial_noise(5, (4, 6, 6))
+    kept = noise.copy()
+    schedule = make_schedule(FLOW, 6)
+    arrays = list(solver(fake_denoiser, noise, schedule))
+    tensors = list(solver(fake_denoiser, torch.from_numpy(noise), schedule))
+    assert np.array_equal(noise, kept)
+    for array, tensor in zip(arrays, tensors, strict=True):
+        assert array.x_t.dtype == np.float32
+        assert tensor.x_t.dtype == torch.float32
+        np.testing.assert_allclose(array.x_t, tensor.x_t.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [dpm_solver, euler])
+def test_the_true_velocity_leads_to_the_picture(solver):
+    noise, picture = initial_noise(1, (2, 4, 4)), initial_noise(2, (2, 4, 4))
+    schedule = make_schedule(FLOW, 8)
+    start = schedule.sigmas[0] * noise + schedule.alphas[0] * picture
+    end = list(solver(lambda x_t, timestep: noise - picture, start, schedule))[-1]
+    np.testing.assert_allclose(end.x_t, picture, atol=1e-5)
+
+
+def test_solver_stops_when_the_caller_stops():
+    calls = []
+
+    def denoise(x_t, timestep):
+        calls.append(timestep)
+        return x_t
+
+    solver = dpm_solver(denoise, initial_noise(0, (1, 2, 2)), make_schedule(FLOW, 20))
+    next(solver)
+    next(solver)
+    assert len(calls) == 2
+
+
+def test_flow_schedule_starts_at_sigma_0999():
+    schedule = make_schedule(FLOW, 20)
+    assert schedule.timesteps[0] == 999
+    assert abs(schedule.sigmas[0] - 0.999) < 1e-7
+    assert schedule.sigmas[-1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name"),
+        ({"prediction_type": "v_prediction"}, "prediction_type"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas"),
+        ({"thresholding": True}, "thresholding"),
+        ({"solver_order": 3}, "solver_order"),
+        ({"use_flow_sigmas": False}, "use_flow_sigmas"),
+        ({"lambda_min_clipped": -5.1}, "lambda_min_clipped"),
+    ],
+)
+def test_a_schedule_we_cannot_draw_is_named(change, word):
+    good = {**DPMSolverMultistepScheduler(**FLOW).config, "_class_name": "DPMSolverMultistepScheduler"}
+    check_config(good, "scheduler_config.json")
+    with pytest.raises(PixArtError, match=word):
+        check_config({**good, **change}, "scheduler_config.json")
+
+
+def test_noise_is_one_stream_per_seed():
+    assert np.array_equal(initial_noise(7, (8, 4, 4)), initial_noise(7, (8, 4, 4)))
+    assert not np.array_equal(initial_noise(7, (8, 4, 4)), initial_noise(8, (8, 4, 4)))
+    # The first values of seed 7 for all time: a change here changes every picture anyone has drawn.
+    first = [-0.5023735761642456, 0.5068453550338745, 2.019348621368408]
+    assert initial_noise(7, (1, 1, 3)).ravel().tolist() == first
+    assert initial_noise(7, (1, 2, 2)).dtype == np.float32
+
+
+def test_guidance():
+    conditional, null = initial_noise(1, (2, 2, 2)), initial_noise(2, (2, 2, 2))
+    np.testing.assert_allclose(guide(conditional, null, 1.0), conditional, atol=1e-6)
+    assert np.array_equal(guide(conditional, null, 0.0), null)
+    np.testing.assert_allclose(guide(conditional, null, 4.5), 4.5 * conditional - 3.5 * null, atol=1e-5)
