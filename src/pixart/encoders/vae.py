@@ -1,0 +1,46 @@
+"""The frozen autoencoder: latents to pixels."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pixart.errors import PixArtError
+
+
+class Decoder:
+    """Diffusers' AutoencoderKL from a folder, used from latents to pixels only. Holds no state between calls."""
+
+    def __init__(self, folder: Path):
+        """Load from disk only. Raises PixArtError, naming the folder, where it does not hold what it should."""
+        import torch
+        from diffusers import AutoencoderKL
+
+        try:
+            model, info = AutoencoderKL.from_pretrained(
+                folder,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise PixArtError(f"The autoencoder in {folder} cannot be loaded: {reason}") from error
+        if info["missing_keys"]:
+            raise PixArtError(
+                f"The autoencoder in {folder} lacks weights, among them {sorted(info['missing_keys'])[0]}."
+            )
+        self.model = model.eval().requires_grad_(False)
+
+    def decode(self, latent) -> np.ndarray:
+        """Latent tensor (1, C, h, w) -> uint8 RGB (H, W, 3). One picture at a time, so that its bytes are its own.
+
+        Only `scaling_factor` is applied, and pixels are rounded, as the stock PixArt pipeline does.
+        """
+        import torch
+
+        with torch.inference_mode():
+            pixels = self.model.decode(latent / self.model.config.scaling_factor, return_dict=False)[0]
+            pixels = (pixels * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
+        return (pixels * 255).round().astype(np.uint8)

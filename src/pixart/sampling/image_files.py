@@ -1,0 +1,146 @@
+"""Picture files: PNG with every setting inside, under a free name, written whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from pixart.errors import PixArtError, UsageError
+
+OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
+SAMPLER_NAMES = {"dpm-solver": "DPM++ 2M", "euler": "Euler"}  # as other tools write them
+CHUNK = "pixart"
+
+
+def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
+    """The path to write to, before looking for a free name.
+
+    `output` may be a file (it ends in .png), a folder, or None for the current folder; in a folder the file is called
+    after the prompt and the seed. Raises UsageError for the name of another image format.
+    """
+    name = f"{slug(prompt)}-{seed}.png"
+    if output is None:
+        return Path(name)
+    path = Path(output)
+    if os.path.isdir(path) or str(output).endswith(("/", os.sep)):
+        return path / name
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UsageError(f"Pictures are written as PNG, not {path.suffix}; give a name that ends in .png, or a folder.")
+    return path if path.suffix.lower() == ".png" else path / name
+
+
+def slug(prompt: str) -> str:
+    """A short file name for a prompt: letters and digits, hyphens between."""
+    plain = unicodedata.normalize("NFKC", prompt).lower()
+    words = re.sub(r"[^\w]+|_+", "-", plain).strip("-")
+    # At most 60 characters and, for scripts of several bytes a letter, well under the usual 255 bytes of a file name.
+    return words[:60].encode()[:180].decode(errors="ignore").strip("-") or "picture"
+
+
+def check_output(path: Path) -> None:
+    """Make the folder and try to write in it, so that a person hears about it before the drawing, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that is too long fails here
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
+
+
+def write_png(image, settings: dict[str, Any], path: Path) -> Path:
+    """Write an RGB PIL image with its settings and return the path used: `path`, or a free name beside it.
+
+    An existing file is never overwritten: name.png, name-1.png, name-2.png, ... is tried in turn. The file appears
+    under its name only when all of it is on disk. Raises PixArtError if the disk says no.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    record = {**settings, "pixels_sha256": pixel_hash(image)}
+    info = PngInfo()
+    info.add_text("parameters", parameters_text(record))
+    info.add_text(CHUNK, json.dumps(record))
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixart-", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            image.save(file, format="PNG", pnginfo=info)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        return _take_free_name(temporary, path)
+    except OSError as error:
+        raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that `write_png` put into a picture; raises PixArtError where there are none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return json.loads(image.text[CHUNK])
+    except KeyError:
+        raise PixArtError(f"{path} holds no settings of pixart.") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise PixArtError(f"{path} cannot be read as a picture of pixart ({error}).") from None
+
+
+def pixel_hash(image) -> str:
+    """SHA-256 of the raw RGB bytes, row by row."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def parameters_text(record: dict[str, Any]) -> str:
+    """The settings as the `parameters` text that other image tools read: a courtesy copy, ours is the JSON chunk."""
+    lines = [record["resolved_prompt"].replace("\0", "")]
+    if record["resolved_negative_prompt"]:
+        lines.append("Negative prompt: " + record["resolved_negative_prompt"].replace("\0", ""))
+    pairs = {
+        "Steps": record["steps"],
+        "Sampler": SAMPLER_NAMES.get(record["sampler"], record["sampler"]),
+        "CFG scale": f"{record['guidance_scale']:g}",
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": record["model_hash"][:10],
+        "Model": record["model"],
+        "Version": f"pixart {record['versions']['pixart']}",
+    }
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
+
+
+def _take_free_name(temporary: Path, path: Path) -> Path:
+    number = 0
+    while True:
+        target = path if number == 0 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            os.link(temporary, target)  # fails if the name is taken, even by someone else this very moment
+            return target
+        except FileExistsError:
+            number += 1
+        except OSError:
+            # A file system without hard links: look first, then rename.
+            if not target.exists():
+                return temporary.replace(target)
+            number += 1
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

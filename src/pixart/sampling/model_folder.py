@@ -1,0 +1,174 @@
+"""What a model folder holds, read and checked without torch, so that damage is named in a fraction of a second.
+
+The layout is the one that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus two optional files of ours:
+`styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}) and `pixart.json` (the sampler, steps
+and guidance scale that suit the model).
+"""
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixart.errors import PixArtError
+from pixart.sampling.prompts import Style, read_styles
+from pixart.sampling.schedule import check_config
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
+
+WEIGHTS = {
+    "text_encoder": "model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder whose every needed file is there and whole. Sizes in pixels."""
+
+    path: Path
+    scheduler: dict[str, Any]
+    text_encoder_class: str
+    styles: dict[str, Style]
+    defaults: dict[str, Any]  # of `pixart.json`: sampler, steps, guidance_scale, each optional
+    native_size: int
+    size_multiple: int
+    max_size: int
+    weights: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """What to call the model in picture files: the shipped one by our name, others by their folder's."""
+        return "pixart-default" if self.path == DEFAULT_MODEL else self.path.resolve().name
+
+
+def open_model_folder(path: str | Path | None = None) -> ModelFolder:
+    """Check a model folder (None: the shipped one) and read its small files.
+
+    Raises PixArtError naming the first file that is missing or damaged and what is wrong with it.
+    """
+    folder = DEFAULT_MODEL if path is None else Path(path)
+    if not folder.is_dir():
+        if path is None:
+            raise PixArtError(
+                f"The shipped model is missing: there is no folder {folder}. Install pixart again, or name a model "
+                "folder with --model."
+            )
+        what = "a file, not a folder" if folder.exists() else "not there"
+        raise PixArtError(f"The model folder {folder} is {what}. Give the folder that holds model_index.json.")
+    index = _read_json(folder / "model_index.json")
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    check_config(scheduler, str(folder / "scheduler" / "scheduler_config.json"))
+    _read_json(folder / "text_encoder" / "config.json")
+    transformer = _read_json(folder / "transformer" / "config.json")
+    vae = _read_json(folder / "vae" / "config.json")
+    _check_tokenizer(folder / "tokenizer")
+    weights = [file for part, name in WEIGHTS.items() for file in _check_weights(folder / part, name)]
+    styles = folder / "styles.json"
+    try:
+        encoder = index["text_encoder"][1]
+        vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        native = int(transformer["sample_size"]) * vae_factor
+        multiple = int(transformer["patch_size"]) * vae_factor
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise PixArtError(f"The model folder {folder} has a config file that lacks the entry {error}.") from None
+    return ModelFolder(
+        path=folder,
+        scheduler=scheduler,
+        text_encoder_class=encoder,
+        styles=read_styles(_read_json(styles), str(styles)) if styles.exists() else {},
+        defaults=_read_defaults(folder / "pixart.json"),
+        native_size=native,
+        size_multiple=multiple,
+        max_size=max(1024, 2 * native),
+        weights=tuple(weights),
+    )
+
+
+def hash_weights(folder: ModelFolder) -> dict[str, str]:
+    """SHA-256 of every weights file, by its name inside the folder."""
+    hashes = {}
+    for path in folder.weights:
+        with path.open("rb") as file:
+            hashes[path.relative_to(folder.path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PixArtError(f"The model folder is not complete: {path} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise PixArtError(f"The model folder is damaged: {path} cannot be read ({error}).") from None
+    if not isinstance(value, dict):
+        raise PixArtError(f"The model folder is damaged: {path} does not hold a JSON object.")
+    return value
+
+
+def _check_tokenizer(folder: Path) -> None:
+    names = ("tokenizer.json", "spiece.model")
+    if not any((folder / name).is_file() for name in names):
+        raise PixArtError(f"The model folder is not complete: {folder / names[0]} is missing.")
+
+
+def _check_weights(folder: Path, name: str) -> list[Path]:
+    """The safetensors file of one part, or the several that its index names, each checked for being whole."""
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file() or not index.is_file():
+        paths = [folder / name]
+    else:
+        try:
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+        except (KeyError, AttributeError, TypeError):
+            raise PixArtError(f"The model folder is damaged: {index} has no weight_map in it.") from None
+        if any(Path(shard).name != shard for shard in names):
+            raise PixArtError(f"The model folder is damaged: {index} names files outside {folder}.")
+        paths = [folder / shard for shard in names]
+    for path in paths:
+        _check_safetensors(path)
+    return paths
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the file's length with what its header promises; a cut-short download fails here and says so."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
+            header = json.loads(file.read(length)) if length <= MAX_HEADER else None
+    except FileNotFoundError:
+        pickles = sorted(path.parent.glob("*.bin"))
+        why = f" ({pickles[0].name} is a pickle, which pixart does not open)" if pickles else ""
+        raise PixArtError(f"The model folder is not complete: {path} is missing{why}.") from None
+    except (OSError, ValueError):
+        header = None
+    try:
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (AttributeError, KeyError, TypeError, IndexError):
+        raise PixArtError(f"The model folder is damaged: {path} is not a whole safetensors file.") from None
+    expected, found = 8 + length + max(ends, default=0), path.stat().st_size
+    if found != expected:
+        raise PixArtError(
+            f"The model folder is damaged: {path} should be {expected:,} bytes long and is {found:,}; copy it again."
+        )
+
+
+def _read_defaults(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    defaults = _read_json(path)
+    checks = {
+        "steps": lambda value: type(value) is int and value > 0,
+        "guidance_scale": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+        "sampler": lambda value: isinstance(value, str),
+    }
+    for key, value in defaults.items():
+        if key in checks and not checks[key](value):
+            raise PixArtError(f"The model folder is damaged: {path} says {key} is {value!r}.")
+    return {key: defaults[key] for key in checks if key in defaults}

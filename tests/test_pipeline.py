@@ -1,0 +1,368 @@
+"""The promises of drawing: stock Diffusers draws the same, a picture keeps its bytes, and bad folders are named."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import pixart
+from pixart.encoders.text import TextEncoder
+from pixart.errors import PixArtError, UsageError
+from pixart.sampling.image_files import parameters_text, pixel_hash, plan_output, read_settings, slug, write_png
+from pixart.sampling.model_folder import open_model_folder
+from pixart.sampling.noise import initial_noise
+from pixart.sampling.prompts import Style, apply_style, unknown
+
+SMALL = {"width": 64, "height": 64, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return pixart.Pipeline.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def same(first, second) -> bool:
+    return first.size == second.size and first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("size", [256, 128])
+@pytest.mark.parametrize(("prompt", "negative"), [("A red Apple, white ", ""), ("green fox " * 12, "blurry house")])
+def test_stock_diffusers_draws_our_picture(pipe, tiny_model, size, prompt, negative):
+    from diffusers import PixArtAlphaPipeline
+
+    stock = PixArtAlphaPipeline.from_pretrained(tiny_model)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        prompt,
+        negative_prompt=negative,
+        width=size,
+        height=size,
+        latents=torch.from_numpy(initial_noise(7, (8, size // 8, size // 8)))[None],
+        clean_caption=False,
+        use_resolution_binning=False,
+    ).images[0]
+    ours = pipe(prompt, negative_prompt=negative, seed=7, width=size, height=size).images[0]
+    difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int))
+    assert ours.size == (size, size)
+    assert np.asarray(ours).std() > 20, "a grey picture would prove nothing"
+    assert difference.max() <= 2
+
+
+def test_the_stock_call_with_only_a_prompt_draws(tiny_model):
+    from diffusers import PixArtAlphaPipeline
+
+    stock = PixArtAlphaPipeline.from_pretrained(tiny_model)
+    stock.set_progress_bar_config(disable=True)
+    assert stock("a red apple", num_inference_steps=2).images[0].size == (256, 256)
+
+
+@pytest.mark.parametrize("sampler", ["dpm-solver", "euler"])
+def test_a_picture_has_the_same_bytes_alone_and_among_others(pipe, sampler):
+    prompts = ["a red apple", "a green fox and a black house, flat, white and red", ""]
+    batch = pipe(prompts, seed=5, num_images=3, sampler=sampler, **SMALL)
+    assert batch.seeds == [5, 6, 7] * 3
+    for index, image in enumerate(batch.images):
+        alone = pipe(prompts[index // 3], seed=5 + index % 3, sampler=sampler, **SMALL)
+        assert same(image, alone.images[0])
+        assert alone.settings[0] == batch.settings[index]
+
+
+def test_a_picture_has_the_same_bytes_after_a_restart(pipe, tiny_model):
+    here = pipe("a red apple", seed=3, **SMALL)
+    script = (
+        "import pixart, sys\n"
+        "pipe = pixart.Pipeline.from_pretrained(sys.argv[1])\n"
+        "pipe('a fox', seed=1, width=96, height=64, steps=2)\n"
+        "print(pipe('a red apple', seed=3, width=64, height=64, steps=3).settings[0]['pixels_sha256'])"
+    )
+    there = subprocess.run([sys.executable, "-c", script, tiny_model], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == here.settings[0]["pixels_sha256"] == pixel_hash(here.images[0])
+
+
+def test_every_setting_moves_the_picture(pipe):
+    base = {"prompt": "a red apple", "seed": 3, **SMALL}
+    first = pipe(**base).images[0]
+    for change in (
+        {"prompt": "a green fox"},
+        {"seed": 4},
+        {"steps": 4},
+        {"guidance_scale": 3.0},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 0.0},
+        {"sampler": "euler"},
+        {"negative_prompt": "blurry"},
+        {"style": "3D"},
+        {"width": 80},
+    ):
+        assert not same(first, pipe(**{**base, **change}).images[0]), change
+
+
+def test_guidance_zero_is_the_null_text_and_capitals_do_not_matter(pipe):
+    empty = pipe("", seed=3, **SMALL)
+    assert same(empty.images[0], pipe("a red apple", seed=3, guidance_scale=0.0, **SMALL).images[0])
+    assert same(pipe("A Red APPLE ", seed=3, **SMALL).images[0], pipe("a red apple", seed=3, **SMALL).images[0])
+
+
+def test_empty_prompt_draws_and_says_so(pipe):
+    for prompt in ("", "  \n"):
+        result = pipe(prompt, seed=3, **SMALL)
+        assert len(result.images) == 1
+        assert any("empty" in notice for notice in result.notices)
+    assert pipe("a fox", seed=3, **SMALL).notices == []
+
+
+def test_a_style_fills_its_template(pipe):
+    styled = pipe("a red apple", style="flat", negative_prompt="black", seed=3, **SMALL)
+    by_hand = pipe("flat a red apple", negative_prompt="blurry, black", seed=3, **SMALL)
+    assert same(styled.images[0], by_hand.images[0])
+    assert styled.settings[0]["prompt"] == "a red apple"
+    assert styled.settings[0]["style"] == "Flat"
+    assert styled.settings[0]["resolved_prompt"] == "flat a red apple"
+
+
+def test_cut_words_are_named_and_the_rest_still_counts(pipe):
+    prompt = "red apple " * 58 + "green fox house"  # 119 words and two special tokens: one word too many
+    result = pipe(prompt, seed=3, **SMALL)
+    (notice,) = result.notices
+    assert "120 tokens" in notice
+    assert notice.endswith('"house"')
+    assert same(result.images[0], pipe("red apple " * 58 + "green fox", seed=3, **SMALL).images[0])
+    long_negative = pipe("a fox", negative_prompt=prompt, seed=3, **SMALL)
+    assert "negative prompt" in long_negative.notices[0]
+
+
+def test_a_word_cut_in_its_middle_is_named_whole(tiny_model):
+    encoder = TextEncoder(tiny_model / "text_encoder", tiny_model / "tokenizer", "BertModel")
+    ids, cut = encoder.tokenize("red " * 116 + "xyzzy plugh")
+    assert len(ids) == 120
+    assert ids[-1] == 3
+    assert cut == "xyzzy plugh"
+
+
+def test_texts_are_padded_by_their_own_length(tiny_model):
+    encoder = TextEncoder(tiny_model / "text_encoder", tiny_model / "tokenizer", "BertModel")
+    for words, length in ((0, 16), (14, 16), (15, 32), (118, 128), (300, 128)):
+        text = encoder.encode("red " * words)
+        assert text.states.shape == (1, length, 32)
+        assert text.states.dtype == torch.float32
+        assert int(text.mask.sum()) == min(words + 2, 120)
+    short = encoder.encode("a red fox")
+    stock = encoder.model(
+        input_ids=torch.tensor([encoder.tokenize("a red fox")[0]]), attention_mask=torch.ones(1, 5, dtype=torch.int64)
+    )[0]
+    torch.testing.assert_close(short.states[:, :5], stock, atol=1e-5, rtol=1e-5)
+
+
+def test_the_caller_sees_every_step_and_can_stop(pipe):
+    seen = []
+    pipe("a fox", seed=1, num_images=2, on_step=lambda picture, step: seen.append((picture, step.index)), **SMALL)
+    assert seen == [(picture, step) for picture in range(2) for step in range(3)]
+
+    def stop(picture, step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a fox", seed=1, on_step=stop, **SMALL)
+    assert len(pipe("a fox", seed=1, **SMALL).images) == 1
+
+
+def test_drawing_leaves_gradients_on(pipe):
+    pictures = pipe.draw(pixart.sampling.request.make_request(pipe.folder, "a fox", seed=1, num_images=2, **SMALL))
+    next(pictures)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_a_random_seed_is_reported_and_can_be_used_again(pipe):
+    result = pipe("a fox", **SMALL)
+    assert same(result.images[0], pipe("a fox", seed=result.seeds[0], **SMALL).images[0])
+    assert len({pipe("a fox", **{**SMALL, "steps": 1}).seeds[0] for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 100}, "width of 100 pixels.*multiple of 16 from 64 to 1024.*nearest is 96"),
+        ({"height": 8}, "nearest is 64"),
+        ({"width": 10**9}, "nearest is 1024"),
+        ({"width": 64.0}, "whole number"),
+        ({"steps": 0}, "steps must be from 1 to 500, not 0"),
+        ({"steps": -3}, "not -3"),
+        ({"steps": True}, "whole number"),
+        ({"num_images": 0}, "images must be from 1 to 100, not 0"),
+        ({"guidance_scale": float("nan")}, "guidance scale must be from 0 to 50"),
+        ({"guidance_scale": float("inf")}, "guidance scale"),
+        ({"guidance_scale": -1}, "guidance scale"),
+        ({"guidance_scale": 1e38}, "guidance scale"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": 2**32}, "seed must be from 0"),
+        ({"seed": 2**32 - 2, "num_images": 3}, "last of 3 images"),
+        ({"style": "3-D"}, 'no style "3-D"; choose one of: 3D, Flat. Did you mean "3D"'),
+        ({"sampler": "dpm"}, 'no sampler "dpm".*dpm-solver, euler.*Did you mean "dpm-solver"'),
+        ({"prompt": []}, "at least one"),
+        ({"prompt": [7]}, "must be a text"),
+        ({"prompt": "x" * 20_001}, "20,001 characters"),
+        ({"negative_prompt": "\ud800"}, "negative prompt is not valid Unicode"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_sentence(pipe, change, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        pipe(**{"prompt": "a fox", "seed": 1, **SMALL, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_come_from_the_model_folder(folder):
+    (folder / "pixart.json").write_text(json.dumps({"steps": 2, "guidance_scale": 3.0, "sampler": "euler"}))
+    settings = pixart.Pipeline.from_pretrained(folder)("a fox", seed=1).settings[0]
+    assert (settings["steps"], settings["guidance_scale"], settings["sampler"]) == (2, 3.0, "euler")
+    assert (settings["width"], settings["height"]) == (256, 256)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_missing_and_damaged_files_are_named(folder, name):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PixArtError, match=name.split("/")[0]):
+        pixart.Pipeline.from_pretrained(folder)
+    if name != "tokenizer/tokenizer.json":  # only loading it tells whether it is whole
+        with pytest.raises(PixArtError, match="damaged.*" + name):
+            open_model_folder(folder)
+    (folder / name).unlink()
+    with pytest.raises(PixArtError, match=f"{name} is missing"):
+        open_model_folder(folder)
+
+
+def test_other_damage_is_named(folder, tmp_path):
+    with pytest.raises(PixArtError, match="not there"):
+        open_model_folder(tmp_path / "nowhere")
+    with pytest.raises(PixArtError, match="a file, not a folder"):
+        open_model_folder(folder / "model_index.json")
+    for name, text in (
+        ("styles.json", '{"3D": {"prompt": "no hole"}}'),
+        ("pixart.json", '{"steps": 0}'),
+        ("pixart.json", '{"guidance_scale": NaN}'),
+        ("model_index.json", "[]"),
+    ):
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).write_text(text)
+        with pytest.raises(PixArtError, match=name):
+            open_model_folder(folder)
+        (folder / name).unlink() if before is None else (folder / name).write_bytes(before)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(PixArtError, match="a pickle, which pixart does not open"):
+        open_model_folder(folder)
+
+
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder):
+    from safetensors.torch import load_file, save_file
+
+    for part, name in (("text_encoder", "model"), ("vae", "diffusion_pytorch_model")):
+        path = folder / part / f"{name}.safetensors"
+        weights = load_file(path)
+        lost = next(key for key in sorted(weights) if key.startswith(("encoder.layer", "decoder.conv_in")))
+        save_file({key: value for key, value in weights.items() if key != lost}, path, metadata={"format": "pt"})
+        with pytest.raises(PixArtError, match=lost):
+            pixart.Pipeline.from_pretrained(folder)
+        save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_numbers_that_are_not_finite_are_no_picture(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["proj_out.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(PixArtError, match="not finite"):
+        pixart.Pipeline.from_pretrained(folder)("a fox", seed=1, **SMALL)
+
+
+def test_no_folder_given_means_the_shipped_model(monkeypatch, tmp_path):
+    monkeypatch.setattr("pixart.sampling.model_folder.DEFAULT_MODEL", tmp_path / "gone")
+    with pytest.raises(PixArtError, match="shipped model is missing"):
+        pixart.Pipeline.from_pretrained()
+
+
+def test_picture_files_hold_every_setting(pipe, tmp_path):
+    result = pipe('a "red" fox: {prompt}', negative_prompt="häßlich", seed=2, **SMALL)
+    path = write_png(result.images[0], result.settings[0], tmp_path / "fox.png")
+    settings = read_settings(path)
+    assert settings == result.settings[0]
+    assert settings["prompt"] == 'a "red" fox: {prompt}'
+    assert settings["weights"].keys() == {
+        "text_encoder/model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    from PIL import Image
+
+    with Image.open(path) as image:
+        assert pixel_hash(image) == settings["pixels_sha256"]
+        lines = image.text["parameters"].splitlines()
+    assert lines[:2] == ['a "red" fox: {prompt}', "Negative prompt: häßlich"]
+    assert lines[2].startswith("Steps: 3, Sampler: DPM++ 2M, CFG scale: 4.5, Seed: 2, Size: 64x64, Model hash: ")
+    assert lines == parameters_text(settings).splitlines()
+
+
+def test_a_written_file_is_never_overwritten(pipe, tmp_path):
+    result = pipe("a fox", seed=2, **SMALL)
+    paths = [write_png(result.images[0], result.settings[0], tmp_path / "fox.png") for _ in range(3)]
+    assert [path.name for path in paths] == ["fox.png", "fox-1.png", "fox-2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
+
+
+def test_settings_of_a_foreign_file(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    with pytest.raises(PixArtError, match="no settings"):
+        read_settings(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(PixArtError, match="cannot be read"):
+        read_settings(tmp_path / "text.png")
+
+
+def test_names_of_picture_files(tmp_path):
+    assert slug("A red apple, 3D") == "a-red-apple-3d"
+    assert slug("../../etc/passwd\0\n") == "etc-passwd"
+    assert slug(" ... ") == "picture"
+    assert slug("Äpfel 苹果") == "äpfel-苹果"
+    assert len(slug("苹" * 500).encode()) <= 180
+    assert str(plan_output(None, "a fox", 7)) == "a-fox-7.png"
+    assert plan_output(tmp_path, "a fox", 7) == tmp_path / "a-fox-7.png"
+    assert plan_output(tmp_path / "new", "a fox", 7) == tmp_path / "new" / "a-fox-7.png"
+    assert plan_output(tmp_path / "my.PNG", "a fox", 7) == tmp_path / "my.PNG"
+    with pytest.raises(UsageError, match=r"PNG, not \.jpg"):
+        plan_output("fox.jpg", "a fox", 7)
+
+
+def test_style_templates_take_words_as_they_are():
+    style = Style("{prompt}, in {0}", "ugly")
+    assert apply_style("a {fox} {prompt}", "blurry", style) == ("a {fox} {prompt}, in {0}", "ugly, blurry")
+    assert apply_style(" ", "", Style("{prompt}, 3D")) == ("3D", "")
+    assert apply_style("a fox", "blurry", None) == ("a fox", "blurry")
+    assert "Did you mean" not in unknown("style", "zzzz", ["3D", "Flat"])
