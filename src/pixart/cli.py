@@ -1,0 +1,204 @@
+"""The command line. Results go to stdout, everything else to stderr; help must not pay for torch."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+
+from pixart import __version__
+from pixart.errors import PixArtError, UsageError
+
+HELP = f"""usage: pixart COMMAND ...
+
+PixArt-α {__version__}: text to image, from data to pictures.
+
+  generate PROMPT     draw pictures and write them as PNG
+  train RECIPE        train a model by a recipe
+  data emoji DEST     build the emoji data set
+
+pixart COMMAND --help shows what a command takes; pixart --version the version."""
+
+
+def _shown(metavar: str, default: str):
+    """How help shows an option whose default is found out later."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass
+class Generate:
+    """Draw pictures of a prompt and write them as PNG; prints the path of each.
+
+    The same prompt, seed and settings give the same bytes, alone or among others. What is left out is taken from the
+    model folder.
+    """
+
+    prompt: Annotated[str, arg(metavar="PROMPT")]
+    """What to draw, in quotes."""
+    model: Annotated[Path | None, _shown("FOLDER", "the model in the package")] = None
+    """Model folder, in the layout of Diffusers."""
+    style: Annotated[str | None, _shown("NAME", "none")] = None
+    """One of the model's styles."""
+    negative_prompt: Annotated[str, _shown("TEXT", "none")] = ""
+    """What to steer away from."""
+    seed: Annotated[int | None, _shown("N", "at random")] = None
+    """Names the noise that the first picture starts from; the next pictures take the next seeds."""
+    num_images: Annotated[int, arg(metavar="N")] = 1
+    """How many pictures."""
+    steps: Annotated[int | None, _shown("N", "the model's, else 20")] = None
+    """How many times the network looks at each picture."""
+    guidance_scale: Annotated[float | None, _shown("X", "the model's, else 4.5")] = None
+    """How strongly to follow the prompt; 1 means no guidance."""
+    width: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    """Width of the picture."""
+    height: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    """Height of the picture."""
+    sampler: Annotated[str | None, _shown("NAME", "the model's, else dpm-solver")] = None
+    """dpm-solver or euler."""
+    output: Annotated[str | None, _shown("PATH", "the current folder")] = None
+    """A .png file or a folder. An existing file is kept: the next free name is taken."""
+    json: bool = False
+    """Print one JSON object per picture instead of its path."""
+
+
+@dataclass
+class DataEmoji:
+    """Build the emoji data set: fetches freely licensed emoji from npm by package name, draws and captions them."""
+
+    dest: Annotated[Path, arg(metavar="DEST")]
+    """Folder to build."""
+    size: Annotated[int, arg(metavar="PIXELS")] = 256
+    """Width and height of the pictures."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Decides which pictures are held out."""
+    packages: Annotated[Path | None, _shown("FOLDER", "fetch with npm")] = None
+    """A folder of npm packages fetched before."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 asked wrongly, 130 stopped by Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except PixArtError as error:
+        print(f"pixart: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pixart: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    match arguments:
+        case ["--version", *_]:
+            print(f"pixart {__version__}")
+            return 0
+        case ["-h" | "--help" | "help", *_]:
+            print(HELP)
+            return 0
+        case []:
+            print(HELP, file=sys.stderr)
+            return 2
+        case ["generate", *rest]:
+            return _parsed(Generate, rest, "pixart generate", _generate)
+        case ["train", *rest]:
+            from pixart.training.command import run
+
+            return run(rest)
+        case ["data", "emoji", *rest]:
+            return _parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
+        case ["data", *rest]:
+            if rest and rest[0] in ("-h", "--help"):
+                print("usage: pixart data emoji DEST ...\n\npixart data emoji --help shows what it takes.")
+                return 0
+            raise UsageError("After pixart data comes the data set to build: pixart data emoji DEST.")
+        case _:
+            from pixart.sampling.prompts import unknown
+
+            raise UsageError(unknown("command", arguments[0], ("generate", "train", "data")))
+
+
+def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:
+    """Parse with tyro, which prints help or what is wrong with a flag itself, and then act."""
+    import tyro
+
+    try:
+        options = tyro.cli(kind, args=arguments, prog=name, config=(PositionalRequiredArgs, FlagCreatePairsOff))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return act(options)
+
+
+def _generate(options: Generate) -> int:
+    # All that can be wrong with the request is said before torch is loaded, which takes seconds.
+    from pixart.sampling.image_files import check_output, plan_output, write_png
+    from pixart.sampling.model_folder import open_model_folder
+    from pixart.sampling.request import make_request
+
+    folder = open_model_folder(options.model)
+    request = make_request(
+        folder,
+        options.prompt,
+        negative_prompt=options.negative_prompt,
+        style=options.style,
+        seed=options.seed,
+        num_images=options.num_images,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        width=options.width,
+        height=options.height,
+        sampler=options.sampler,
+    )
+    check_output(plan_output(options.output, request.resolved_prompts[0], request.seeds[0]))
+
+    from pixart.progress import DrawingProgress
+
+    with _quiet_libraries(), DrawingProgress(len(request.seeds), request.steps) as progress:
+        if options.seed is None:
+            progress.say(
+                f"The seed is {request.seeds[0]}, chosen at random; --seed {request.seeds[0]} draws this again."
+            )
+        progress.loading()
+        from pixart.sampling.pipeline import Pipeline
+
+        pipeline = Pipeline(folder)
+        progress.drawing()
+        for picture in pipeline.draw(request, progress.step, progress.say):
+            planned = plan_output(options.output, request.resolved_prompts[0], picture.seed)
+            path = write_png(picture.image, picture.settings, planned)
+            progress.drawn(picture.seed)
+            if path.name != planned.name:
+                progress.say(f"{planned} exists already and was kept; the new picture is {path}.")
+            progress.result(json.dumps({"path": str(path), **picture.settings}) if options.json else str(path))
+    return 0
+
+
+def _data_emoji(options: DataEmoji) -> int:
+    from pixart.data.emoji import build
+
+    build(
+        options.dest,
+        size=options.size,
+        seed=options.seed,
+        packages=options.packages,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return 0
+
+
+def _quiet_libraries() -> warnings.catch_warnings:
+    """Keep the libraries' own chatter off the terminal, and them off the network, until the returned context ends."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
+    return warnings.catch_warnings(action="ignore")

@@ -1,0 +1,190 @@
+"""The command `pixart generate`: what it prints, writes and returns, and that it never shows a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pixart import __version__
+from pixart.cli import main
+from pixart.sampling.image_files import read_settings
+
+SMALL = ["--width", "64", "--height", "64", "--steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def generate(tiny_model, *arguments) -> int:
+    return main(["generate", *arguments, "--model", str(tiny_model), *SMALL])
+
+
+def test_the_path_is_printed_and_nothing_else(tiny_model, tmp_path, capsys):
+    assert generate(tiny_model, "a red apple, 3D", "--seed", "7") == 0
+    out, err = capsys.readouterr()
+    assert out == "a-red-apple-3d-7.png\n"
+    assert "Loading the model.\n" in err
+    assert err.splitlines()[-1].startswith("Drew picture 1 of 1: seed 7,")
+    assert read_settings(tmp_path / out.strip())["seed"] == 7
+
+
+def test_several_pictures_equal_the_same_ones_drawn_alone(tiny_model, capsys):
+    assert generate(tiny_model, "a fox", "--seed", "7", "--num-images", "2", "--json") == 0
+    both = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["seed"] for record in both] == [7, 8]
+    assert [record["path"] for record in both] == ["a-fox-7.png", "a-fox-8.png"]
+    assert generate(tiny_model, "a fox", "--seed", "8", "--json") == 0
+    captured = capsys.readouterr()
+    alone = json.loads(captured.out)
+    assert alone["pixels_sha256"] == both[1]["pixels_sha256"]
+    assert alone["path"] == "a-fox-8-1.png"
+    assert "exists already and was kept" in captured.err
+
+
+def test_a_style_by_its_name(tiny_model, capsys):
+    assert generate(tiny_model, "a fox", "--style", "3d", "--seed", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["resolved_prompt"] == "a fox, 3d"
+    assert generate(tiny_model, "a fox", "--style", "oil", "--seed", "1") == 2
+    assert 'no style "oil"; choose one of: 3D, Flat.' in capsys.readouterr().err
+
+
+def test_a_random_seed_is_shown(tiny_model, capsys):
+    assert generate(tiny_model, "a fox", "--json") == 0
+    out, err = capsys.readouterr()
+    assert f"The seed is {json.loads(out)['seed']}, chosen at random" in err
+
+
+def test_output_may_be_a_file_or_a_folder(tiny_model, tmp_path, capsys):
+    assert generate(tiny_model, "a fox", "--seed", "1", "--output", "x/y/fox.png") == 0
+    assert generate(tiny_model, "a fox", "--seed", "1", "--output", "x/y/") == 0
+    assert generate(tiny_model, "a fox", "--seed", "1", "--output", "x/y") == 0
+    assert sorted(path.name for path in (tmp_path / "x" / "y").iterdir()) == ["a-fox-1-1.png", "a-fox-1.png", "fox.png"]
+    assert capsys.readouterr().out.split() == ["x/y/fox.png", "x/y/a-fox-1.png", "x/y/a-fox-1-1.png"]
+
+
+def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
+    assert generate(tiny_model, "", "--seed", "1") == 0
+    out, err = capsys.readouterr()
+    assert out == "picture-1.png\n"
+    assert "The prompt is empty" in err
+    assert generate(tiny_model, "red " * 118 + "[fox] green", "--seed", "1") == 0
+    assert 'these words were left out: "[fox] green"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--width", "100"], 2, "the nearest is 96"),
+        (["--steps", "0"], 2, "steps must be from 1 to 500"),
+        (["--num-images", "-1"], 2, "images must be from 1 to 100"),
+        (["--num_images", "0"], 2, "images must be from 1 to 100"),
+        (["--guidance-scale", "nan"], 2, "guidance scale must be"),
+        (["--seed", "-1"], 2, "seed must be"),
+        (["--seed", "99999999999"], 2, "seed must be"),
+        (["--sampler", "eular"], 2, 'Did you mean "euler"'),
+        (["--output", "fox.jpg"], 2, "PNG, not .jpg"),
+        (["--output", "a-file/fox.png"], 1, "cannot be written to a-file/fox.png: "),
+        (["--output", "n" * 300 + ".png"], 1, "cannot be written"),
+        (["--model", "nowhere"], 1, "model folder nowhere is not there"),
+    ],
+)
+def test_bad_input_is_one_sentence(tiny_model, tmp_path, capsys, arguments, code, words):
+    (tmp_path / "a-file").write_text("in the way")
+    assert main(["generate", "a fox", "--model", str(tiny_model), *SMALL, *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.startswith("pixart: ")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+
+
+def test_a_damaged_model_names_the_file(tmp_path, tiny_model, capsys):
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert generate(folder, "a fox") == 1
+    err = capsys.readouterr().err
+    assert str(weights) in err
+    assert "copy it again" in err
+
+
+@pytest.mark.parametrize("arguments", [["--stepz", "3"], ["--steps", "2.5"], ["--seed"], ["more", "words"]])
+def test_a_wrong_flag_is_usage(tiny_model, arguments, capsys):
+    assert main(["generate", "a fox", "--model", str(tiny_model), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert arguments[0] in err
+
+
+def test_what_is_wrong_with_the_command_itself(capsys):
+    assert main([]) == 2
+    assert main(["genrate"]) == 2
+    assert 'Did you mean "generate"' in capsys.readouterr().err
+    assert main(["generate"]) == 2
+    assert "PROMPT" in capsys.readouterr().err
+    assert main(["data"]) == 2
+    assert "pixart data emoji DEST" in capsys.readouterr().err
+
+
+def test_the_live_bar_leaves_stdout_alone(tiny_model, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    assert generate(tiny_model, "a [red] fox", "--num-images", "2", "--seed", "7") == 0
+    out, err = capsys.readouterr()
+    assert out == "a-red-fox-7.png\na-red-fox-8.png\n"
+    assert "drawing" in err
+    assert "Drew picture" not in err
+
+
+def test_ctrl_c_is_130_without_a_traceback(tiny_model, tmp_path, monkeypatch, capsys):
+    from pixart.progress import DrawingProgress
+
+    def press_ctrl_c(self, picture, step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DrawingProgress, "step", press_ctrl_c)
+    assert generate(tiny_model, "a fox", "--seed", "1") == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("pixart: stopped.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_version_do_not_load_what_they_do_not_need():
+    script = (
+        "import sys\nfrom pixart.cli import main\n"
+        "for arguments in (['--help'], ['--version'], ['generate', '--help'], ['data', 'emoji', '--help']):\n"
+        "    assert main(arguments) == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"pixart {__version__}\n" in done.stdout
+    assert "--guidance-scale" in done.stdout
+
+
+def test_the_real_command_draws_with_the_network_cut_off(tiny_model, tmp_path):
+    # Any attempt to open a socket fails; the environment has no offline switch set that could help.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n\ndef refuse(*args, **kwargs):\n    raise SystemExit('no network, please')\n\n"
+        "socket.socket.connect = refuse\nsocket.getaddrinfo = refuse\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pixart", "generate", "a red apple", "--model", str(tiny_model), *SMALL]
+    done = subprocess.run([*command, "--seed", "7"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a-red-apple-7.png\n"
+    # Ours and nothing of the libraries' own chatter.
+    loading, drew = done.stderr.splitlines()
+    assert loading == "Loading the model."
+    assert drew.startswith("Drew picture 1 of 1: seed 7,")
+    assert (tmp_path / "a-red-apple-7.png").is_file()
