@@ -22,7 +22,8 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
-def write_tiny_model(folder: Path) -> None:
+def write_tiny_model(folder: Path, *, eps: bool = False) -> None:
+    """`eps` makes it a DDPM model with learned variance, as the released PixArt-α is, instead of a flow model."""
     import torch
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     from tokenizers import Tokenizer
@@ -54,7 +55,7 @@ def write_tiny_model(folder: Path) -> None:
         num_attention_heads=2,
         attention_head_dim=16,
         in_channels=8,
-        out_channels=8,
+        out_channels=16 if eps else 8,
         num_layers=2,
         cross_attention_dim=32,
         caption_channels=32,
@@ -77,7 +78,10 @@ def write_tiny_model(folder: Path) -> None:
         for block in transformer.transformer_blocks:
             block.attn2.to_out[0].weight *= 8
         vae.decoder.conv_out.weight *= 4
-    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    if eps:
+        scheduler = DPMSolverMultistepScheduler(prediction_type="epsilon", beta_schedule="linear")
+    else:
+        scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     PixArtAlphaPipeline(
         tokenizer=BertTokenizerFast(tokenizer_object=tokenizer),
         text_encoder=text_encoder,

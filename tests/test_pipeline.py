@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import write_tiny_model
 
 import pixart
 from pixart.encoders.text import TextEncoder
@@ -35,34 +36,59 @@ def same(first, second) -> bool:
     return first.size == second.size and first.tobytes() == second.tobytes()
 
 
-@pytest.mark.parametrize("size", [256, 128])
-@pytest.mark.parametrize(("prompt", "negative"), [("A red Apple, white ", ""), ("green fox " * 12, "blurry house")])
-def test_stock_diffusers_draws_our_picture(pipe, tiny_model, size, prompt, negative):
+def open_stock(folder):
     from diffusers import PixArtAlphaPipeline
 
-    stock = PixArtAlphaPipeline.from_pretrained(tiny_model)
+    stock = PixArtAlphaPipeline.from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def largest_difference(pipe, stock, prompt, negative="", width=256, height=256) -> int:
+    """Between our picture and stock Diffusers', from the same noise, in steps of 255."""
     theirs = stock(
         prompt,
         negative_prompt=negative,
-        width=size,
-        height=size,
-        latents=torch.from_numpy(initial_noise(7, (8, size // 8, size // 8)))[None],
+        width=width,
+        height=height,
+        latents=torch.from_numpy(initial_noise(7, (8, height // 8, width // 8)))[None],
         clean_caption=False,
         use_resolution_binning=False,
     ).images[0]
-    ours = pipe(prompt, negative_prompt=negative, seed=7, width=size, height=size).images[0]
-    difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int))
-    assert ours.size == (size, size)
+    ours = pipe(prompt, negative_prompt=negative, seed=7, width=width, height=height).images[0]
+    assert ours.size == (width, height)
     assert np.asarray(ours).std() > 20, "a grey picture would prove nothing"
-    assert difference.max() <= 2
+    return int(np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)).max())
 
 
-def test_the_stock_call_with_only_a_prompt_draws(tiny_model):
-    from diffusers import PixArtAlphaPipeline
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (128, 128), (192, 64)])
+@pytest.mark.parametrize(("prompt", "negative"), [("A red Apple, white ", ""), ("green fox " * 12, "blurry house")])
+def test_stock_diffusers_draws_our_picture(pipe, tiny_model, width, height, prompt, negative):
+    assert largest_difference(pipe, open_stock(tiny_model), prompt, negative, width, height) <= 2
 
-    stock = PixArtAlphaPipeline.from_pretrained(tiny_model)
-    stock.set_progress_bar_config(disable=True)
+
+def test_stock_diffusers_draws_our_picture_of_an_eps_model_with_learned_variance(tmp_path):
+    write_tiny_model(tmp_path / "eps", eps=True)
+    pipe = pixart.Pipeline.from_pretrained(tmp_path / "eps")
+    assert largest_difference(pipe, open_stock(tmp_path / "eps"), "a red apple", "blurry") <= 2
+
+
+def test_the_folder_that_we_write_in_half_precision_draws_the_same_in_stock_diffusers(pipe, tiny_model, tmp_path):
+    from pixart.checkpoints.folder import write_model_folder
+
+    write_model_folder(
+        tmp_path / "half",
+        transformer_state=pipe.denoiser.state_dict(),
+        config=pipe.denoiser.config,
+        vae=pipe.decoder.model,
+        text_encoder_folder=tiny_model / "text_encoder",
+        tokenizer_folder=tiny_model / "tokenizer",
+        dtype=torch.float16,
+        styles=None,
+    )
+    half = pixart.Pipeline.from_pretrained(tmp_path / "half")
+    stock = open_stock(tmp_path / "half")
+    assert largest_difference(half, stock, "a red apple") <= 2
     assert stock("a red apple", num_inference_steps=2).images[0].size == (256, 256)
 
 
@@ -163,6 +189,17 @@ def test_texts_are_padded_by_their_own_length(tiny_model):
     torch.testing.assert_close(short.states[:, :5], stock, atol=1e-5, rtol=1e-5)
 
 
+def test_a_t5_encoder_as_in_the_released_models(tiny_model, tmp_path):
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=100, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    encoder = TextEncoder(tmp_path, tiny_model / "tokenizer", "T5EncoderModel")
+    assert encoder.encode("red " * 300).states.shape == (1, 128, 32)
+    with pytest.raises(PixArtError, match="is a CLIPTextModel; pixart reads BertModel and T5EncoderModel"):
+        TextEncoder(tmp_path, tiny_model / "tokenizer", "CLIPTextModel")
+
+
 def test_the_caller_sees_every_step_and_can_stop(pipe):
     seen = []
     pipe("a fox", seed=1, num_images=2, on_step=lambda picture, step: seen.append((picture, step.index)), **SMALL)
@@ -176,11 +213,18 @@ def test_the_caller_sees_every_step_and_can_stop(pipe):
     assert len(pipe("a fox", seed=1, **SMALL).images) == 1
 
 
-def test_drawing_leaves_gradients_on(pipe):
+def test_drawing_leaves_training_alone(pipe):
     pictures = pipe.draw(pixart.sampling.request.make_request(pipe.folder, "a fox", seed=1, num_images=2, **SMALL))
     next(pictures)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
+    # Training may draw samples at its own resolution; what the network caches meanwhile must not stop gradients.
+    from pixart.model.pixart import PixArt
+
+    model = PixArt(pipe.denoiser.config)
+    text = pipe.text_encoder.encode("a fox")
+    model(torch.randn(1, 8, 8, 8), torch.tensor([500]), text.states.clone(), text.mask.clone()).sum().backward()
+    assert model.final_layer.linear.weight.grad.abs().sum() > 0
 
 
 def test_a_random_seed_is_reported_and_can_be_used_again(pipe):
