@@ -1,0 +1,149 @@
+"""Batches by number: batch k is a pure function of the seed and k, so the data position of a run is its step.
+
+A recipe's phases say how many steps are done at which picture size; each batch holds pictures of one size.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixart.data.features import TextStates, to_unit
+from pixart.data.imagefolder import Record
+from pixart.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`steps` steps on pictures of `size` px; `crop` (autoencoder only) takes random squares of that side."""
+
+    steps: int
+    size: int
+    batch_size: int
+    crop: int | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"A phase needs {name} of at least 1, not {getattr(self, name)}.")
+        if self.size % 16 or (self.crop and (self.crop % 16 or self.crop > self.size)):
+            raise UsageError(f"Size {self.size} and crop {self.crop} must be multiples of 16, the crop not the larger.")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How often a picture is drawn: the weights of its style, and of pictures with a skin tone, multiply.
+
+    A concept with skin tones has five more pictures per style that differ in one colour; the weight evens that out.
+    """
+
+    style_weights: dict[str, float] = field(default_factory=dict)
+    skin_tone_weight: float = 1.0
+    short_caption_share: float = 0.0
+
+
+def total_steps(phases: tuple[Phase, ...]) -> int:
+    return sum(phase.steps for phase in phases)
+
+
+def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
+
+
+def weights_of(records: list[Record], sampling: Sampling) -> np.ndarray:
+    """The chance of each record, (N,) summing to 1."""
+    known = {record.style for record in records}
+    unknown = set(sampling.style_weights) - known
+    if unknown:
+        raise UsageError(f"sampling.style_weights names {sorted(unknown)}; the data has the styles {sorted(known)}.")
+    weights = np.array(
+        [
+            sampling.style_weights.get(record.style, 1.0) * (sampling.skin_tone_weight if record.skin_tone else 1.0)
+            for record in records
+        ]
+    )
+    return weights / weights.sum()
+
+
+class PixelBatches:
+    """Random pictures or random crops of them: `{"pixels": (B, 3, H, W) in [-1, 1], "count": B}`."""
+
+    def __init__(self, pictures: dict[int, Tensor], phases: tuple[Phase, ...], seed: int):
+        self.pictures, self.phases, self.seed = pictures, phases, seed
+
+    def __call__(self, step: int) -> dict:
+        phase = phase_at(self.phases, step)
+        rng = np.random.default_rng([self.seed, step])
+        pictures = self.pictures[phase.size]
+        chosen = rng.integers(len(pictures), size=phase.batch_size)
+        side = phase.crop or phase.size
+        corners = rng.integers(phase.size - side + 1, size=(phase.batch_size, 2))
+        parts = [pictures[i, :, y : y + side, x : x + side] for i, (y, x) in zip(chosen, corners, strict=True)]
+        return {"pixels": to_unit(torch.stack(parts)), "count": phase.batch_size}
+
+
+class LatentBatches:
+    """Cached latents, drawn by weight, with what conditions them added by `condition(indices, rng) -> dict`."""
+
+    def __init__(self, moments: dict[int, tuple[Tensor, Tensor]], weights: np.ndarray, condition, phases, seed: int):
+        self.moments, self.condition, self.phases, self.seed = moments, condition, phases, seed
+        self.cumulative = np.cumsum(weights)
+
+    def __call__(self, step: int) -> dict:
+        phase = phase_at(self.phases, step)
+        rng = np.random.default_rng([self.seed, step])
+        chosen = np.searchsorted(self.cumulative, rng.random(phase.batch_size) * self.cumulative[-1], side="right")
+        mean, std = (part[chosen].float() for part in self.moments[phase.size])
+        # A fresh sample of the posterior each time, as the official trainer does (tools/extract_features.py).
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        return {"latent": mean + std * noise, "count": phase.batch_size, **self.condition(chosen, rng)}
+
+
+@dataclass(frozen=True)
+class ClassCondition:
+    """Class indices with dropout: `{"classes": (B, kinds) int64}`; a dropped row has every kind's null class."""
+
+    classes: Tensor  # (N, kinds)
+    counts: tuple[int, ...]
+    dropout: float
+
+    def __call__(self, chosen: np.ndarray, rng: np.random.Generator) -> dict:
+        classes = self.classes[chosen].clone()
+        classes[rng.random(len(chosen)) < self.dropout] = torch.tensor(self.counts)
+        return {"classes": classes}
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """One of each picture's captions, padded to the longest of the batch: `{"text": (B, L, T), "text_mask": (B, L)}`.
+
+    With probability `dropout` it is the encoded empty prompt with its own mask, which is what the stock pipeline
+    takes as null text. With probability `short_share` it is the picture's first, short caption.
+    """
+
+    text: TextStates
+    dropout: float
+    short_share: float = 0.0
+
+    def __call__(self, chosen: np.ndarray, rng: np.random.Generator) -> dict:
+        first, last = self.text.first_caption[chosen].numpy(), self.text.first_caption[chosen + 1].numpy()
+        captions = first + (rng.random(len(chosen)) * (last - first)).astype(int)
+        captions = np.where(rng.random(len(chosen)) < self.short_share, first, captions)
+        dropped = rng.random(len(chosen)) < self.dropout
+        states = [
+            self.text.null if drop else self.text.states[self.text.starts[c] : self.text.starts[c + 1]]
+            for c, drop in zip(captions, dropped, strict=True)
+        ]
+        length = max(len(s) for s in states)
+        length += -length % 16  # few distinct lengths: the kernels and a compiled graph are reused
+        text = torch.zeros(len(states), length, self.text.null.shape[1])
+        mask = torch.zeros(len(states), length, dtype=torch.bool)
+        for row, s in enumerate(states):
+            text[row, : len(s)] = s
+            mask[row, : len(s)] = True
+        return {"text": text, "text_mask": mask}

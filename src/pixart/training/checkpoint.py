@@ -1,0 +1,86 @@
+"""Checkpoints of a run: `checkpoint-<step>/` with weights, EMA and optimiser as safetensors and `state.json`.
+
+A checkpoint is written under another name and renamed when it is whole, so the newest one is always loadable.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pixart.errors import PixArtError
+from pixart.training.optimizer import Optimizer
+
+KEEP = 2
+
+
+def found(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    folders = [path for path in run.glob("checkpoint-*") if (path / "state.json").is_file()]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+
+
+def save(run: Path, step: int, model: torch.nn.Module, ema: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Write `checkpoint-<step>` and drop all but the newest two.
+
+    Raises:
+        PixArtError: the disk refused (full, read-only); older checkpoints stay as they were.
+    """
+    final, partial = run / f"checkpoint-{step}", run / f".checkpoint-{step}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_tensors(model), partial / "model.safetensors")
+        save_file(_tensors(ema), partial / "ema.safetensors")
+        save_file({name: t.contiguous() for name, t in optimizer.state().items()}, partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise PixArtError(f"Could not write {final}: {error.strerror or error}. Older checkpoints are kept.") from None
+    for old in found(run)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(run: Path, model: torch.nn.Module, ema: torch.nn.Module, optimizer: Optimizer) -> int:
+    """Load the newest checkpoint of `run` into the three and return its step; 0 when there is none.
+
+    Raises:
+        PixArtError: the checkpoint is damaged or belongs to another network; names the file and the older one.
+    """
+    folders = found(run)
+    if not folders:
+        return 0
+    newest = folders[-1]
+    try:
+        model.load_state_dict(load_file(newest / "model.safetensors"))
+        ema.load_state_dict(load_file(newest / "ema.safetensors"))
+        optimizer.load_state(load_file(newest / "optimizer.safetensors"))
+        return json.loads((newest / "state.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        older = f" Remove it to continue from {folders[-2].name}." if len(folders) > 1 else ""
+        first_line = str(error).strip().splitlines()[0]
+        raise PixArtError(f"The checkpoint {newest} cannot be loaded: {first_line}.{older}") from None
+
+
+def ema_state(run: Path) -> dict[str, torch.Tensor]:
+    """The EMA weights of the newest checkpoint of `run`, as fp32 tensors.
+
+    Raises:
+        PixArtError: the run has no checkpoint, or it is damaged.
+    """
+    folders = found(run)
+    if not folders:
+        raise PixArtError(f"{run} has no checkpoint to start from. Train it first, or give another run with --init.")
+    try:
+        return load_file(folders[-1] / "ema.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise PixArtError(f"{folders[-1] / 'ema.safetensors'} cannot be read: {error}") from None
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,88 @@
+"""The optimiser and the learning-rate schedule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW for everything, or Muon for the matrices of the blocks with AdamW for the rest.
+
+    `learning_rate` is AdamW's; Muon's update is scaled to AdamW's root mean square, so that one rate serves both.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 200
+    decay_share: float = 0.35
+    clip: float = 1.0
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Warm up linearly, stay, and fall linearly to zero over the last `decay_share` of the run (WSD schedule)."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    decay_steps = max(1, round(steps * config.decay_share))
+    decay = min(1.0, (steps - step) / decay_steps)
+    return config.learning_rate * min(warmup, decay)
+
+
+class Optimizer:
+    """One or two torch optimisers behind one face, whose state is a flat dictionary of named tensors (no pickle)."""
+
+    def __init__(self, model: torch.nn.Module, config: OptimizerConfig):
+        self.config = config
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        matrices = {
+            name for name, p in self.parameters.items() if config.name == "muon" and p.ndim == 2 and name.startswith("blocks.")
+            and not name.endswith("scale_shift_table")
+        }
+        rest = [p for name, p in self.parameters.items() if name not in matrices]
+        # Vectors (biases, tables, norms) are not decayed: pulling them to zero has no regularising effect.
+        groups = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True)
+        ]
+        if matrices:
+            self.parts.append(
+                torch.optim.Muon(
+                    [self.parameters[name] for name in self.parameters if name in matrices],
+                    lr=config.learning_rate,
+                    weight_decay=config.weight_decay,
+                    momentum=0.95,
+                    nesterov=True,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def step(self, learning_rate: float) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every state tensor under `<parameter name>|<state name>`."""
+        return {
+            f"{name}|{key}": value if torch.is_tensor(value) else torch.tensor(value)
+            for name, p in self.parameters.items()
+            for part in self.parts
+            for key, value in part.state.get(p, {}).items()
+        }
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        for full_name, value in state.items():
+            name, key = full_name.split("|")
+            p = self.parameters[name]
+            owner[p].state.setdefault(p, {})[key] = value.clone()

@@ -1,0 +1,193 @@
+"""Recipes: a TOML file becomes one of three plain dataclasses, strictly. Unknown keys and wrong types are refused.
+
+Each part of a recipe is the dataclass that stands beside the code it configures; this file only names the parts.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pixart.encoders.autoencoder import AutoencoderConfig
+from pixart.errors import PixArtError, UsageError
+from pixart.training.batches import Phase, Sampling
+from pixart.training.loop import LoopConfig
+from pixart.training.optimizer import OptimizerConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The size of the network. The published XL/2 is width 1152, depth 28, num_heads 16."""
+
+    width: int = 256
+    depth: int = 8
+    num_heads: int = 4
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """How training draws its noise levels (see `pixart.diffusion.flow.draw_sigma`)."""
+
+    uniform_share: float = 0.1
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """Train the VAE on pictures."""
+
+    run: Path
+    data: Path
+    cache: Path
+    phases: tuple[Phase, ...]
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class ClassRecipe:
+    """Stage 1, pixel dependency: a class-conditional DiT on cached latents."""
+
+    run: Path
+    data: Path
+    cache: Path
+    autoencoder: Path
+    phases: tuple[Phase, ...]
+    classes: tuple[str, ...] = ("subgroup", "style")
+    class_dropout: float = 0.1
+    init: Path | None = None
+    denoiser: Denoiser = field(default_factory=Denoiser)
+    timesteps: Timesteps = field(default_factory=Timesteps)
+    sampling: Sampling = field(default_factory=Sampling)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """Stages 2 and 3: the text-to-image denoiser. `init` is the run that it starts from."""
+
+    run: Path
+    data: Path
+    cache: Path
+    autoencoder: Path
+    phases: tuple[Phase, ...]
+    init: Path | None = None
+    reparameterize_timestep: float = 775.0
+    caption_dropout: float = 0.1
+    text_encoder: Path | None = None
+    denoiser: Denoiser = field(default_factory=Denoiser)
+    timesteps: Timesteps = field(default_factory=Timesteps)
+    sampling: Sampling = field(default_factory=Sampling)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe
+KINDS: dict[str, type] = {"autoencoder": AutoencoderRecipe, "class": ClassRecipe, "text": TextRecipe}
+
+
+def names() -> list[str]:
+    """The recipes that come with the package, as `pixart train` takes them."""
+    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
+
+
+def load(name: str) -> Recipe:
+    """Read a recipe by its name in the package (`emoji/stage1`) or by the path of a TOML file.
+
+    Raises:
+        UsageError: no such recipe, an unknown kind or key, or a value of the wrong type.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"No recipe {name!r}.{hint} The recipes are: {', '.join(names())}; or give a .toml file.")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    kind = table.pop("kind", None)
+    if kind not in KINDS:
+        raise UsageError(f"{path}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
+    return structure(table, KINDS[kind], str(path.name))
+
+
+def structure(value: object, target: typing.Any, where: str) -> typing.Any:
+    """Build `target` (a dataclass, tuple, dict or plain type) from parsed TOML or JSON; `where` is named in errors."""
+    if dataclasses.is_dataclass(target):
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} must be a table, not {value!r}.")
+        fields = {f.name: f for f in dataclasses.fields(target)}
+        for key in value:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else f" It knows {', '.join(fields)}."
+                raise UsageError(f"{where} has no key {key!r}.{hint}")
+        hints = typing.get_type_hints(target)
+        for key, f in fields.items():
+            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            if required and key not in value:
+                raise UsageError(f"{where} needs the key {key!r}.")
+        return target(**{key: structure(item, hints[key], f"{where}: {key}") for key, item in value.items()})
+    origin, arguments = typing.get_origin(target), typing.get_args(target)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return structure(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) != len(value):
+            raise UsageError(f"{where} needs {len(inner)} values, not {len(value)}.")
+        return tuple(structure(item, t, f"{where}[{i}]") for i, (item, t) in enumerate(zip(value, inner, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {key: structure(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UsageError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
+        return value
+    if target is Path and isinstance(value, str):
+        return Path(value)
+    if target is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(target, type) and type(value) is target:
+        return value
+    raise UsageError(f"{where} is {value!r}; it must be {getattr(target, '__name__', target)}.")
+
+
+def to_json(recipe: Recipe) -> dict:
+    """The recipe as plain JSON values, with its kind: what `config.json` in a run folder holds."""
+
+    def plain(value: object) -> object:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    kind = next(name for name, cls in KINDS.items() if isinstance(recipe, cls))
+    return {"kind": kind, **plain(recipe)}
+
+
+def from_run(run: Path) -> Recipe:
+    """The recipe that a run folder was made with.
+
+    Raises:
+        PixArtError: the folder has no readable config.json.
+    """
+    import json
+
+    path = run / "config.json"
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PixArtError(f"{run} is not a run folder: {path} cannot be read ({error}).") from None
+    return structure(table, KINDS[table.pop("kind")], str(path))
