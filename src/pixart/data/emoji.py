@@ -81,6 +81,10 @@ def build(
         raise PixArtError(f"{dest} cannot be written: {error.strerror}; make room or choose another folder.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    parts = ", ".join(f"{count} {name}" for name, count in summary.splits.items())
+    unmatched = sum(len(icons) for icons in summary.unmatched_icons.values())
+    report(f"{summary.pictures} pictures ({parts}) with {summary.captions} captions")
+    report(f"{unmatched} icons fit no emoji name; every icon left out is named in {dest / 'summary.json'}")
     return summary
 
 
