@@ -67,7 +67,7 @@ def latents(data: Path, split: str, size: int, vae_folder: Path, cache: Path, re
     def make() -> dict[str, Tensor]:
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True).eval()
+        vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, low_cpu_mem_usage=False).eval()
         pictures = pixels(data, split, size, cache, report)
         report(f"encoding {len(pictures):,} pictures of {split} at {size} px")
         means, stds = [], []
@@ -102,7 +102,7 @@ def text_states(data: Path, split: str, text_encoder: Path, tokenizer: Path, cac
 
 
 @torch.inference_mode()
-def encode_captions(encoder: TextEncoder, captions: list[str], batch_size: int = 64) -> list[Tensor]:
+def encode_captions(encoder: TextEncoder, captions: list[str], batch_size: int = 128) -> list[Tensor]:
     """Unpadded token states (tokens, T) fp16 of each caption, encoded with others of like length for speed."""
     ids = [encoder.tokenize(caption.lower().strip())[0] for caption in captions]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -112,7 +112,8 @@ def encode_captions(encoder: TextEncoder, captions: list[str], batch_size: int =
         length = len(ids[chosen[-1]])
         tokens = torch.tensor([ids[i] + [0] * (length - len(ids[i])) for i in chosen])
         mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in chosen])
-        states = encoder.model(input_ids=tokens, attention_mask=mask)[0].half()
+        with torch.autocast("cpu", torch.bfloat16):
+            states = encoder.model(input_ids=tokens, attention_mask=mask)[0].half()
         for row, i in enumerate(chosen):
             out[i] = states[row, : len(ids[i])].clone()
     return out

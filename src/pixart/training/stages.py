@@ -234,7 +234,7 @@ def _latents(recipe: ClassRecipe | TextRecipe, split: str, phases: tuple[Phase, 
 def _load_vae(folder: Path):
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
 
 
 @torch.no_grad()
