@@ -1,0 +1,148 @@
+"""The house itself: layers, style, and documents that name only what exists."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "pixart"
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    PACKAGE / "default_model" / "README.md",
+]
+LINT_IMPORTS = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess:
+    """Run import-linter with the contract in folder/pyproject.toml on the package in folder/src."""
+    path = f"import sys; sys.path.insert(0, {str(folder / 'src')!r}); "
+    return subprocess.run([sys.executable, "-c", path + LINT_IMPORTS], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_layers_hold():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_layers_would_notice_a_network_that_imports_the_training(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(PACKAGE, tmp_path / "src" / "pixart", ignore=shutil.ignore_patterns("default_model", "__pycache__"))
+    with (tmp_path / "src" / "pixart" / "model" / "pixart.py").open("a") as file:
+        file.write("\nimport pixart.training.loop\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "pixart.model.pixart" in done.stdout
+
+
+def test_every_folder_of_the_package_has_its_layer():
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    named = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
+    folders = {f"pixart.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= named
+
+
+def test_ruff_finds_nothing():
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_source_file_grows_over_400_lines():
+    long = [str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py") if len(p.read_text().splitlines()) > 400]
+    assert not long
+
+
+def test_the_map_in_the_readme_names_what_exists():
+    section = (ROOT / "README.md").read_text().split("## Where things are")[1].split("\n## ")[0]
+    paths = re.findall(r"`([^`]+)`", section)
+    assert len(paths) > 15
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_link_to_what_exists_and_have_no_open_fields(document):
+    text = document.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert re.findall(r"@@\w+@@", text) == []
+
+
+def commands() -> list[str]:
+    """Every `pixart ...` in the shell blocks of the documents, without the way to the program."""
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf-8"), re.S):
+            for line in block.splitlines():
+                for part in line.split("&&"):
+                    words = shlex.split(part, comments=True)
+                    if words and words[0] in ("pixart", ".venv/bin/pixart"):
+                        found.append(shlex.join(words[1:]))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch, capsys):
+    import tyro
+    from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs
+
+    from pixart.cli import DataEmoji, Generate, main
+
+    monkeypatch.chdir(tmp_path)
+    config = (PositionalRequiredArgs, FlagCreatePairsOff)
+    match shlex.split(command):
+        case ["generate", *rest]:
+            assert tyro.cli(Generate, args=rest, config=config).prompt
+        case ["data", "emoji", *rest]:
+            assert tyro.cli(DataEmoji, args=rest, config=config).dest
+        case ["train", *rest]:
+            assert main(["train", *rest, "--dry-run"]) == 0
+            assert '"phases"' in capsys.readouterr().out
+        case _:
+            pytest.fail(f"pixart has no such command: {command}")
+
+
+def test_ci_runs_the_two_command_lines_of_the_readme():
+    done = subprocess.run(["bash", ".ci/run", "--print"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt . && "
+        '.venv/bin/pixart generate "a red apple, 3D"',
+        ".venv/bin/pip install -c constraints.txt '.[test]' && .venv/bin/pytest",
+    ]
+
+
+def test_every_requirement_is_pinned_to_a_plain_version_that_it_allows():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            assert re.fullmatch(r"[\d.]+", version), line  # no local build such as +cpu, which an index may not have
+            pins[canonicalize_name(name)] = version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    for requirement in map(Requirement, wanted):
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_notice_names_every_source_of_the_shipped_model():
+    from pixart.data.icon_sets import NAMES_PACKAGE, STYLES
+
+    notice = (ROOT / "NOTICE").read_text()
+    for name in (*STYLES.values(), NAMES_PACKAGE, "all-MiniLM-L6-v2", "creativecommons.org/licenses/by/4.0"):
+        assert name in notice
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
