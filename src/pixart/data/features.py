@@ -1,10 +1,11 @@
 """Feature shards: what training needs of pictures and captions, computed once and kept as safetensors.
 
 Three kinds, a file each in the cache folder: pixels (for the autoencoder), VAE moments, and unpadded text states. The
-header of a shard says what it was made from (data, size, encoder, by SHA-256); a shard made from anything else is
-made again, so a stale cache is never used.
+header of a shard says what it was made from (metadata, picture files, encoder, tokenizer, size; files by SHA-256); a
+shard made from anything else is made again, so a stale cache is never used.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class TextStates:
 def pixels(data: Path, split: str, size: int, cache: Path, report: Report = print) -> Tensor:
     """Pictures of a split as uint8 (N, 3, size, size), in the order of its metadata."""
     records = read_split(data / split)
-    origin = {"kind": "pixels", "data": _data_hash(data, split), "size": size}
+    origin = {"kind": "pixels", "data": _pictures_hash(data, split, records), "size": size}
 
     def make() -> dict[str, Tensor]:
         report(f"reading {len(records):,} pictures of {split} at {size} px")
@@ -60,9 +61,12 @@ def pixels(data: Path, split: str, size: int, cache: Path, report: Report = prin
     return _shard(cache / f"{split}-pixels-{size}.safetensors", origin, make)["pixels"]
 
 
-def latents(data: Path, split: str, size: int, vae_folder: Path, cache: Path, report: Report = print) -> tuple[Tensor, Tensor]:
+def latents(
+    data: Path, split: str, size: int, vae_folder: Path, cache: Path, report: Report = print
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents of a split: fp16 (N, C, size/8, size/8) each."""
-    origin = {"kind": "latents", "data": _data_hash(data, split), "size": size, "vae": _weights_hash(vae_folder)}
+    made_from = _pictures_hash(data, split, read_split(data / split))
+    origin = {"kind": "latents", "data": made_from, "size": size, "vae": _weights_hash(vae_folder)}
 
     def make() -> dict[str, Tensor]:
         from diffusers import AutoencoderKL
@@ -83,10 +87,17 @@ def latents(data: Path, split: str, size: int, vae_folder: Path, cache: Path, re
     return shard["mean"], shard["std"]
 
 
-def text_states(data: Path, split: str, text_encoder: Path, tokenizer: Path, cache: Path, report: Report = print) -> TextStates:
+def text_states(
+    data: Path, split: str, text_encoder: Path, tokenizer: Path, cache: Path, report: Report = print
+) -> TextStates:
     """Token states of all captions of a split, and of the empty prompt."""
     records = read_split(data / split)
-    origin = {"kind": "text", "data": _data_hash(data, split), "encoder": _weights_hash(text_encoder)}
+    origin = {
+        "kind": "text",
+        "data": _data_hash(data, split),
+        "encoder": _weights_hash(text_encoder),
+        "tokenizer": _files_hash(sorted(path for path in tokenizer.glob("*") if path.is_file())),
+    }
 
     def make() -> dict[str, Tensor]:
         captions = [caption for record in records for caption in record.captions]
@@ -140,16 +151,29 @@ def _data_hash(data: Path, split: str) -> str:
     file = data / split / "metadata.jsonl"
     if not file.is_file():
         raise PixArtError(f"{data} has no {split}/metadata.jsonl. Make the data first: pixart data emoji {data}")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return _files_hash([file])
+
+
+def _pictures_hash(data: Path, split: str, records: list[Record]) -> str:
+    """Of the metadata and of every picture: a data set built again may have the same words and other pictures."""
+    return _files_hash([data / split / "metadata.jsonl", *(record.path for record in records)])
 
 
 def _weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise PixArtError(f"{folder} holds no safetensors weights.")
+    return _files_hash(files)
+
+
+def _files_hash(files: list[Path]) -> str:
+    """SHA-256 over the contents of files, one after the other."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise PixArtError(f"{file} cannot be read: {error.strerror or error}.") from None
     return digest.hexdigest()
 
 
@@ -163,12 +187,13 @@ def _shard(path: Path, origin: dict, make: Callable[[], dict[str, Tensor]]) -> d
     except (OSError, SafetensorError):
         pass  # absent or damaged: made again below
     tensors = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"origin": wanted})
         partial.rename(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PixArtError(f"Could not write the feature shard {path}: {error.strerror or error}.") from None
+    except (OSError, SafetensorError) as error:  # the second is what safetensors makes of a full disk
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise PixArtError(f"Could not write the feature shard {path}: {error}.") from None
     return tensors

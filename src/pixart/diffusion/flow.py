@@ -1,6 +1,7 @@
-"""Rectified flow: x_t = (1 - sigma) x_0 + sigma eps, velocity = eps - x_0 (Liu et al. 2209.03003; Esser et al. 2403.03206).
+"""Rectified flow (Liu et al. 2209.03003; Esser et al. 2403.03206): x_t = (1 - sigma) x_0 + sigma eps.
 
-sigma runs from 0 (picture) to 1 (noise); the network sees timestep = 1000 sigma.
+The network predicts the velocity, eps - x_0. sigma runs from 0 (picture) to 1 (noise); the network sees
+timestep = 1000 sigma.
 """
 
 import torch
