@@ -39,9 +39,9 @@ def save(run: Path, step: int, model: torch.nn.Module, ema: torch.nn.Module, opt
         (partial / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second is what safetensors makes of a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise PixArtError(f"Could not write {final}: {error.strerror or error}. Older checkpoints are kept.") from None
+        raise PixArtError(f"Could not write {final}: {error}. Older checkpoints are kept.") from None
     for old in found(run)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -56,15 +56,22 @@ def restore(run: Path, model: torch.nn.Module, ema: torch.nn.Module, optimizer: 
     if not folders:
         return 0
     newest = folders[-1]
-    try:
-        model.load_state_dict(load_file(newest / "model.safetensors"))
-        ema.load_state_dict(load_file(newest / "ema.safetensors"))
-        optimizer.load_state(load_file(newest / "optimizer.safetensors"))
-        return json.loads((newest / "state.json").read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        older = f" Remove it to continue from {folders[-2].name}." if len(folders) > 1 else ""
-        first_line = str(error).strip().splitlines()[0]
-        raise PixArtError(f"The checkpoint {newest} cannot be loaded: {first_line}.{older}") from None
+    loads = {
+        "model.safetensors": lambda path: model.load_state_dict(load_file(path)),
+        "ema.safetensors": lambda path: ema.load_state_dict(load_file(path)),
+        "optimizer.safetensors": lambda path: optimizer.load_state(load_file(path)),
+        "state.json": lambda path: json.loads(path.read_text(encoding="utf-8"))["step"],
+    }
+    for name, load in loads.items():
+        try:
+            last = load(newest / name)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            advice = f"to continue from {folders[-2].name}" if len(folders) > 1 else "to begin again"
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+            raise PixArtError(
+                f"The checkpoint file {newest / name} cannot be loaded: {reason}. Remove {newest.name} {advice}."
+            ) from None
+    return last
 
 
 def ema_state(run: Path) -> dict[str, torch.Tensor]:

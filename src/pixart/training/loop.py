@@ -57,11 +57,11 @@ def train(
         model: trained in place, weights in fp32.
         loss: `loss(model, batch) -> scalar`; it draws its own noise from torch's global stream.
         batches: `batches(step) -> batch`, a pure function of the step. `batch["count"]` is its number of pictures.
-        evaluate: `evaluate(ema_model, step) -> {name: figure}`, called every `loop.evaluate_every` steps and at the end.
+        evaluate: `evaluate(ema_model, step) -> {name: figure}`, every `loop.evaluate_every` steps and at the end.
         report: takes one line of progress.
 
     Raises:
-        PixArtError: a loss or gradient that is not finite (the last good checkpoint stays), or an unreadable checkpoint.
+        PixArtError: a loss or gradient is not finite (the last good checkpoint stays); a checkpoint cannot be read.
         Preempted: SIGINT or SIGTERM, after a checkpoint was written.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -70,46 +70,50 @@ def train(
     start = checkpoint.restore(run, model, ema, optim)
     if start:
         report(f"continuing {run} at step {start:,} of {steps:,}")
+    _forget_after(run, start)
     forward = torch.compile(model) if loop.compile else model
     stop = _StopOnSignal()
     begun, seen, last_log = time.perf_counter(), 0, time.perf_counter()
 
-    for step in range(start, steps):
-        torch.manual_seed(loop.seed * 1_000_003 + step)
-        batch = batches(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
-            value = loss(forward, batch)
-        optim.zero_grad()
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
-        if not (torch.isfinite(value) and torch.isfinite(norm)):
-            raise PixArtError(
-                f"Step {step}: loss {value.item()}, gradient norm {norm.item()}; stopped before the update. "
-                f"The last good checkpoint in {run} is kept. Try a lower --optimizer.learning-rate."
-            )
-        rate = learning_rate(step, steps, optimizer)
-        optim.step(rate)
-        _update_ema(ema, model, min(loop.ema_decay, (1 + step) / (10 + step)))
+    try:
+        for step in range(start, steps):
+            torch.manual_seed(loop.seed * 1_000_003 + step)
+            batch = batches(step)
+            with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+                value = loss(forward, batch)
+            optim.zero_grad()
+            value.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
+            if not (torch.isfinite(value) and torch.isfinite(norm)):
+                raise PixArtError(
+                    f"Step {step}: loss {value.item()}, gradient norm {norm.item()}; stopped before the update. "
+                    f"The last good checkpoint in {run} is kept. Try a lower --optimizer.learning-rate."
+                )
+            rate = learning_rate(step, steps, optimizer)
+            optim.step(rate)
+            _update_ema(ema, model, min(loop.ema_decay, (1 + step) / (10 + step)))
 
-        done, seen = step + 1, seen + batch["count"]
-        if done % loop.log_every == 0 or done == steps:
-            now = time.perf_counter()
-            figures = {"loss": value.item(), "lr": rate, "grad_norm": norm.item(), "images_per_second": seen / (now - last_log)}
-            left = (now - begun) / (done - start) * (steps - done)
-            _log(run, done, figures)
-            report(_line(done, steps, figures, left))
-            seen, last_log = 0, now
-        if done % loop.evaluate_every == 0 or done == steps:
-            paused = time.perf_counter()
-            figures = evaluate(ema, done)
-            _log(run, done, figures)
-            report(f"step {done:,}: " + ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
-            last_log += time.perf_counter() - paused
-        if done % loop.save_every == 0 or done == steps or stop.requested:
-            checkpoint.save(run, done, model, ema, optim)
-        if stop.requested and done < steps:
-            raise Preempted(f"Stopped by a signal at step {done:,}; run the same command again to continue from there.")
-    stop.restore()
+            done, seen = step + 1, seen + batch["count"]
+            if done % loop.log_every == 0 or done == steps:
+                now = time.perf_counter()
+                figures = {"loss": value.item(), "lr": rate, "grad_norm": norm.item()}
+                figures["images_per_second"] = seen / (now - last_log)
+                left = (now - begun) / (done - start) * (steps - done)
+                _log(run, done, figures)
+                report(_line(done, steps, figures, left))
+                seen, last_log = 0, now
+            if done % loop.evaluate_every == 0 or done == steps:
+                paused = time.perf_counter()
+                figures = evaluate(ema, done)
+                _log(run, done, figures)
+                report(f"step {done:,}: " + ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
+                last_log += time.perf_counter() - paused
+            if done % loop.save_every == 0 or done == steps or stop.requested:
+                checkpoint.save(run, done, model, ema, optim)
+            if stop.requested and done < steps:
+                raise Preempted(f"Stopped by a signal at step {done:,}; run the same command again to continue.")
+    finally:
+        stop.restore()
     return ema
 
 
@@ -129,15 +133,32 @@ def _log(run: Path, step: int, figures: dict[str, float]) -> None:
         file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
+def _forget_after(run: Path, step: int) -> None:
+    """Drop the figures of steps that are about to be taken again, and a line that a kill cut short."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.rename(path)
+
+
 def _line(done: int, steps: int, figures: dict[str, float], left_s: float) -> str:
     return (
-        f"step {done:,}/{steps:,}  loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  grad {figures['grad_norm']:.2f}  "
-        f"{figures['images_per_second']:.1f} images/s  {left_s / 60:.1f} min left"
+        f"step {done:,}/{steps:,}  loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  "
+        f"grad {figures['grad_norm']:.2f}  {figures['images_per_second']:.1f} images/s  {left_s / 60:.1f} min left"
     )
 
 
 class _StopOnSignal:
-    """Turns the first SIGINT or SIGTERM into a request that the loop honours after the step."""
+    """Turns the first SIGINT or SIGTERM into a request that the loop honours after the step; a second acts at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -150,6 +171,7 @@ class _StopOnSignal:
 
     def _request(self, *_: object) -> None:
         self.requested = True
+        self.restore()
 
     def restore(self) -> None:
         for number, handler in self.old.items():

@@ -37,7 +37,11 @@ class Optimizer:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         matrices = {
-            name for name, p in self.parameters.items() if config.name == "muon" and p.ndim == 2 and name.startswith("blocks.")
+            name
+            for name, p in self.parameters.items()
+            if config.name == "muon"
+            and p.ndim == 2
+            and name.startswith("blocks.")
             and not name.endswith("scale_shift_table")
         }
         rest = [p for name, p in self.parameters.items() if name not in matrices]
@@ -47,7 +51,9 @@ class Optimizer:
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True)
+            torch.optim.AdamW(
+                [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True
+            )
         ]
         if matrices:
             self.parts.append(

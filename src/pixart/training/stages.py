@@ -1,6 +1,7 @@
-"""What each kind of recipe brings to the loop: the model, its loss, its batches, its evaluation, and the end of the run."""
+"""What each kind of recipe brings to the loop: model, loss, batches, evaluation, and the end of the run."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -187,6 +188,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
         return {"held_out_loss": _held_out_loss(ema, loss, batch, recipe.loop.bf16)}
 
     def finish(ema: torch.nn.Module) -> Path:
+        shutil.rmtree(recipe.run / "model", ignore_errors=True)  # of a finish that was killed before it was noted
         styles = {
             name: {"prompt": "{prompt}, " + name, "negative_prompt": ""} for name in sorted({r.style for r in records})
         }
@@ -222,13 +224,16 @@ def _start_from(model: PixArt, state: dict[str, Tensor], timestep: float, run: P
         dit.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()
-        raise PixArtError(f"{run} holds another network than this recipe: {(reason[1:] or reason)[0].strip()}") from None
+        first = (reason[1:] or reason)[0].strip()
+        raise PixArtError(f"{run} holds another network than this recipe: {first}") from None
     reparameterize(dit, model, timestep)
 
 
 def _latents(recipe: ClassRecipe | TextRecipe, split: str, phases: tuple[Phase, ...], report) -> dict:
     sizes = sorted({phase.size for phase in phases})
-    return {size: features.latents(recipe.data, split, size, recipe.autoencoder, recipe.cache, report) for size in sizes}
+    return {
+        size: features.latents(recipe.data, split, size, recipe.autoencoder, recipe.cache, report) for size in sizes
+    }
 
 
 def _load_vae(folder: Path):
