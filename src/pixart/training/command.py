@@ -10,8 +10,8 @@ from pixart.errors import PixArtError, UsageError
 def run(arguments: list[str]) -> int:
     """Everything after `pixart train`. Returns the exit code.
 
-    `RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]`. The same command continues an unfinished run
-    of the same recipe and reports a finished one; it refuses a run folder made with another recipe.
+    `RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]`. The same command continues an unfinished
+    run of the same recipe and reports a finished one; it refuses a run folder made with another recipe.
     """
     import tyro
 
@@ -79,7 +79,7 @@ def _claim(recipe) -> None:
             differ = ", ".join(key for key in wanted if there.get(key) != wanted[key])
             raise UsageError(f"{recipe.run} was made with another recipe (different: {differ}). Give another --run.")
         return
-    if recipe.run.exists() and any(recipe.run.iterdir()):
+    if recipe.run.exists() and (not recipe.run.is_dir() or any(recipe.run.iterdir())):
         raise UsageError(f"{recipe.run} is not empty and not a run folder. Give another --run.")
     try:
         recipe.run.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,7 @@ def _claim(recipe) -> None:
 
 
 def _take_resume(arguments: list[str]) -> tuple[str | None, list[str]]:
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--resume=") else [a])]
     if "--resume" not in arguments:
         return None, arguments
     at = arguments.index("--resume")

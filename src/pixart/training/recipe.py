@@ -188,6 +188,7 @@ def from_run(run: Path) -> Recipe:
     path = run / "config.json"
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kind = KINDS[table.pop("kind")]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise PixArtError(f"{run} is not a run folder: {path} cannot be read ({error}).") from None
-    return structure(table, KINDS[table.pop("kind")], str(path))
+    return structure(table, kind, str(path))

@@ -1,0 +1,177 @@
+"""Recipes are read strictly, and `pixart train` says in one sentence what is wrong with a request."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from pixart.errors import PixArtError, UsageError
+from pixart.training import recipe as recipes
+from pixart.training.command import run
+
+STAGE1 = """
+kind = "class"
+run = "a-run"
+data = "data"
+cache = "cache"
+autoencoder = "vae"
+[[phases]]
+steps = 5
+size = 64
+batch_size = 4
+[sampling.style_weights]
+3D = 3
+"""
+
+
+@pytest.fixture
+def toml(tmp_path, monkeypatch):
+    """Write a changed copy of STAGE1 and give its path; whatever a run makes lands in the temporary folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(old: str = "", new: str = "") -> str:
+        assert old in STAGE1
+        (tmp_path / "my.toml").write_text(STAGE1.replace(old, new, 1) if old else STAGE1)
+        return "my.toml"
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["emoji/autoencoder", "emoji/stage1", "emoji/stage2", "emoji/stage3"])
+def test_shipped_recipes_load_and_survive_json(name, tmp_path):
+    assert name in recipes.names()
+    recipe = recipes.load(name)
+    (tmp_path / "config.json").write_text(json.dumps(recipes.to_json(recipe)))
+    assert recipes.from_run(tmp_path) == recipe
+
+
+def test_shipped_stages_fit_each_other():
+    stage1, stage2, stage3 = (recipes.load(f"emoji/stage{k}") for k in (1, 2, 3))
+    assert stage1.denoiser == stage2.denoiser == stage3.denoiser
+    assert (stage2.init, stage3.init) == (stage1.run, stage2.run)
+    assert stage1.autoencoder == stage2.autoencoder == stage3.autoencoder
+    assert stage1.autoencoder == recipes.load("emoji/autoencoder").run / "vae"
+    assert stage2.reparameterize_timestep == 775.0
+    assert stage3.phases[-1].size == 256
+    assert stage3.sampling.style_weights == {"3D": 3.0}
+
+
+def test_a_file_of_ones_own(toml):
+    recipe = recipes.load(toml())
+    assert recipe.phases == (recipes.Phase(steps=5, size=64, batch_size=4),)
+    assert recipe.run == Path("a-run")
+    weight = recipe.sampling.style_weights["3D"]
+    assert weight == 3.0 and type(weight) is float  # a whole number in TOML is a fine weight
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("cache =", "cahce =", "no key 'cahce'. Did you mean 'cache'?"),
+        ("batch_size = 4", "batchsize = 4", "no key 'batchsize'. Did you mean 'batch_size'?"),
+        ("batch_size = 4", "batch_size = 4\nzzz = 1", "It knows steps, size, batch_size, crop"),
+        ('data = "data"', "", "needs the key 'data'"),
+        ("steps = 5", 'steps = "5"', "steps is '5'; it must be int"),
+        ("steps = 5", "steps = 5.5", "steps is 5.5; it must be int"),
+        ("steps = 5", "steps = true", "steps is True; it must be int"),
+        ("steps = 5", "steps = 0", "steps of at least 1, not 0"),
+        ("size = 64", "size = 60", "multiples of 16"),
+        ("3D = 3", '3D = "often"', "style_weights.3D is 'often'; it must be float"),
+        ('autoencoder = "vae"', "autoencoder = 3", "autoencoder is 3; it must be Path"),
+        ('autoencoder = "vae"', 'autoencoder = "vae"\nloop = 3', "loop must be a table, not 3"),
+        ("[[phases]]", '[optimizer]\nname = "sgd"\n[[phases]]', "name is 'sgd'; it must be one of 'adamw', 'muon'"),
+        ("[[phases]]", "[optimizer]\nbetas = [0.9]\n[[phases]]", "betas needs 2 values, not 1"),
+        ('kind = "class"', 'kind = "clas"', "it must be one of autoencoder, class, text"),
+        ('kind = "class"', "kind = ", "is not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(toml, old, new, words):
+    with pytest.raises(UsageError) as caught:
+        recipes.load(toml(old, new))
+    assert words in str(caught.value)
+    assert "my.toml" in str(caught.value) or "phase" in str(caught.value) or "Size" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("emoji/stage11", "Did you mean emoji/stage1?"), ("coco", "recipes are: emoji/autoencoder"), ("no.toml", "")],
+)
+def test_unknown_recipes(name, words):
+    with pytest.raises(UsageError, match=r"No recipe") as caught:
+        run([name])
+    assert words in str(caught.value)
+
+
+def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(toml, tmp_path, capsys):
+    words = "--optimizer.learning-rate 0.002 --optimizer.name muon --phases.0.steps 7 --run other --dry-run"
+    assert run([toml(), *words.split()]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["kind"] == "class" and shown["run"] == "other"
+    assert shown["optimizer"]["learning_rate"] == 0.002 and shown["optimizer"]["name"] == "muon"
+    assert shown["phases"] == [{"steps": 7, "size": 64, "batch_size": 4, "crop": None}]
+    assert shown["sampling"]["style_weights"] == {"3D": 3.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["my.toml"]
+
+
+def test_every_shipped_recipe_can_be_overridden(capsys):
+    for name in recipes.names():
+        assert run([name, "--loop.seed", "5", "--dry-run"]) == 0
+        assert json.loads(capsys.readouterr().out)["loop"]["seed"] == 5
+
+
+@pytest.mark.parametrize("words", [["--optimizer.learning-rte", "1"], ["--phases.0.steps", "many"]])
+def test_bad_overrides_exit_with_2(toml, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run([toml(), *words, "--dry-run"])
+    assert caught.value.code == 2
+    assert words[0].split(".")[-1] in "".join(capsys.readouterr())
+
+
+def test_help_lists_the_recipes(capsys):
+    assert run(["--help"]) == 0
+    assert run([]) == 2
+    assert capsys.readouterr().out.count("emoji/stage2") == 2
+
+
+def test_resume_wants_a_run(toml, tmp_path, capsys):
+    with pytest.raises(UsageError, match="--resume nowhere: there is no run"):
+        run([toml(), "--resume", "nowhere"])
+    with pytest.raises(UsageError, match="--resume needs a run folder"):
+        run([toml(), "--resume"])
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "config.json").write_text("{}")
+    assert run([toml(), "--resume=earlier", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "earlier"
+    assert run([toml(), "--resume", "auto", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "a-run"
+
+
+def test_a_folder_that_is_no_run_is_left_alone(toml, tmp_path):
+    (tmp_path / "a-run").mkdir()
+    (tmp_path / "a-run" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="a-run is not empty and not a run folder"):
+        run([toml()])
+    with pytest.raises(UsageError, match="is not empty and not a run folder"):
+        run([toml(), "--run", "my.toml"])
+    assert [path.name for path in (tmp_path / "a-run").iterdir()] == ["thesis.txt"]
+
+
+def test_missing_data_is_named(toml):
+    with pytest.raises(PixArtError, match="data") as caught:
+        run([toml()])
+    assert caught.value.exit_code == 1
+
+
+def test_a_run_folder_without_a_readable_config(tmp_path):
+    with pytest.raises(PixArtError, match="is not a run folder"):
+        recipes.from_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"data": "x"}')
+    with pytest.raises(PixArtError, match="is not a run folder"):
+        recipes.from_run(tmp_path)
+
+
+def test_recipes_are_plain_frozen_data():
+    recipe = recipes.load("emoji/stage1")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.run = Path("elsewhere")
