@@ -94,6 +94,31 @@ def test_mistakes_in_a_recipe_are_named(toml, old, new, words):
 
 
 @pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ("[optimizer]\nlearning_rate = -1.0", "learning_rate -1.0 must be between 0 and 1"),
+        ("[optimizer]\nbetas = [0.9, 1.0]", "betas (0.9, 1.0)"),
+        ("[loop]\nsave_every = 0", "save_every 0 must be at least 1"),
+        ("[loop]\nseed = -1", "seed -1 must not be negative"),
+        ("[denoiser]\ndepth = 0", "depth 0"),
+        ("[timesteps]\nuniform_share = 2.0", "uniform_share 2.0 must be from 0 to 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(toml, new, words):
+    with pytest.raises(UsageError) as caught:
+        recipes.load(toml("[sampling.style_weights]", new + "\n[sampling.style_weights]"))
+    assert words in str(caught.value)
+
+
+def test_a_recipe_needs_phases_and_a_dropout_below_one(toml):
+    phases = "[[phases]]\nsteps = 5\nsize = 64\nbatch_size = 4\n"
+    with pytest.raises(UsageError, match="at least one"):
+        recipes.load(toml(phases, "phases = []\n"))
+    with pytest.raises(UsageError, match=r"dropout of the condition is 7\.0"):
+        recipes.load(toml("[[phases]]", "class_dropout = 7\n[[phases]]"))
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [("emoji/stage11", "Did you mean emoji/stage1?"), ("coco", "recipes are: emoji/autoencoder"), ("no.toml", "")],
 )
@@ -161,6 +186,7 @@ def test_missing_data_is_named(toml):
     with pytest.raises(PixArtError, match="data") as caught:
         run([toml()])
     assert caught.value.exit_code == 1
+    assert not Path("a-run").exists()  # so that the corrected recipe is not "another recipe"
 
 
 def test_a_run_folder_without_a_readable_config(tmp_path):

@@ -34,7 +34,7 @@ from pixart.training.recipe import (
     TextRecipe,
     Timesteps,
 )
-from pixart.training.stages import build, class_loss
+from pixart.training.stages import build, velocity_loss
 
 SIZE = Denoiser(width=32, depth=2, num_heads=2)
 FAST = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
@@ -378,7 +378,7 @@ def test_the_denoiser_learns_what_its_classes_look_like(tmp_path, name):
         return {"latent": pictures[classes[:, 0]], "classes": classes, "count": 32}
 
     train(
-        model, partial(class_loss, timesteps=Timesteps()), batch, 120, tmp_path,
+        model, partial(velocity_loss, condition=("classes",), timesteps=Timesteps()), batch, 120, tmp_path,
         loop=LoopConfig(log_every=1, ema_decay=0.9), optimizer=OptimizerConfig(name, 5e-3, warmup_steps=10),
         evaluate=lambda ema, step: {}, report=quiet,
     )  # fmt: skip
@@ -456,11 +456,33 @@ def test_vectors_are_not_decayed():
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
-    config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, decay_share=0.4)
+    config = OptimizerConfig(learning_rate=0.02, warmup_steps=10, decay_share=0.4)
     rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:3] == pytest.approx([0.2, 0.4, 0.6])
-    assert rates[9:61] == [2.0] * 52
-    assert rates[80] == pytest.approx(1.0) and rates[99] == pytest.approx(2.0 / 40)
-    assert learning_rate(0, 10, OptimizerConfig(learning_rate=1.0, warmup_steps=0, decay_share=0.0)) == 1.0
+    assert rates[:3] == pytest.approx([0.002, 0.004, 0.006])
+    assert rates[9:61] == [0.02] * 52
+    assert rates[80] == pytest.approx(0.01) and rates[99] == pytest.approx(0.02 / 40)
+    assert learning_rate(0, 10, OptimizerConfig(learning_rate=0.1, warmup_steps=0, decay_share=0.0)) == 0.1
     short = [learning_rate(step, 4, config) for step in range(4)]  # shorter than its warm-up
-    assert max(short) <= 0.8 and min(short) > 0
+    assert max(short) <= 0.008 and min(short) > 0
+
+
+def test_only_weights_of_layers_decay():
+    model = DiT(DiTConfig(width=32, depth=1, num_heads=2, class_counts=(3,)))
+    optim = Optimizer(model, OptimizerConfig(weight_decay=0.1))
+    decayed = {id(p) for group in optim.parts[0].param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert "blocks.0.attn.qkv.weight" in names and "x_embedder.proj.weight" in names
+    assert not any(name.endswith(("bias", "embedding_table.weight")) for name in names)
+
+
+def test_only_numbered_folders_are_checkpoints(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+
+
+def test_nothing_starts_from_an_autoencoder(chain, tmp_path):
+    recipe = dataclasses.replace(chain.stage3, run=tmp_path / "run", init=chain.autoencoder.run)
+    with pytest.raises(PixArtError, match="neither a run of stage 1 nor of a text stage"):
+        build(recipe, quiet)

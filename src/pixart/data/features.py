@@ -140,7 +140,6 @@ def _read_picture(record: Record, size: int) -> Tensor:
         with Image.open(record.path) as image:
             image = image.convert("RGB")
             if image.size != (size, size):
-                # reducing_gap lets Pillow halve large pictures first, which is faster and looks the same
                 image = image.resize((size, size), Image.Resampling.LANCZOS)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     except OSError as error:

@@ -50,6 +50,11 @@ class PixArtConfig:
 
 def check_sizes(width: int, num_heads: int, sample_size: int, patch_size: int) -> None:
     """UsageError if no network of these sizes exists."""
+    if min(width, num_heads, sample_size, patch_size) < 1:
+        raise UsageError(
+            f"Width {width}, heads {num_heads}, sample size {sample_size} and patch size {patch_size} must each be at "
+            "least 1."
+        )
     if width % num_heads or width % 4:
         raise UsageError(
             f"A width of {width} with {num_heads} heads cannot be: it must be a multiple of both and of 4."

@@ -19,8 +19,9 @@ KEEP = 2
 
 def found(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    folders = [path for path in run.glob("checkpoint-*") if (path / "state.json").is_file()]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    steps = {path: path.name.removeprefix("checkpoint-") for path in run.glob("checkpoint-*")}
+    whole = [path for path, step in steps.items() if step.isdecimal() and (path / "state.json").is_file()]
+    return sorted(whole, key=lambda path: int(steps[path]))
 
 
 def save(run: Path, step: int, model: torch.nn.Module, ema: torch.nn.Module, optimizer: Optimizer) -> None:

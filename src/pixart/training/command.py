@@ -21,8 +21,10 @@ def run(arguments: list[str]) -> int:
     arguments = [a for a in arguments if a != "--dry-run"]
     resume, arguments = _take_resume(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: pixart train RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]\n\n"
-              "`pixart train RECIPE --help` lists what a recipe sets. The recipes:\n  " + "\n  ".join(recipes.names()))
+        print(
+            "usage: pixart train RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]\n\n"
+            "`pixart train RECIPE --help` lists what a recipe sets. The recipes:\n  " + "\n  ".join(recipes.names())
+        )
         return 0 if arguments else 2
     base = recipes.load(arguments[0])
     recipe = tyro.cli(type(base), default=base, args=arguments[1:], prog=f"pixart train {arguments[0]}")
@@ -40,7 +42,7 @@ def train_recipe(recipe, report=None) -> int:
     """Train a resolved recipe in its run folder. Returns 0; raises PixArtError with one sentence."""
     report = report or _to_stderr
     finished = recipe.run / "finished.json"
-    _claim(recipe)
+    claimed = _check_claim(recipe)
     if finished.is_file():
         result = json.loads(finished.read_text(encoding="utf-8"))["result"]
         report(f"{recipe.run} is finished. Give another --run to train again.")
@@ -51,7 +53,9 @@ def train_recipe(recipe, report=None) -> int:
     from pixart.training.loop import train
     from pixart.training.stages import build
 
-    stage = build(recipe, report)
+    stage = build(recipe, report)  # before the folder is claimed: a wrong path in the recipe leaves nothing behind
+    if not claimed:
+        _claim(recipe)
     count = sum(p.numel() for p in stage.model.parameters())
     steps = total_steps(recipe.phases)
     report(f"{recipe.run}: {type(stage.model).__name__} with {count / 1e6:.1f} M parameters, {steps:,} steps")
@@ -65,8 +69,8 @@ def train_recipe(recipe, report=None) -> int:
     return 0
 
 
-def _claim(recipe) -> None:
-    """Make the run folder and its config.json, or check that it was made with this recipe."""
+def _check_claim(recipe) -> bool:
+    """Whether the run folder is this recipe's already; False where there is none. Refuses any other folder."""
     from pixart.training.recipe import to_json
 
     wanted, file = to_json(recipe), recipe.run / "config.json"
@@ -78,12 +82,19 @@ def _claim(recipe) -> None:
         if there != wanted:
             differ = ", ".join(key for key in wanted if there.get(key) != wanted[key])
             raise UsageError(f"{recipe.run} was made with another recipe (different: {differ}). Give another --run.")
-        return
+        return True
     if recipe.run.exists() and (not recipe.run.is_dir() or any(recipe.run.iterdir())):
         raise UsageError(f"{recipe.run} is not empty and not a run folder. Give another --run.")
+    return False
+
+
+def _claim(recipe) -> None:
+    """Make the run folder, with the recipe in its config.json."""
+    from pixart.training.recipe import to_json
+
     try:
         recipe.run.mkdir(parents=True, exist_ok=True)
-        _write(file, wanted)
+        _write(recipe.run / "config.json", to_json(recipe))
     except OSError as error:
         raise PixArtError(f"The run folder {recipe.run} cannot be made: {error.strerror}.") from None
 

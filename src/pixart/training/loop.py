@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, UsageError
 from pixart.training import checkpoint
 from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
 
@@ -31,6 +31,15 @@ class LoopConfig:
     log_every: int = 50
     evaluate_every: int = 1000
     save_every: int = 500
+
+    def __post_init__(self):
+        if min(self.log_every, self.evaluate_every, self.save_every) < 1 or not 0 <= self.ema_decay < 1:
+            raise UsageError(
+                f"loop: log_every {self.log_every}, evaluate_every {self.evaluate_every} and save_every "
+                f"{self.save_every} must be at least 1, ema_decay {self.ema_decay} from 0 to below 1."
+            )
+        if self.seed < 0:
+            raise UsageError(f"loop: seed {self.seed} must not be negative.")
 
 
 class Preempted(PixArtError):

@@ -5,6 +5,10 @@ from typing import Literal
 
 import torch
 
+from pixart.errors import UsageError
+
+TABLES = ("scale_shift_table", "embedding_table.weight")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -20,6 +24,18 @@ class OptimizerConfig:
     warmup_steps: int = 200
     decay_share: float = 0.35
     clip: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1 or not self.clip > 0:
+            raise UsageError(
+                f"optimizer: learning_rate {self.learning_rate} must be between 0 and 1, weight_decay "
+                f"{self.weight_decay} from 0 to below 1, clip {self.clip} above 0."
+            )
+        if not 0 <= self.decay_share <= 1 or self.warmup_steps < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(
+                f"optimizer: decay_share {self.decay_share} must be from 0 to 1, warmup_steps {self.warmup_steps} not "
+                f"negative, betas {self.betas} from 0 to below 1."
+            )
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -42,13 +58,14 @@ class Optimizer:
             if config.name == "muon"
             and p.ndim == 2
             and name.startswith("blocks.")
-            and not name.endswith("scale_shift_table")
+            and not name.endswith(TABLES)
         }
-        rest = [p for name, p in self.parameters.items() if name not in matrices]
-        # Vectors (biases, tables, norms) are not decayed: pulling them to zero has no regularising effect.
+        rest = {name: p for name, p in self.parameters.items() if name not in matrices}
+        decayed = {name for name, p in rest.items() if p.ndim >= 2 and not name.endswith(TABLES)}
+        # Only weights of linear layers and convolutions decay; biases and tables have no scale to hold down.
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for name, p in rest.items() if name in decayed], "weight_decay": config.weight_decay},
+            {"params": [p for name, p in rest.items() if name not in decayed], "weight_decay": 0.0},
         ]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(

@@ -28,6 +28,12 @@ class Denoiser:
     depth: int = 8
     num_heads: int = 4
 
+    def __post_init__(self):
+        if min(self.width, self.depth, self.num_heads) < 1:
+            raise UsageError(
+                f"denoiser: width {self.width}, depth {self.depth} and num_heads {self.num_heads} must be at least 1."
+            )
+
 
 @dataclass(frozen=True)
 class Timesteps:
@@ -35,6 +41,12 @@ class Timesteps:
 
     uniform_share: float = 0.1
     shift: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.uniform_share <= 1 or not self.shift > 0:
+            raise UsageError(
+                f"timesteps: uniform_share {self.uniform_share} must be from 0 to 1, shift {self.shift} above 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,9 @@ class AutoencoderRecipe:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        check_common(self.phases, 0.0)
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,9 @@ class ClassRecipe:
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        check_common(self.phases, self.class_dropout)
 
 
 @dataclass(frozen=True)
@@ -88,9 +106,20 @@ class TextRecipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
+    def __post_init__(self):
+        check_common(self.phases, self.caption_dropout)
+
 
 Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe
 KINDS: dict[str, type] = {"autoencoder": AutoencoderRecipe, "class": ClassRecipe, "text": TextRecipe}
+
+
+def check_common(phases: tuple[Phase, ...], dropout: float) -> None:
+    """What the recipes share. Raises UsageError."""
+    if not phases:
+        raise UsageError("A recipe needs at least one [[phases]] table: how many steps at which picture size.")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"The dropout of the condition is {dropout}; it must be from 0 to below 1.")
 
 
 def names() -> list[str]:

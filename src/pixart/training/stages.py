@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pixart.checkpoints.folder import write_model_folder
+from pixart.checkpoints.folder import check_fit, read_encoder_config, write_model_folder
 from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
 from pixart.diffusion import flow
@@ -65,13 +66,15 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     model = autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder))
     sizes = sorted({phase.size for phase in recipe.phases})
     pictures = {size: features.pixels(recipe.data, "train", size, recipe.cache, report) for size in sizes}
-    held_out = features.to_unit(features.pixels(recipe.data, HELD_OUT, 128, recipe.cache, report)[:128])
+    held_out = features.pixels(recipe.data, HELD_OUT, 128, recipe.cache, report)
+    held_out = features.to_unit(held_out[_spread(len(held_out), 128)])
 
     def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
         return {"held_out_psnr_128": autoencoder.psnr(ema.vae, held_out)}
 
     def finish(ema: torch.nn.Module) -> Path:
-        largest = features.to_unit(pictures[sizes[-1]][:: max(1, len(pictures[sizes[-1]]) // 1024)])
+        largest = pictures[sizes[-1]]
+        largest = features.to_unit(largest[_spread(len(largest), 1024)])
         means = torch.cat([autoencoder.moments(ema.vae, part)[0] for part in largest.split(16)])
         autoencoder.fold_statistics(ema.vae, means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)))
         ema.vae.save_pretrained(recipe.run / "vae")
@@ -87,21 +90,15 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     return Stage(model, loss, PixelBatches(pictures, recipe.phases, recipe.loop.seed), evaluate, finish)
 
 
-def class_loss(model: torch.nn.Module, batch: dict, *, timesteps: Timesteps) -> Tensor:
-    """Stage 1: velocity error of the class-conditional DiT."""
+def velocity_loss(model: torch.nn.Module, batch: dict, *, condition: tuple[str, ...], timesteps: Timesteps) -> Tensor:
+    """The loss of all three stages: noise the latents, predict the velocity, compare.
+
+    `condition` names what of the batch the network reads besides x_t and timestep: classes, or text and its mask.
+    """
     x_0 = batch["latent"]
     eps = torch.randn_like(x_0)
     sigma = flow.draw_sigma(len(x_0), uniform_share=timesteps.uniform_share, shift=timesteps.shift)
-    velocity = model(flow.add_noise(x_0, eps, sigma), 1000 * sigma, batch["classes"])
-    return flow.velocity_error(velocity, x_0, eps)
-
-
-def text_loss(model: torch.nn.Module, batch: dict, *, timesteps: Timesteps) -> Tensor:
-    """Stages 2 and 3: velocity error of the text-conditional PixArt transformer."""
-    x_0 = batch["latent"]
-    eps = torch.randn_like(x_0)
-    sigma = flow.draw_sigma(len(x_0), uniform_share=timesteps.uniform_share, shift=timesteps.shift)
-    velocity = model(flow.add_noise(x_0, eps, sigma), 1000 * sigma, batch["text"], batch["text_mask"])
+    velocity = model(flow.add_noise(x_0, eps, sigma), 1000 * sigma, *(batch[name] for name in condition))
     return flow.velocity_error(velocity, x_0, eps)
 
 
@@ -124,15 +121,9 @@ def _class_stage(recipe: ClassRecipe, report) -> Stage:
     condition = ClassCondition(_class_indices(records, recipe.classes, names), counts, recipe.class_dropout)
     batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
 
-    held_records = read_split(recipe.data / HELD_OUT)
-    held_size = recipe.phases[-1].size
-    held_mean = features.latents(recipe.data, HELD_OUT, held_size, recipe.autoencoder, recipe.cache, report)[0][:256]
-    held_classes = _class_indices(held_records, recipe.classes, names)[:256]
-    loss = partial(class_loss, timesteps=recipe.timesteps)
-
-    def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
-        batch = {"latent": held_mean.float(), "classes": held_classes}
-        return {"held_out_loss": _held_out_loss(ema, loss, batch, recipe.loop.bf16)}
+    held_classes = _class_indices(read_split(recipe.data / HELD_OUT), recipe.classes, names)
+    loss = partial(velocity_loss, condition=("classes",), timesteps=recipe.timesteps)
+    evaluate = _held_out_evaluation(recipe, loss, ClassCondition(held_classes, counts, dropout=0.0), report)
 
     def finish(ema: torch.nn.Module) -> Path:
         (recipe.run / "classes.json").write_text(json.dumps(dict(zip(recipe.classes, names, strict=True)), indent=1))
@@ -156,36 +147,34 @@ def _class_indices(records: list[Record], kinds: tuple[str, ...], names: list[li
 
 
 def _text_stage(recipe: TextRecipe, report) -> Stage:
+    from diffusers import AutoencoderKL
+
     records = read_split(recipe.data / "train")
+    start = checkpoint.ema_state(recipe.init) if recipe.init else None
     encoder = recipe.text_encoder or DEFAULT_MODEL / "text_encoder"
     tokenizer = encoder.parent / "tokenizer"
     text = features.text_states(recipe.data, "train", encoder, tokenizer, recipe.cache, report)
     moments = _latents(recipe, "train", recipe.phases, report)
-    torch.manual_seed(recipe.loop.seed)
     size = recipe.denoiser
     channels = next(iter(moments.values()))[0].shape[1]
     config = PixArtConfig(
         in_channels=channels, out_channels=channels, width=size.width, depth=size.depth, num_heads=size.num_heads,
         text_dim=text.null.shape[1],
     )
+    vae = AutoencoderKL.from_pretrained(recipe.autoencoder, local_files_only=True, low_cpu_mem_usage=False)
+    check_fit(config, vae, read_encoder_config(encoder / "config.json"))  # now, not after hours of training
+    torch.manual_seed(recipe.loop.seed)
     model = PixArt(config)
-    if recipe.init:
-        _start_from(model, checkpoint.ema_state(recipe.init), recipe.reparameterize_timestep, recipe.init)
+    if start:
+        _start_from(model, start, recipe.reparameterize_timestep, recipe.init)
 
     condition = TextCondition(text, recipe.caption_dropout, recipe.sampling.short_caption_share)
     batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
 
     held_text = features.text_states(recipe.data, HELD_OUT, encoder, tokenizer, recipe.cache, report)
-    held_size = recipe.phases[-1].size
-    held_mean = features.latents(recipe.data, HELD_OUT, held_size, recipe.autoencoder, recipe.cache, report)[0][:256]
+    loss = partial(velocity_loss, condition=("text", "text_mask"), timesteps=recipe.timesteps)
     held_condition = TextCondition(held_text, dropout=0.0, short_share=1.0)
-    loss = partial(text_loss, timesteps=recipe.timesteps)
-
-    def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
-        import numpy as np
-
-        batch = {"latent": held_mean.float(), **held_condition(np.arange(len(held_mean)), np.random.default_rng(0))}
-        return {"held_out_loss": _held_out_loss(ema, loss, batch, recipe.loop.bf16)}
+    evaluate = _held_out_evaluation(recipe, loss, held_condition, report)
 
     def finish(ema: torch.nn.Module) -> Path:
         shutil.rmtree(recipe.run / "model", ignore_errors=True)  # of a finish that was killed before it was noted
@@ -196,7 +185,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
             recipe.run / "model",
             transformer_state=ema.state_dict(),
             config=config,
-            vae=_load_vae(recipe.autoencoder),
+            vae=vae,
             text_encoder_folder=encoder,
             tokenizer_folder=tokenizer,
             dtype=torch.float16,
@@ -213,7 +202,11 @@ def _start_from(model: PixArt, state: dict[str, Tensor], timestep: float, run: P
         if "t_block.1.weight" in state:
             model.load_state_dict(state)
             return
-        counts = [state[k].shape[0] - 1 for k in sorted(state) if k.endswith("embedding_table.weight")]
+        counts = []
+        while (table := f"y_embedders.{len(counts)}.embedding_table.weight") in state:
+            counts.append(state[table].shape[0] - 1)
+        if not counts:
+            raise PixArtError(f"{run} is neither a run of stage 1 nor of a text stage; nothing here can start from it.")
         config = model.config
         dit = DiT(
             DiTConfig(
@@ -236,15 +229,22 @@ def _latents(recipe: ClassRecipe | TextRecipe, split: str, phases: tuple[Phase, 
     }
 
 
-def _load_vae(folder: Path):
-    from diffusers import AutoencoderKL
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most `most` indices, evenly over `count`: metadata is in Unicode's order, so the first would all be faces."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
 
-
-@torch.no_grad()
-def _held_out_loss(model: torch.nn.Module, loss, batch: dict, bf16: bool) -> float:
+def _held_out_evaluation(recipe: ClassRecipe | TextRecipe, loss, condition, report):
     """The loss on held-out pictures with fixed noise and noise levels, so that figures of a run compare."""
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        torch.manual_seed(0)
-        return loss(model, batch).item()
+    size = recipe.phases[-1].size
+    mean, _ = features.latents(recipe.data, HELD_OUT, size, recipe.autoencoder, recipe.cache, report)
+    chosen = _spread(len(mean), 256)
+    batch = {"latent": mean[chosen].float(), **condition(chosen, np.random.default_rng(0))}
+
+    @torch.no_grad()
+    def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=recipe.loop.bf16):
+            torch.manual_seed(0)
+            return {"held_out_loss": loss(ema, batch).item()}
+
+    return evaluate
