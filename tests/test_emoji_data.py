@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 from test_captions import cleaned_twice
 
 from pixart.data import emoji, near_duplicates, npm, split
+from pixart.data.icon_sets import Drawing
 from pixart.data.imagefolder import read_split
+from pixart.data.render import CRASHED, render_all
 from pixart.errors import PixArtError, UsageError
 
 SHAPES = {
@@ -195,6 +198,27 @@ def test_an_icon_that_is_not_square_is_centred(built):
 def test_an_alias_is_mirrored(built):
     left = pixels(built[0], "pointing-left.noto.png")
     assert np.array_equal(pixels(built[0], "pointing-right.noto.png"), left[:, ::-1])
+
+
+class Deadly:
+    """Ends the process that it is sent to, as a crash in the renderer's native code would."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_an_icon_that_ends_its_process_harms_only_itself(tmp_path, monkeypatch):
+    def drawing(svg):
+        return Drawing(emoji=None, style="flat", source="", licence="", icon="owl", svg=svg, bitmap=None)
+
+    square = '<svg xmlns="http://www.w3.org/2000/svg" width="SIZE" height="SIZE"><rect width="9" height="9"/></svg>'
+    drawings = [drawing(svg) for svg in (square, Deadly(), square)]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    assert [result.error for result in render_all(drawings, paths, 16)] == [None, CRASHED, None]
+    assert [path.exists() for path in paths] == [True, False, True]
+    monkeypatch.setattr("pixart.data.render.MAX_CRASHES", 0)
+    with pytest.raises(PixArtError, match=r"1 icons ended the process.*owl \(flat\)"):
+        list(render_all(drawings, paths, 16))
 
 
 def test_building_again_gives_the_same_bytes(built, packages, tmp_path):

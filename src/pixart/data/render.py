@@ -5,7 +5,9 @@ import io
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,12 @@ from PIL import Image
 
 from pixart.captions.colours import colour_fractions
 from pixart.data.icon_sets import Drawing
+from pixart.errors import PixArtError
 
 THUMBNAIL = 16
+CHUNK = 32  # drawings that a process takes at a time
+CRASHED = "the process that drew it ended"
+MAX_CRASHES = 10
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,43 @@ class Rendered:
 
 
 def render_all(drawings: list[Drawing], paths: list[Path], size: int) -> Iterator[Rendered]:
-    """Renders each drawing to its path (PNG, size x size, RGB), in order. resvg holds the GIL, so in processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context) as pool:
-        yield from pool.map(render, drawings, paths, [size] * len(drawings), chunksize=32)
+    """Renders each drawing to its path (PNG, size x size, RGB), in order. resvg holds the GIL, so in processes.
+
+    A drawing that ends its process (a crash in native code, or no memory left) is a failed one like others. Raises
+    PixArtError after MAX_CRASHES of them: then it is not the drawings.
+    """
+    done = crashes = 0
+    while done < len(drawings):
+        try:
+            with _processes(None) as pool:
+                for result in pool.map(render, drawings[done:], paths[done:], repeat(size), chunksize=CHUNK):
+                    done += 1
+                    yield result
+        except BrokenProcessPool:
+            # The pool does not tell whose fault it was: draw the next chunk one by one, then try a pool again.
+            for drawing, path in zip(drawings[done : done + CHUNK], paths[done : done + CHUNK], strict=True):
+                result = _render_alone(drawing, path, size)
+                crashes += result.error == CRASHED
+                if crashes > MAX_CRASHES:
+                    raise PixArtError(
+                        f"{crashes} icons ended the process that drew them, the last of them {drawing.icon} "
+                        f"({drawing.style}); check that there is memory left, and build again."
+                    ) from None
+                done += 1
+                yield result
+
+
+def _processes(count: int | None) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _render_alone(drawing: Drawing, path: Path, size: int) -> Rendered:
+    """Render one drawing in a process of its own."""
+    with _processes(1) as pool:
+        try:
+            return pool.submit(render, drawing, path, size).result()
+        except BrokenProcessPool:
+            return Rendered(error=CRASHED)
 
 
 def render(drawing: Drawing, path: Path, size: int) -> Rendered:
