@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_tiny_model(folder)
     return folder
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 def write_tiny_model(folder: Path, *, eps: bool = False) -> None:

@@ -1,12 +1,20 @@
 """The model folder: written and read back without loss, read by stock Diffusers, refused when damaged."""
 
+import contextlib
 import json
+import resource
 import shutil
 
 import pytest
 import torch
 
-from pixart.checkpoints.diffusers import load_transformer, save_transformer, to_diffusers_names, to_official_names
+from pixart.checkpoints.diffusers import (
+    load_transformer,
+    save_tensors,
+    save_transformer,
+    to_diffusers_names,
+    to_official_names,
+)
 from pixart.checkpoints.folder import write_model_folder
 from pixart.errors import PixArtError, UsageError
 from pixart.model.pixart import PixArt, PixArtConfig
@@ -96,6 +104,10 @@ def edit_config(folder, **changes):
         ({"use_additional_conditions": True}, "use_additional_conditions = True"),
         ({"norm_type": "ada_norm_zero"}, "norm_type = 'ada_norm_zero'"),
         ({"num_layers": "two"}, "num_layers = 'two'"),
+        ({"num_layers": 0}, "num_layers = 0"),
+        ({"patch_size": -2}, "patch_size = -2"),
+        ({"num_attention_heads": 10**12}, "num_attention_heads = 1000000000000"),
+        ({"in_channels": True}, "in_channels = True"),
         ({"caption_channels": None}, "caption_channels = None"),
         ({"sample_size": 33}, "sample size of 33"),
         ({"cross_attention_dim": 31}, "cross_attention_dim = 31"),
@@ -236,3 +248,24 @@ def test_parts_that_do_not_fit_are_refused(parts, tmp_path):
     (empty / "mine.txt").touch()
     with pytest.raises(UsageError, match="exists already"):
         write_model_folder(empty, **parts)
+
+
+@contextlib.contextmanager
+def disk_with_room_for(size: int):
+    """No file can grow over `size` bytes: what a full disk says comes from the system, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [100, 10_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(parts, tmp_path, room):
+    with disk_with_room_for(room), pytest.raises(PixArtError, match="cannot be written") as caught:
+        write_model_folder(tmp_path / "model", **parts)
+    assert "\n" not in str(caught.value)
+    with disk_with_room_for(room), pytest.raises(PixArtError, match=r"weights\.safetensors cannot be written"):
+        save_tensors({"a": torch.zeros(10_000)}, tmp_path / "weights.safetensors", torch.float32)
+    assert list(tmp_path.iterdir()) == []

@@ -116,6 +116,18 @@ def test_flow_schedule_starts_at_sigma_0999():
         ({"solver_order": 3}, "solver_order"),
         ({"use_flow_sigmas": False}, "use_flow_sigmas"),
         ({"lambda_min_clipped": -5.1}, "lambda_min_clipped"),
+        ({"lambda_min_clipped": None}, "lambda_min_clipped"),
+        ({"num_train_timesteps": "x"}, "num_train_timesteps"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps"),
+        ({"steps_offset": None}, "steps_offset"),
+        ({"steps_offset": 900}, "steps_offset"),
+        ({"flow_shift": None}, "flow_shift"),
+        ({"flow_shift": 0}, "flow_shift"),
+        ({"flow_shift": float("nan")}, "flow_shift"),
+        ({"beta_start": 0.0}, "beta_start"),
+        ({"beta_end": "0.02"}, "beta_end"),
+        ({"beta_end": 0.99}, "beta_end"),
+        ({"lower_order_final": "no"}, "lower_order_final"),
     ],
 )
 def test_a_schedule_we_cannot_draw_is_named(change, word):
@@ -123,6 +135,29 @@ def test_a_schedule_we_cannot_draw_is_named(change, word):
     check_config(good, "scheduler_config.json")
     with pytest.raises(PixArtError, match=word):
         check_config({**good, **change}, "scheduler_config.json")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 249, 500])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {**FLOW, "flow_shift": 0.01},
+        {**FLOW, "flow_shift": 100},
+        *(
+            {**EPS, "beta_start": start, "beta_end": end, "timestep_spacing": spacing, "steps_offset": offset, **last}
+            for start, end in ((1e-6, 1e-6), (0.05, 0.05), (1e-6, 0.05))
+            for spacing, offset in (("linspace", 0), ("leading", 1), ("leading", 0), ("trailing", 0))
+            for last in ({}, {"final_sigmas_type": "sigma_min", "lower_order_final": False})
+        ),
+    ],
+)
+def test_every_schedule_that_is_let_through_can_be_drawn(change, steps):
+    config = {"_class_name": "DPMSolverMultistepScheduler", **change}
+    check_config(config, "scheduler_config.json")
+    schedule = make_schedule(config, steps)
+    *_, last = dpm_solver(lambda x_t, timestep: 0 * x_t, initial_noise(0, (1, 2, 2)), schedule)
+    assert last.index == steps - 1
+    assert not np.isnan(last.x_t).any()
 
 
 def test_noise_is_one_stream_per_seed():

@@ -5,6 +5,7 @@ Only tensor names differ between the two: Diffusers splits the fused query-key-v
 """
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,19 @@ FIXED_SETTINGS = {
     "norm_type": "ada_norm_single",
     "use_additional_conditions": False,
 }
+# The entries of a config.json that are sizes; the limit is far above that of any real network.
+SIZES = (
+    "attention_head_dim",
+    "caption_channels",
+    "cross_attention_dim",
+    "in_channels",
+    "num_attention_heads",
+    "num_layers",
+    "out_channels",
+    "patch_size",
+    "sample_size",
+)
+MAX_SIZE = 10_000
 
 
 def tensor_names(depth: int) -> dict[str, list[str]]:
@@ -88,7 +102,7 @@ def save_transformer(
 
     Raises:
         UsageError: the network has a size that Diffusers cannot express.
-        PixArtError: `state` is not the state dict of a PixArt of this config.
+        PixArtError: `state` is not the state dict of a PixArt of this config, or the disk refuses the weights.
     """
     if config.mlp_ratio != 4:
         raise UsageError(f"Diffusers knows only an mlp_ratio of 4, not {config.mlp_ratio}; this model cannot be saved.")
@@ -105,7 +119,12 @@ def save_transformer(
 
 
 def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.dtype") -> None:
-    """Write a safetensors file whole or not at all: floating-point tensors in `dtype`, others as they are."""
+    """Write a safetensors file whole or not at all: floating-point tensors in `dtype`, others as they are.
+
+    Raises:
+        PixArtError: the disk refuses, for example because it is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     stored = {
@@ -113,9 +132,13 @@ def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.d
         for name, tensor in tensors.items()
     }
     part = path.with_name(f"{path.name}.part")
-    save_file(stored, part, metadata={"format": "pt"})
-    part.chmod(0o644)  # safetensors makes it private, and a service may run as another user
-    part.replace(path)
+    try:
+        save_file(stored, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors makes it private, and a service may run as another user
+        part.replace(path)
+    except (SafetensorError, OSError) as error:  # a full disk is the first of the two
+        part.unlink(missing_ok=True)
+        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from error
 
 
 def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> "PixArt":
@@ -182,12 +205,35 @@ def read_config(path: Path) -> "PixArtConfig":
     """config.json of a `transformer/` folder -> PixArtConfig; PixArtError if it is not such a file."""
     from pixart.model.pixart import PixArtConfig
 
+    settings = read_settings(path)
+    try:
+        return PixArtConfig(
+            in_channels=settings["in_channels"],
+            out_channels=settings["out_channels"],
+            width=settings["cross_attention_dim"],
+            depth=settings["num_layers"],
+            num_heads=settings["num_attention_heads"],
+            patch_size=settings["patch_size"],
+            text_dim=settings["caption_channels"],
+            sample_size=settings["sample_size"],
+            interpolation_scale=settings.get("interpolation_scale"),
+        )
+    except UsageError as error:
+        raise PixArtError(f"{path}: {error}") from error
+
+
+def read_settings(path: Path) -> dict:
+    """What config.json of a `transformer/` folder says, every size in it checked, without torch.
+
+    Raises:
+        PixArtError: the file is missing, damaged, or describes a network that pixart does not have.
+    """
     if not path.is_file():
-        raise PixArtError(f"{path} is missing; a model folder has it beside the weights.")
+        raise PixArtError(f"The model folder is not complete: {path} is missing.")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise PixArtError(f"{path} cannot be read as JSON ({error}).") from error
+        raise PixArtError(f"The model folder is damaged: {path} cannot be read as JSON ({error}).") from error
     if not isinstance(settings, dict) or settings.get("_class_name") not in CLASS_NAMES:
         found = settings.get("_class_name") if isinstance(settings, dict) else type(settings).__name__
         raise PixArtError(f"{path} describes {found!r}, not a PixArt transformer ({' or '.join(CLASS_NAMES)}).")
@@ -197,33 +243,17 @@ def read_config(path: Path) -> "PixArtConfig":
     for name, value in FIXED_SETTINGS.items():
         if settings.get(name) != value:
             raise PixArtError(f"{path} has {name} = {settings.get(name)!r}; pixart reads only {value!r}.")
-
-    def whole(name: str) -> int:
+    for name in SIZES:
         value = settings.get(name)
-        if type(value) is not int or value < 1:
-            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number of at least 1.")
-        return value
-
-    scale = settings.get("interpolation_scale")
-    if scale is not None and not (isinstance(scale, int | float) and scale > 0):
-        raise PixArtError(f"{path} has interpolation_scale = {scale!r}; it must be null or a number above 0.")
-    width = whole("num_attention_heads") * whole("attention_head_dim")
-    if whole("cross_attention_dim") != width:
+        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number from 1 to {MAX_SIZE}.")
+    width = settings["num_attention_heads"] * settings["attention_head_dim"]
+    if settings["cross_attention_dim"] != width:
         raise PixArtError(f"{path} has cross_attention_dim = {settings['cross_attention_dim']}; it must be {width}.")
-    try:
-        return PixArtConfig(
-            in_channels=whole("in_channels"),
-            out_channels=whole("out_channels"),
-            width=width,
-            depth=whole("num_layers"),
-            num_heads=whole("num_attention_heads"),
-            patch_size=whole("patch_size"),
-            text_dim=whole("caption_channels"),
-            sample_size=whole("sample_size"),
-            interpolation_scale=scale,
-        )
-    except UsageError as error:
-        raise PixArtError(f"{path}: {error}") from error
+    scale = settings.get("interpolation_scale")
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise PixArtError(f"{path} has interpolation_scale = {scale!r}; it must be null or a number above 0.")
+    return settings
 
 
 def official_shapes(config: "PixArtConfig") -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixart.checkpoints.diffusers import read_settings
 from pixart.errors import PixArtError
 from pixart.sampling.prompts import Style, read_styles
 from pixart.sampling.schedule import check_config
@@ -65,18 +66,20 @@ def open_model_folder(path: str | Path | None = None) -> ModelFolder:
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     check_config(scheduler, str(folder / "scheduler" / "scheduler_config.json"))
     _read_json(folder / "text_encoder" / "config.json")
-    transformer = _read_json(folder / "transformer" / "config.json")
-    vae = _read_json(folder / "vae" / "config.json")
+    transformer = read_settings(folder / "transformer" / "config.json")
+    vae_factor = _read_vae_factor(folder / "vae" / "config.json")
     _check_tokenizer(folder / "tokenizer")
     weights = [file for part, name in WEIGHTS.items() for file in _check_weights(folder / part, name)]
     styles = folder / "styles.json"
-    try:
-        encoder = index["text_encoder"][1]
-        vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        native = int(transformer["sample_size"]) * vae_factor
-        multiple = int(transformer["patch_size"]) * vae_factor
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise PixArtError(f"The model folder {folder} has a config file that lacks the entry {error}.") from None
+    native = transformer["sample_size"] * vae_factor
+    match index.get("text_encoder"):
+        case [str(), str(encoder)]:
+            pass
+        case other:
+            raise PixArtError(
+                f"The model folder is damaged: {folder / 'model_index.json'} says text_encoder is {other!r}; it must "
+                "be a list of a library and a class."
+            )
     return ModelFolder(
         path=folder,
         scheduler=scheduler,
@@ -84,7 +87,7 @@ def open_model_folder(path: str | Path | None = None) -> ModelFolder:
         styles=read_styles(_read_json(styles), str(styles)) if styles.exists() else {},
         defaults=_read_defaults(folder / "pixart.json"),
         native_size=native,
-        size_multiple=multiple,
+        size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
         weights=tuple(weights),
     )
@@ -111,6 +114,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_vae_factor(path: Path) -> int:
+    """How many pixels wide one latent is: the autoencoder halves its picture between one level and the next."""
+    levels = _read_json(path).get("block_out_channels")
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+        raise PixArtError(
+            f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."
+        )
+    return 2 ** (len(levels) - 1)
+
+
 def _check_tokenizer(folder: Path) -> None:
     names = ("tokenizer.json", "spiece.model")
     if not any((folder / name).is_file() for name in names):
@@ -122,13 +135,19 @@ def _check_weights(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if (folder / name).is_file() or not index.is_file():
         paths = [folder / name]
+    elif folder.name == "transformer":
+        raise PixArtError(
+            f"The transformer in {folder} is in several files, and pixart reads it from one; save it again with "
+            'Diffusers\' save_pretrained and max_shard_size="1TB".'
+        )
     else:
         try:
             names = sorted(set(_read_json(index)["weight_map"].values()))
+            outside = any(Path(shard).name != shard for shard in names)
         except (KeyError, AttributeError, TypeError):
             raise PixArtError(f"The model folder is damaged: {index} has no weight_map in it.") from None
-        if any(Path(shard).name != shard for shard in names):
-            raise PixArtError(f"The model folder is damaged: {index} names files outside {folder}.")
+        if outside or not names:
+            raise PixArtError(f"The model folder is damaged: {index} names no files, or files outside {folder}.")
         paths = [folder / shard for shard in names]
     for path in paths:
         _check_safetensors(path)
@@ -150,9 +169,10 @@ def _check_safetensors(path: Path) -> None:
         header = None
     try:
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
     except (AttributeError, KeyError, TypeError, IndexError):
         raise PixArtError(f"The model folder is damaged: {path} is not a whole safetensors file.") from None
-    expected, found = 8 + length + max(ends, default=0), path.stat().st_size
+    found = path.stat().st_size
     if found != expected:
         raise PixArtError(
             f"The model folder is damaged: {path} should be {expected:,} bytes long and is {found:,}; copy it again."

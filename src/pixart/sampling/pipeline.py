@@ -1,5 +1,6 @@
 """The one door to drawing, for the command line, training, evaluation and people who write Python."""
 
+import functools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,27 +123,27 @@ class Pipeline:
         say = on_notice or (lambda notice: None)
         schedule = make_schedule(self.folder.scheduler, request.steps)
         index = 0
+        # One for all prompts, and read only if one of them is steered away from it.
+        null = functools.cache(lambda: self._encode(request.resolved_negative_prompt, "negative prompt", say))
         for prompt, resolved in zip(request.prompts, request.resolved_prompts, strict=True):
-            denoise = self._guided_denoiser(resolved, request.resolved_negative_prompt, request.guidance_scale, say)
+            text = self._encode(resolved, "prompt", say)
+            if not resolved.strip():
+                say("The prompt is empty: this is a picture drawn without any text.")
+            elif not prompt.strip():
+                say(f'The prompt is empty: only the words of the style are drawn, "{resolved}".')
+            # The same text on both sides of the guidance would cancel out; so would scale 1.
+            same = resolved.lower().strip() == request.resolved_negative_prompt.lower().strip()
+            contexts = [text] if same or request.guidance_scale == 1.0 else [text, null()]
+            denoise = self._guided_denoiser(contexts, request.guidance_scale)
             for seed in request.seeds:
                 latent = self._latent(denoise, request, schedule, seed, index, on_step)
                 image = self._image(latent)
                 yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
                 index += 1
 
-    def _guided_denoiser(self, prompt: str, negative_prompt: str, scale: float, say: Callable[[str], None]):
-        """`denoise(x_t, timestep)` for one prompt: the text is read here once, not at every step."""
+    def _guided_denoiser(self, contexts: list[Any], scale: float):
+        """`denoise(x_t, timestep)` for one text, or guided away from a second: both are read before the first step."""
         import torch
-
-        text = self._encode(prompt, "prompt", say)
-        if not prompt.strip():
-            say("The prompt is empty: this is a picture drawn without any text.")
-        with torch.inference_mode():
-            contexts = [self.denoiser.encode_text(text.states, text.mask)]
-            # The same text on both sides of the guidance would cancel out; so would scale 1.
-            if scale != 1.0 and prompt.lower().strip() != negative_prompt.lower().strip():
-                null = self._encode(negative_prompt, "negative prompt", say)
-                contexts.append(self.denoiser.encode_text(null.states, null.mask))
 
         def denoise(x_t, timestep: int):
             time = torch.tensor([timestep])
@@ -153,6 +154,9 @@ class Pipeline:
         return denoise
 
     def _encode(self, text: str, what: str, say: Callable[[str], None]):
+        """The text as the denoiser's context; words over the limit are named."""
+        import torch
+
         encoded = self.text_encoder.encode(text)
         if encoded.cut:
             shown = encoded.cut if len(encoded.cut) <= MAX_WORDS_SHOWN else encoded.cut[:MAX_WORDS_SHOWN] + " ..."
@@ -160,7 +164,8 @@ class Pipeline:
                 f"The {what} is longer than the {self.text_encoder.max_tokens} tokens that the model reads; "
                 f'these words were left out: "{shown}"'
             )
-        return encoded
+        with torch.inference_mode():
+            return self.denoiser.encode_text(encoded.states, encoded.mask)
 
     def _latent(self, denoise, request: Request, schedule: Schedule, seed: int, index: int, on_step: OnStep | None):
         import torch

@@ -25,7 +25,15 @@ SUPPORTED = {
     "use_lu_lambdas": (False, None),
     "use_dynamic_shifting": (False, None),
     "rescale_betas_zero_snr": (False, None),
+    "use_flow_sigmas": (True, False, None),
+    "euler_at_final": (True, False),
+    "lower_order_final": (True, False),
+    "lambda_min_clipped": (-np.inf, "-inf"),
+    "num_train_timesteps": (1000,),  # the scale of the timesteps that the denoiser is told
+    "steps_offset": (0, 1),  # with more, the first of many steps would lie beyond the last training timestep
 }
+# Fields that are numbers: the lowest and the highest with which no noise level is 0, infinite or equal to the next.
+RANGES = {"beta_start": (1e-6, 0.05), "beta_end": (1e-6, 0.05), "flow_shift": (0.01, 100)}
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,14 @@ def check_config(config: dict[str, Any], name: str) -> None:
         if field in config and config[field] not in allowed:
             values = " or ".join(repr(value) for value in allowed)
             raise PixArtError(f"{name}: {field} is {config[field]!r}, and pixart can draw with {values} only.")
+    for field, (low, high) in RANGES.items():
+        value = config.get(field, low)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise PixArtError(f"{name}: {field} is {value!r}; it must be a number from {low:g} to {high:g}.")
     if "_class_name" not in config:
         raise PixArtError(f"{name}: there is no _class_name in it; a DPMSolverMultistepScheduler config is needed.")
     if (config.get("prediction_type") == "flow_prediction") != bool(config.get("use_flow_sigmas")):
         raise PixArtError(f"{name}: prediction_type 'flow_prediction' and use_flow_sigmas true must come together.")
-    if float(config.get("lambda_min_clipped", -np.inf)) != -np.inf:
-        raise PixArtError(f"{name}: lambda_min_clipped is {config['lambda_min_clipped']!r}; pixart does not clip.")
 
 
 def make_schedule(config: dict[str, Any], steps: int) -> Schedule:
