@@ -66,6 +66,15 @@ def test_output_may_be_a_file_or_a_folder(tiny_model, tmp_path, capsys):
     assert capsys.readouterr().out.split() == ["x/y/fox.png", "x/y/a-fox-1.png", "x/y/a-fox-1-1.png"]
 
 
+def test_only_a_picture_of_before_is_said_to_be_kept(tiny_model, tmp_path, capsys):
+    assert generate(tiny_model, "a fox", "--seed", "1", "--num-images", "2", "--output", "fox.png") == 0
+    out, err = capsys.readouterr()
+    assert out.split() == ["fox.png", "fox-1.png"]
+    assert "exists already" not in err
+    assert generate(tiny_model, "a fox", "--seed", "1", "--output", "fox.png") == 0
+    assert "fox.png exists already and was kept; the new picture is fox-2.png." in capsys.readouterr().err
+
+
 def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
     assert generate(tiny_model, "", "--seed", "1") == 0
     out, err = capsys.readouterr()
@@ -87,6 +96,8 @@ def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
         (["--seed", "99999999999"], 2, "seed must be"),
         (["--sampler", "eular"], 2, 'Did you mean "euler"'),
         (["--output", "fox.jpg"], 2, "PNG, not .jpg"),
+        (["--output", "fox\0.png"], 2, "NUL"),
+        (["--model", "now\0here"], 1, "not there"),
         (["--output", "a-file/fox.png"], 1, "cannot be written to a-file/fox.png: "),
         (["--output", "n" * 300 + ".png"], 1, "cannot be written"),
         (["--model", "nowhere"], 1, "model folder nowhere is not there"),
@@ -171,13 +182,33 @@ def test_help_and_version_do_not_load_what_they_do_not_need():
     assert "--guidance-scale" in done.stdout
 
 
+def clean_environment() -> dict[str, str]:
+    """Ours without the libraries' switches, which the tests before may have set."""
+    switches = ("HF_", "TRANSFORMERS_", "DIFFUSERS_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(switches)}
+
+
+def test_training_keeps_the_libraries_quiet_too(tiny_model):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom pixart.cli import main\n"
+        "assert main(['train', '--help']) == 0\n"
+        "from pixart.encoders.text import TextEncoder\n"
+        "folder = Path(sys.argv[1])\n"
+        "TextEncoder(folder / 'text_encoder', folder / 'tokenizer', 'BertModel')"
+    )
+    command = [sys.executable, "-c", script, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
 def test_the_real_command_draws_with_the_network_cut_off(tiny_model, tmp_path):
     # Any attempt to open a socket fails; the environment has no offline switch set that could help.
     (tmp_path / "sitecustomize.py").write_text(
         "import socket\n\ndef refuse(*args, **kwargs):\n    raise SystemExit('no network, please')\n\n"
         "socket.socket.connect = refuse\nsocket.getaddrinfo = refuse\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pixart", "generate", "a red apple", "--model", str(tiny_model), *SMALL]
     done = subprocess.run([*command, "--seed", "7"], capture_output=True, text=True, env=environment)

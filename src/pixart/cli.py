@@ -113,7 +113,8 @@ def _dispatch(arguments: list[str]) -> int:
         case ["train", *rest]:
             from pixart.training.command import run
 
-            return run(rest)
+            with _quiet_libraries():
+                return run(rest)
         case ["data", "emoji", *rest]:
             return _parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
         case ["data", *rest]:
@@ -172,11 +173,13 @@ def _generate(options: Generate) -> int:
 
         pipeline = Pipeline(folder)
         progress.drawing()
+        written: set[Path] = set()
         for picture in pipeline.draw(request, progress.step, progress.say):
             planned = plan_output(options.output, request.resolved_prompts[0], picture.seed)
             path = write_png(picture.image, picture.settings, planned)
+            written.add(path)
             progress.drawn(picture.seed)
-            if path.name != planned.name:
+            if path != planned and planned not in written:  # with one name for several pictures, the first has it
                 progress.say(f"{planned} exists already and was kept; the new picture is {path}.")
             progress.result(json.dumps({"path": str(path), **picture.settings}) if options.json else str(path))
     return 0
@@ -196,7 +199,11 @@ def _data_emoji(options: DataEmoji) -> int:
 
 
 def _quiet_libraries() -> warnings.catch_warnings:
-    """Keep the libraries' own chatter off the terminal, and them off the network, until the returned context ends."""
+    """Keep the libraries' own chatter off the terminal, and them off the network.
+
+    Their switches are in the environment, which they read as they are imported: those hold for the rest of the
+    process, and for the processes it starts. Python's warnings come back when the returned context ends.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):

@@ -21,8 +21,10 @@ def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
     """The path to write to, before looking for a free name.
 
     `output` may be a file (it ends in .png), a folder, or None for the current folder; in a folder the file is called
-    after the prompt and the seed. Raises UsageError for the name of another image format.
+    after the prompt and the seed. Raises UsageError for the name of another image format, or of no file at all.
     """
+    if "\0" in str(output):
+        raise UsageError("The output path has a NUL character in it, which no file name can have.")
     name = f"{slug(prompt)}-{seed}.png"
     if output is None:
         return Path(name)
