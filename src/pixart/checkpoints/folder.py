@@ -53,6 +53,7 @@ def write_model_folder(
     tokenizer_folder: Path | str,
     dtype: "torch.dtype",
     styles: dict[str, dict[str, str]] | None,
+    flow_shift: float = 1.0,
 ) -> None:
     """Write a flow model with all that drawing needs; `dest` appears whole or not at all.
 
@@ -65,6 +66,7 @@ def write_model_folder(
         tokenizer_folder: the files of its tokenizer.
         dtype: of all weights on disk, for example torch.float16. The text encoder's config asks for fp32 in memory, as
             Diffusers does for the rest, so that the stock call needs no argument.
+        flow_shift: above 1, drawing spends more of its steps at high noise, where the layout is decided.
         styles: written as styles.json if given: name -> {"prompt": "{prompt}, ...", "negative_prompt": ...}.
 
     Raises:
@@ -83,7 +85,7 @@ def write_model_folder(
         raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error
     try:
         write_json(work / "model_index.json", MODEL_INDEX)
-        write_json(work / "scheduler" / "scheduler_config.json", FLOW_SCHEDULER)
+        write_json(work / "scheduler" / "scheduler_config.json", FLOW_SCHEDULER | {"flow_shift": flow_shift})
         save_transformer(transformer_state, config, work / "transformer", dtype)
         write_vae(vae, work / "vae", dtype)
         write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)

@@ -89,7 +89,10 @@ class ClassRecipe:
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """Stages 2 and 3: the text-to-image denoiser. `init` is the run that it starts from."""
+    """Stages 2 and 3: the text-to-image denoiser. `init` is the run that it starts from.
+
+    `flow_shift` goes into the model folder: above 1, drawing spends more of its steps at high noise.
+    """
 
     run: Path
     data: Path
@@ -100,6 +103,7 @@ class TextRecipe:
     reparameterize_timestep: float = 775.0
     caption_dropout: float = 0.1
     text_encoder: Path | None = None
+    flow_shift: float = 1.0
     denoiser: Denoiser = field(default_factory=Denoiser)
     timesteps: Timesteps = field(default_factory=Timesteps)
     sampling: Sampling = field(default_factory=Sampling)

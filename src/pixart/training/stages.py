@@ -190,6 +190,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
             tokenizer_folder=tokenizer,
             dtype=torch.float16,
             styles=styles,
+            flow_shift=recipe.flow_shift,
         )
         return recipe.run / "model"
 
