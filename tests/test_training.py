@@ -294,8 +294,12 @@ def test_a_second_interrupt_acts_at_once(tmp_path):
         signal.raise_signal(signal.SIGINT)
         return toy_batch(step)
 
-    with pytest.raises(KeyboardInterrupt):
-        toy_run(tmp_path, batches=batch)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            toy_run(tmp_path, batches=batch)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
