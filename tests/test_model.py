@@ -92,8 +92,11 @@ def test_text_read_once_serves_every_step():
     context = model.encode_text(text, text_mask)
     for step in (999.0, 3.0):
         now = torch.full_like(timestep, step)
-        assert torch.equal(model.denoise(x_t, now, context), model(x_t, now, text, text_mask))
-        assert relative(model.denoise(x_t, now[:1], context), model(x_t, now, text, text_mask)) < 1e-5
+        assert torch.equal(model.denoise(x_t, model.embed_timestep(now), context), model(x_t, now, text, text_mask))
+        assert (
+            relative(model.denoise(x_t, model.embed_timestep(now[:1]), context), model(x_t, now, text, text_mask))
+            < 1e-5
+        )
 
 
 @torch.no_grad()

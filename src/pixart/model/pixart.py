@@ -75,6 +75,14 @@ class TextContext:
     mask: Tensor  # (B, 1, 1, L) bool, True = read this token
 
 
+@dataclass(frozen=True)
+class Modulation:
+    """All that the network needs of a timestep: made once per step, for every picture and text of that step."""
+
+    blocks: Tensor  # (B or 1, 6, D), what `t_block` says to every block
+    final: Tensor  # (B or 1, D), what the last layer reads
+
+
 class TextEmbedder(nn.Module):
     """Projects text states to the width of the network: (B, L, T) -> (B, L, D)."""
 
@@ -145,26 +153,30 @@ class PixArt(nn.Module):
         Returns:
             The prediction (B, out_channels, H, W).
         """
-        return self.denoise(x_t, timestep, self.encode_text(text, text_mask))
+        return self.denoise(x_t, self.embed_timestep(timestep), self.encode_text(text, text_mask))
 
     def encode_text(self, text: Tensor, text_mask: Tensor) -> TextContext:
-        """The half of `forward` that depends on the text only: do it once per prompt, then `denoise` at every step."""
+        """The part of `forward` that depends on the text only: once per prompt."""
         text = self.y_embedder(text)  # (B, L, D)
         keys_and_values = [block.cross_attn.keys_and_values(text) for block in self.blocks]
         return TextContext(keys_and_values, text_mask.bool()[:, None, None])
 
-    def denoise(self, x_t: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
-        """The other half: latents (B, C, H, W) at `timestep`, with the text already read -> (B, out_channels, H, W)."""
+    def embed_timestep(self, timestep: Tensor) -> Modulation:
+        """The part of `forward` that depends on the timestep, (B,) or (1,), only: once per step (adaLN-single)."""
+        time = self.t_embedder(timestep)  # (B, D)
+        return Modulation(self.t_block(time).unflatten(1, (6, -1)), time)
+
+    def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
+        """The rest: latents (B, C, H, W), with timestep and text already read -> (B, out_channels, H, W)."""
         config = self.config
         rows, columns = x_t.shape[-2] // config.patch_size, x_t.shape[-1] // config.patch_size
         x = self.x_embedder(x_t)  # (B, N, D)
         base_size = config.sample_size // config.patch_size
         x = x + positions_for(x, self.x_embedder.proj.weight, rows, columns, base_size, config.position_scale)
-        time = self.t_embedder(timestep)  # (B, D)
-        modulation = self.t_block(time).unflatten(1, (6, -1))  # (B, 6, D)
         for block, (key, value) in zip(self.blocks, context.keys_and_values, strict=True):
-            x = block(x, modulation, key, value, context.mask)
-        return unpatchify(self.final_layer(x, time), rows, columns, config.patch_size)  # (B, out_channels, H, W)
+            x = block(x, modulation.blocks, key, value, context.mask)
+        patches = self.final_layer(x, modulation.final)
+        return unpatchify(patches, rows, columns, config.patch_size)  # (B, out_channels, H, W)
 
 
 def initialise(model: PixArt) -> None:

@@ -146,8 +146,8 @@ class Pipeline:
         import torch
 
         def denoise(x_t, timestep: int):
-            time = torch.tensor([timestep])
-            predictions = [self.denoiser.denoise(x_t, time, context) for context in contexts]
+            modulation = self.denoiser.embed_timestep(torch.tensor([timestep]))
+            predictions = [self.denoiser.denoise(x_t, modulation, context) for context in contexts]
             guided = guide(predictions[0], predictions[1], scale) if len(predictions) == 2 else predictions[0]
             return guided[:, : x_t.shape[1]]  # a learned variance, if there is one, is the second half
 
