@@ -1,6 +1,6 @@
 """PSNR of a model folder's VAE on held-out pictures, as stored (half precision on disk, fp32 in memory).
 
-    python benchmarks/autoencoder_psnr.py --data runs/emoji [--model FOLDER] [--cache runs/emoji-features]
+python benchmarks/autoencoder_psnr.py --data runs/emoji [--model FOLDER] [--cache runs/emoji-features]
 """
 
 import argparse

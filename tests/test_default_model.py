@@ -42,8 +42,14 @@ def test_stock_diffusers_draws_our_picture(pipe, size):
     stock.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(initial_noise(5, (8, size // 8, size // 8)))[None]
     theirs = stock(
-        "red apple, 3D", num_inference_steps=4, guidance_scale=4.5, width=size, height=size, latents=noise,
-        clean_caption=False, use_resolution_binning=False,
+        "red apple, 3D",
+        num_inference_steps=4,
+        guidance_scale=4.5,
+        width=size,
+        height=size,
+        latents=noise,
+        clean_caption=False,
+        use_resolution_binning=False,
     ).images[0]
     ours = pipe("red apple, 3D", seed=5, steps=4, guidance_scale=4.5, width=size, height=size).images[0]
     assert np.abs(np.asarray(theirs, dtype=int) - np.asarray(ours, dtype=int)).max() <= 2

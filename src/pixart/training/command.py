@@ -60,8 +60,15 @@ def train_recipe(recipe, report=None) -> int:
     steps = total_steps(recipe.phases)
     report(f"{recipe.run}: {type(stage.model).__name__} with {count / 1e6:.1f} M parameters, {steps:,} steps")
     ema = train(
-        stage.model, stage.loss, stage.batches, steps, recipe.run,
-        loop=recipe.loop, optimizer=recipe.optimizer, evaluate=stage.evaluate, report=report,
+        stage.model,
+        stage.loss,
+        stage.batches,
+        steps,
+        recipe.run,
+        loop=recipe.loop,
+        optimizer=recipe.optimizer,
+        evaluate=stage.evaluate,
+        report=report,
     )
     result = stage.finish(ema)
     _write(finished, {"steps": steps, "result": str(result)})

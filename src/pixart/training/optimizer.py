@@ -55,10 +55,7 @@ class Optimizer:
         matrices = {
             name
             for name, p in self.parameters.items()
-            if config.name == "muon"
-            and p.ndim == 2
-            and name.startswith("blocks.")
-            and not name.endswith(TABLES)
+            if config.name == "muon" and p.ndim == 2 and name.startswith("blocks.") and not name.endswith(TABLES)
         }
         rest = {name: p for name, p in self.parameters.items() if name not in matrices}
         decayed = {name for name, p in rest.items() if p.ndim >= 2 and not name.endswith(TABLES)}

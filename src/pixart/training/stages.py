@@ -111,7 +111,11 @@ def _class_stage(recipe: ClassRecipe, report) -> Stage:
     size = recipe.denoiser
     channels = next(iter(moments.values()))[0].shape[1]
     config = DiTConfig(
-        in_channels=channels, out_channels=channels, width=size.width, depth=size.depth, num_heads=size.num_heads,
+        in_channels=channels,
+        out_channels=channels,
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.num_heads,
         class_counts=counts,
     )
     model = DiT(config)
@@ -158,7 +162,11 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
     size = recipe.denoiser
     channels = next(iter(moments.values()))[0].shape[1]
     config = PixArtConfig(
-        in_channels=channels, out_channels=channels, width=size.width, depth=size.depth, num_heads=size.num_heads,
+        in_channels=channels,
+        out_channels=channels,
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.num_heads,
         text_dim=text.null.shape[1],
     )
     vae = AutoencoderKL.from_pretrained(recipe.autoencoder, local_files_only=True, low_cpu_mem_usage=False)
@@ -211,8 +219,12 @@ def _start_from(model: PixArt, state: dict[str, Tensor], timestep: float, run: P
         config = model.config
         dit = DiT(
             DiTConfig(
-                in_channels=config.in_channels, out_channels=config.out_channels, width=config.width,
-                depth=config.depth, num_heads=config.num_heads, class_counts=tuple(counts),
+                in_channels=config.in_channels,
+                out_channels=config.out_channels,
+                width=config.width,
+                depth=config.depth,
+                num_heads=config.num_heads,
+                class_counts=tuple(counts),
             )
         )
         dit.load_state_dict(state)
