@@ -20,9 +20,15 @@ PixArt-α {__version__}: text to image, from data to pictures.
 
   generate PROMPT     draw pictures and write them as PNG
   train RECIPE        train a model by a recipe
-  data emoji DEST     build the emoji data set
+  data COMMAND ...    build, check and prepare data sets
 
 pixart COMMAND --help shows what a command takes; pixart --version the version."""
+
+DATA_HELP = """usage: pixart data COMMAND ...
+
+  emoji DEST          build the emoji data set
+
+pixart data COMMAND --help shows what a command takes."""
 
 
 def _shown(metavar: str, default: str):
@@ -88,6 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
     except PixArtError as error:
         print(f"pixart: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        from pixart.extras import missing_extra
+
+        sentence = missing_extra(error)
+        if sentence is None:
+            raise
+        print(f"pixart: {sentence}", file=sys.stderr)
+        return sentence.exit_code
     except KeyboardInterrupt:
         print("pixart: stopped.", file=sys.stderr)
         return 130
@@ -117,15 +131,21 @@ def _dispatch(arguments: list[str]) -> int:
                 return run(rest)
         case ["data", "emoji", *rest]:
             return _parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
+        case ["data", "-h" | "--help"]:
+            print(DATA_HELP)
+            return 0
         case ["data", *rest]:
-            if rest and rest[0] in ("-h", "--help"):
-                print("usage: pixart data emoji DEST ...\n\npixart data emoji --help shows what it takes.")
-                return 0
-            raise UsageError("After pixart data comes the data set to build: pixart data emoji DEST.")
+            raise UsageError(_unknown("pixart data command", rest[0] if rest else "", DATA_HELP))
         case _:
-            from pixart.sampling.prompts import unknown
+            raise UsageError(_unknown("command", arguments[0], HELP))
 
-            raise UsageError(unknown("command", arguments[0], ("generate", "train", "data")))
+
+def _unknown(kind: str, name: str, listing: str) -> str:
+    """One sentence for a command that is not in a help text; the commands are the first words of its indented lines."""
+    from pixart.sampling.prompts import unknown
+
+    commands = [line.split()[0] for line in listing.splitlines() if line.startswith("  ")]
+    return unknown(kind, name, dict.fromkeys(commands))
 
 
 def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:

@@ -1,0 +1,24 @@
+"""Which extra of the package brings which library: the base install draws the shipped model and has none of these."""
+
+from pixart.errors import PixArtError
+
+# Library, as it is imported -> the extra that installs it.
+EXTRA_OF = {
+    "accelerate": "torch",
+    "diffusers": "torch",
+    "onnx": "torch",
+    "onnxscript": "torch",
+    "torch": "torch",
+    "transformers": "torch",
+    "pyarrow": "data",
+    "resvg_py": "data",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> PixArtError | None:
+    """One sentence for a library that an extra brings and that is not installed; None if the error is another one."""
+    library = (error.name or "").split(".")[0]
+    extra = EXTRA_OF.get(library)
+    if extra is None:
+        return None
+    return PixArtError(f"This needs {library}, which is not installed: pip install 'pixart[{extra}]'")
