@@ -21,6 +21,7 @@ from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.sampling.noise import initial_noise
 from pixart.training import checkpoint
 from pixart.training.command import train_recipe
+from pixart.training.ema import Ema
 from pixart.training.loop import LoopConfig, Preempted, train
 from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.recipe import (
@@ -342,7 +343,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # no file may grow past 10 kB
     try:
         with pytest.raises(PixArtError, match=r"Could not write .*checkpoint-3.*Older checkpoints are kept"):
-            checkpoint.save(tmp_path, 3, big, big, Optimizer(big, OptimizerConfig()))
+            checkpoint.save(tmp_path, 3, big, Ema(big, decay=0.9), Optimizer(big, OptimizerConfig()))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "metrics.jsonl"]

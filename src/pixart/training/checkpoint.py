@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pixart.errors import PixArtError
+from pixart.training.ema import Ema
 from pixart.training.optimizer import Optimizer
 
 KEEP = 2
@@ -24,7 +25,7 @@ def found(run: Path) -> list[Path]:
     return sorted(whole, key=lambda path: int(steps[path]))
 
 
-def save(run: Path, step: int, model: torch.nn.Module, ema: torch.nn.Module, optimizer: Optimizer) -> None:
+def save(run: Path, step: int, model: torch.nn.Module, ema: Ema, optimizer: Optimizer) -> None:
     """Write `checkpoint-<step>` and drop all but the newest two.
 
     Raises:
@@ -34,9 +35,10 @@ def save(run: Path, step: int, model: torch.nn.Module, ema: torch.nn.Module, opt
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_tensors(model), partial / "model.safetensors")
-        save_file(_tensors(ema), partial / "ema.safetensors")
-        save_file({name: t.contiguous() for name, t in optimizer.state().items()}, partial / "optimizer.safetensors")
+        save_file(_plain(model.state_dict()), partial / "model.safetensors")
+        for name, state in ema.states().items():
+            save_file(_plain(state), partial / f"{name}.safetensors")
+        save_file(_plain(optimizer.state()), partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -47,7 +49,7 @@ def save(run: Path, step: int, model: torch.nn.Module, ema: torch.nn.Module, opt
         shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(run: Path, model: torch.nn.Module, ema: torch.nn.Module, optimizer: Optimizer) -> int:
+def restore(run: Path, model: torch.nn.Module, ema: Ema, optimizer: Optimizer) -> int:
     """Load the newest checkpoint of `run` into the three and return its step; 0 when there is none.
 
     Raises:
@@ -59,7 +61,7 @@ def restore(run: Path, model: torch.nn.Module, ema: torch.nn.Module, optimizer: 
     newest = folders[-1]
     loads = {
         "model.safetensors": lambda path: model.load_state_dict(load_file(path)),
-        "ema.safetensors": lambda path: ema.load_state_dict(load_file(path)),
+        "ema.safetensors": lambda path: ema.load_states({"ema": load_file(path)}),
         "optimizer.safetensors": lambda path: optimizer.load_state(load_file(path)),
         "state.json": lambda path: json.loads(path.read_text(encoding="utf-8"))["step"],
     }
@@ -90,5 +92,5 @@ def ema_state(run: Path) -> dict[str, torch.Tensor]:
         raise PixArtError(f"{folders[-1] / 'ema.safetensors'} cannot be read: {error}") from None
 
 
-def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}

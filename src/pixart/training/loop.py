@@ -4,7 +4,6 @@ Every step seeds its own random stream from (seed, step) and asks for its own ba
 continued from a checkpoint takes exactly the steps that an unbroken run would take; no random state is saved.
 """
 
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from pathlib import Path
 import torch
 
 from pixart.errors import PixArtError, UsageError
-from pixart.training import checkpoint
+from pixart.training import checkpoint, metrics
+from pixart.training.ema import Ema
 from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
 
 EXIT_PREEMPTED = 75  # stopped by a signal with a good checkpoint: run the same command again
@@ -59,6 +59,7 @@ def train(
     optimizer: OptimizerConfig,
     evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
     report: Callable[[str], None] = print,
+    record: Callable[[int, dict[str, float]], None] | None = None,
 ) -> torch.nn.Module:
     """Train `model` for `steps` steps inside the run folder `run` and return a copy with the EMA weights.
 
@@ -68,20 +69,27 @@ def train(
         batches: `batches(step) -> batch`, a pure function of the step. `batch["count"]` is its number of pictures.
         evaluate: `evaluate(ema_model, step) -> {name: figure}`, every `loop.evaluate_every` steps and at the end.
         report: takes one line of progress.
+        record: `record(step, figures)` gets all figures that also go to `metrics.jsonl`.
 
     Raises:
         PixArtError: a loss or gradient is not finite (the last good checkpoint stays); a checkpoint cannot be read.
         Preempted: SIGINT or SIGTERM, after a checkpoint was written.
     """
     run.mkdir(parents=True, exist_ok=True)
-    ema = _copy(model)
+    ema = Ema(model, decay=loop.ema_decay)
     optim = Optimizer(model, optimizer)
     start = checkpoint.restore(run, model, ema, optim)
     if start:
         report(f"continuing {run} at step {start:,} of {steps:,}")
-    _forget_after(run, start)
+    metrics.forget_after(run, start)
     forward = torch.compile(model) if loop.compile else model
     stop = _StopOnSignal()
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        metrics.append(run, step, figures)
+        if record:
+            record(step, figures)
+
     begun, seen, last_log = time.perf_counter(), 0, time.perf_counter()
 
     try:
@@ -100,7 +108,7 @@ def train(
                 )
             rate = learning_rate(step, steps, optimizer)
             optim.step(rate)
-            _update_ema(ema, model, min(loop.ema_decay, (1 + step) / (10 + step)))
+            ema.update(model, step)
 
             done, seen = step + 1, seen + batch["count"]
             if done % loop.log_every == 0 or done == steps:
@@ -108,13 +116,13 @@ def train(
                 figures = {"loss": value.item(), "lr": rate, "grad_norm": norm.item()}
                 figures["images_per_second"] = seen / (now - last_log)
                 left = (now - begun) / (done - start) * (steps - done)
-                _log(run, done, figures)
+                log(done, figures)
                 report(_line(done, steps, figures, left))
                 seen, last_log = 0, now
             if done % loop.evaluate_every == 0 or done == steps:
                 paused = time.perf_counter()
-                figures = evaluate(ema, done)
-                _log(run, done, figures)
+                figures = evaluate(ema.model, done)
+                log(done, figures)
                 report(f"step {done:,}: " + ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
                 last_log += time.perf_counter() - paused
             if done % loop.save_every == 0 or done == steps or stop.requested:
@@ -123,40 +131,7 @@ def train(
                 raise Preempted(f"Stopped by a signal at step {done:,}; run the same command again to continue.")
     finally:
         stop.restore()
-    return ema
-
-
-def _copy(model: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _update_ema(ema: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-
-
-def _log(run: Path, step: int, figures: dict[str, float]) -> None:
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **figures}) + "\n")
-
-
-def _forget_after(run: Path, step: int) -> None:
-    """Drop the figures of steps that are about to be taken again, and a line that a kill cut short."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.rename(path)
+    return ema.model
 
 
 def _line(done: int, steps: int, figures: dict[str, float], left_s: float) -> str:
