@@ -1,0 +1,177 @@
+"""A picture and its captions, wherever they come from: what every reader gives and everything after it takes.
+
+A data set is a stream of `Pair` and `Problem` (`pixart.data.dataset`). A pair does not hold the picture, only where its
+bytes are: `read_bytes(pair.image)` fetches them, `pixart.data.images.open_image` makes a picture of them. Both raise
+`ImageProblem` for one bad picture, and nothing else for anything that a data set can contain.
+"""
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pixart.errors import PixArtError
+
+ORIGINAL = "original"  # the source of captions that the data set came with
+METADATA = "metadata"  # the source of captions written from what is known about a picture
+MAX_IMAGE_BYTES = 512 * 1024**2  # a larger file is not read: no decoder here takes one within its pixel limit
+
+
+class ImageProblem(PixArtError):
+    """One picture cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(kind, reason)  # both stand in args, so that it travels between processes
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """`text` is not empty, has no NUL and no outer spaces; `source` is ORIGINAL, METADATA or a captioner's name."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """The whole of a file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class InTar:
+    """`length` bytes from `offset` of an uncompressed tar shard: its member called `member`."""
+
+    path: str
+    offset: int
+    length: int
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class InTable:
+    """A cell of a Parquet file or an Arrow stream: `row` of row group (or record batch) `group`, both from 0.
+
+    `column` holds the bytes themselves, or a struct with a field `bytes` as Hugging Face writes it.
+    """
+
+    path: str
+    group: int
+    row: int
+    column: str
+
+
+Location = InFile | InTar | InTable
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What could not become a pair, or a caption that could not be used; nothing is skipped without one.
+
+    `key` names the picture, or the place in a file (`metadata.jsonl:17`); `kind` is a short fixed word for counting;
+    `reason` is a sentence. File names and captions inside them are made printable.
+    """
+
+    key: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One picture with its captions.
+
+    `key` is unique and stable inside the data set: the file's path from the data set's folder with "/", or
+    `shard.tar/sample`, or `table.parquet:row`. It is valid Unicode but may hold any character that a file name may:
+    `printable(key)` before it goes to a terminal. `label` is the class for stage 1. `width` and `height` are what a
+    manifest declares; nobody has checked them. `repeats` is how often kohya's folder name wants it drawn.
+
+    A picture without a usable caption is a pair too, because a captioner can still write one: `captions` is then empty
+    and `caption_problem` says why (kinds: caption-missing, caption-empty, caption-encoding, caption-nul,
+    caption-long). Whoever needs captions drops such a pair and reports `caption_problem`; it may also be set beside
+    captions of other sources.
+    """
+
+    key: str
+    captions: tuple[Caption, ...]
+    label: str | None
+    image: Location
+    width: int | None = None
+    height: int | None = None
+    repeats: int = 1
+    caption_problem: Problem | None = None
+    extra: dict[str, str | int | float | None] = field(default_factory=dict)
+
+
+def printable(text: str) -> str:
+    """`text` with control, format and surrogate characters written as escapes, so that it is one harmless line."""
+    if text.isprintable():
+        return text
+    # Zero-width joiners are not printable for Python, but emoji are made with them.
+    return "".join(c if c.isprintable() or c == "\u200d" else c.encode("unicode_escape").decode() for c in text)
+
+
+def read_bytes(location: Location) -> bytes:
+    """The bytes of a picture. Raises ImageProblem (missing, unreadable, not-a-file, too-large, empty, truncated).
+
+    Reads of an `InTable` are quick in the order of the rows: the row group that was read last is kept in memory.
+    """
+    match location:
+        case InFile(path):
+            return _read_file(path, 0, None)
+        case InTar(path, offset, length):
+            return _read_file(path, offset, length)
+        case InTable():
+            from pixart.data.layouts.columns import read_cell
+
+            return read_cell(location)
+
+
+def _read_file(path: str, offset: int, length: int | None) -> bytes:
+    name = printable(Path(path).name)
+    try:
+        # O_NONBLOCK: to open a pipe without a writer would wait for ever.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageProblem("missing", f"{name} is not there.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImageProblem("unreadable", f"{name} cannot be opened: {reason}.") from None
+    try:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ImageProblem("not-a-file", f"{name} is a {_kind(about.st_mode)}, not a file.")
+        length = about.st_size if length is None else length
+        if length > MAX_IMAGE_BYTES:
+            raise ImageProblem("too-large", f"{name}: {length:,} bytes for one picture; at most {MAX_IMAGE_BYTES:,}.")
+        if length == 0:
+            raise ImageProblem("empty", f"{name}: the picture has no bytes.")
+        with os.fdopen(os.dup(handle), "rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+    except OSError as error:
+        raise ImageProblem("unreadable", f"{name} cannot be read: {error.strerror}.") from None
+    finally:
+        os.close(handle)
+    if len(data) < length:
+        raise ImageProblem("truncated", f"{name} ends before the picture does: {len(data):,} of {length:,} bytes.")
+    return data
+
+
+def _kind(mode: int) -> str:
+    for test, name in (
+        (stat.S_ISDIR, "folder"),
+        (stat.S_ISFIFO, "pipe"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISCHR, "device"),
+        (stat.S_ISBLK, "device"),
+    ):
+        if test(mode):
+            return name
+    return "special file"
