@@ -1,0 +1,130 @@
+"""A folder on this machine or in the cloud: the few things that extraction and captioning do with the files they make.
+
+A local folder is written by a temporary name and a rename. In the cloud an upload is what makes a file appear; those
+who write there count a file only when a record, uploaded after it, names it.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixart.errors import PixArtError, UsageError
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether `path` names a place that fsspec knows (s3://bucket/folder), and not a local path."""
+    return "://" in str(path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`at` is a local path, or an fsspec URL such as s3://bucket/features. `name`s are relative, with slashes."""
+
+    at: str
+
+    def __post_init__(self):
+        if self.at.startswith(("file://", "local://")):
+            object.__setattr__(self, "at", self.at.split("://", 1)[1])
+
+    def __str__(self) -> str:
+        return self.at
+
+    @property
+    def local(self) -> Path | None:
+        """The path on this machine, or None in the cloud."""
+        return None if is_url(self.at) else Path(self.at)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, None where there is none. Raises PixArtError where it cannot be read."""
+        try:
+            if self.local is not None:
+                return (self.local / name).read_bytes()
+            filesystem, root = self._filesystem()
+            return filesystem.cat_file(f"{root}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise PixArtError(f"{self.at}/{name} cannot be read: {error}.") from None
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder within this one, sorted; empty where there is none."""
+        try:
+            if self.local is not None:
+                return sorted(entry.name for entry in os.scandir(self.local / folder))
+            filesystem, root = self._filesystem()
+            filesystem.invalidate_cache()
+            return sorted(
+                path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(f"{root}/{folder}", detail=False)
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole, replacing the one before. Raises PixArtError where it cannot be, `DiskFull` for space."""
+        self.write_with(name, lambda path: path.write_bytes(content))
+
+    def write_with(self, name: str, write: Callable[[Path], object]) -> int:
+        """Let `write(path)` make a file, then bring it to its name. Returns its length in bytes."""
+        if self.local is None:
+            with tempfile.TemporaryDirectory(prefix="pixart-") as temporary:
+                path = Path(temporary) / "file"
+                write(path)
+                filesystem, root = self._filesystem()
+                filesystem.makedirs(f"{root}/{name}".rsplit("/", 1)[0], exist_ok=True)
+                filesystem.put_file(str(path), f"{root}/{name}")
+                return path.stat().st_size
+        target = self.local / name
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+            partial.rename(target)
+            return size
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            # safetensors has an error of its own for what the system refused
+            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                raise _refused(target, error) from None
+            raise
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all that is in it, if it is there."""
+        if self.local is not None:
+            path = self.local / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        filesystem, root = self._filesystem()
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(f"{root}/{name}", recursive=True)
+
+    def _filesystem(self):
+        import fsspec
+
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.at)
+        except ValueError as error:
+            raise UsageError(f"{self.at} is no place that can be reached: {error}.") from None
+        return filesystem, root.rstrip("/")
+
+
+class DiskFull(PixArtError):
+    """No room is left where features or captions are written."""
+
+
+def _refused(path: Path, error: Exception) -> PixArtError:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    if full:
+        return DiskFull(f"There is no room left to write {path}. Make room and run the same command again: it goes on.")
+    return PixArtError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")
