@@ -6,6 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline, since a test box may be busy; the same examples in every run, so that a failure is there again.
+settings.register_profile("house", deadline=None, derandomize=True, database=None)
+settings.load_profile("house")
 
 # Before torch and the Hugging Face libraries are imported: no test may touch the network, and two threads on these
 # tiny networks only get in each other's way.
