@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pixart.captions.captioner import Picture
 from pixart.captions.colours import named_colours
-from pixart.captions.metadata import captions
+from pixart.captions.metadata_captioner import EMOJI
 from pixart.data import icon_sets, near_duplicates
 from pixart.data.icon_sets import STYLES, Drawing, Unmatched
 from pixart.data.npm import Package, fetch
@@ -187,7 +188,11 @@ def _drawings(fetched: dict[str, Package]) -> tuple[list[Drawing], Unmatched]:
 def _record(drawing: Drawing, rendered: Rendered) -> dict:
     one = drawing.emoji
     colours = named_colours(rendered.colours or {})
-    texts = captions(one.concept, one.tags, one.group, one.subgroup, drawing.style, colours)
+    facts = {
+        "name": one.concept, "tags": one.tags, "group": one.group, "subgroup": one.subgroup, "style": drawing.style,
+        "colours": colours,
+    }  # fmt: skip
+    texts = [caption.text for caption in EMOJI.caption([Picture(drawing.icon, facts=facts)])[0]]
     return {
         "file_name": "", "text": texts[0], "captions": texts, "concept": one.concept, "base_concept": one.base_concept,
         "group": one.group, "subgroup": one.subgroup, "style": drawing.style, "skin_tone": one.skin_tone,

@@ -1,0 +1,100 @@
+"""One batch of pictures to the rows of their captions: the part that runs alike in one process and on many machines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pixart.captions.answers import one_line, refusal, split_opening
+from pixart.captions.captioner import Caption, Captioner, Picture
+
+OPENINGS = ("strip", "flag")
+
+
+@dataclass(frozen=True)
+class Uncaptioned:
+    """One picture as it comes out of a data set: its key, its file's bytes, its first caption, whatever else is known.
+
+    `data` is None for a captioner that does not look at pictures.
+    """
+
+    key: str
+    data: bytes | None
+    caption: str | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+def caption_batch(captioner: Captioner, batch: Sequence[Uncaptioned], *, openings: str = "strip") -> list[dict]:
+    """Every picture of `batch` becomes one row or more, in order; nothing is raised because of a picture.
+
+    A row is {"key", "caption", ...}, where the caption is None if there is none: `rejected` is then "refusal" or
+    "empty", with the `answer`, or "unreadable" or "failed", with the `error`. `row_settings` is in every row. A batch
+    that fails is tried again one by one. With `openings` "strip", boilerplate such as "The image shows" is taken off
+    the caption, with "flag" it stays; either way the row's `opening` names it. The rows depend on the arguments alone.
+    """
+    rows: dict[int, list[dict]] = {}
+    pictures: dict[int, Picture] = {}
+    about = row_settings(captioner, openings)
+    for position, item in enumerate(batch):
+        try:
+            pictures[position] = _opened(item)
+        except Exception as error:  # decoders raise all kinds of things at a broken file
+            rows[position] = [_rejected(item.key, "unreadable", about, error=_said(error))]
+    for position, answers in _answers(captioner, pictures).items():
+        key = batch[position].key
+        if isinstance(answers, Exception):
+            rows[position] = [_rejected(key, "failed", about, error=_said(answers))]
+        else:
+            rows[position] = [_row(key, answer, len(answers), about, openings) for answer in answers]
+    return [row for position in range(len(batch)) for row in rows[position]]
+
+
+def row_settings(captioner: Captioner, openings: str) -> dict[str, object]:
+    """What every row says about how it was made."""
+    return captioner.about() | ({} if openings == "strip" else {"openings": openings})
+
+
+def _opened(item: Uncaptioned) -> Picture:
+    from pixart.data.images import open_image
+
+    image = None if item.data is None else open_image(item.data).image
+    return Picture(item.key, image, item.caption, item.facts)
+
+
+def _answers(captioner: Captioner, pictures: dict[int, Picture]) -> dict[int, list[Caption] | Exception]:
+    if not pictures:
+        return {}
+    try:
+        return dict(zip(pictures, captioner.caption(list(pictures.values())), strict=True))
+    except Exception as error:
+        if len(pictures) == 1:
+            return dict.fromkeys(pictures, error)
+    # Outside of `except`, so that what the failed try held (a GPU's memory) is free again.
+    alone: dict[int, list[Caption] | Exception] = {}
+    for position, picture in pictures.items():
+        alone |= _answers(captioner, {position: picture})
+    return alone
+
+
+def _row(key: str, answer: Caption, count: int, about: dict[str, object], openings: str) -> dict:
+    said = one_line(answer.text)
+    which = {"index": answer.index} if count > 1 else {}
+    opening, rest = split_opening(said)
+    if not any(character.isalnum() for character in rest):
+        return _rejected(key, "empty", which | about, answer=said)
+    if refusal(said) or refusal(rest):  # "Sure! I'm sorry, but I cannot ..."
+        return _rejected(key, "refusal", which | about, answer=said)
+    row: dict = {"key": key, "caption": rest if openings == "strip" else said} | which
+    if opening:
+        row["opening"] = opening
+    if answer.cut:
+        row["cut"] = True
+    return row | about
+
+
+def _rejected(key: str, why: str, about: dict[str, object], **said: str) -> dict:
+    return {"key": key, "caption": None, "rejected": why, **said, **about}
+    said = {"answer": answer} if error is None else {"error": error}
+    return {"key": key, "caption": None, "rejected": why} | said | about
+
+
+def _said(error: Exception) -> str:
+    return one_line(str(error))[:300] or type(error).__name__
