@@ -33,7 +33,7 @@ def forward_flops(recipe: Recipe, phase: Phase) -> int:
         model = autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder))
         inputs = (torch.zeros(1, 3, side, side),)
     else:
-        size, side = recipe.denoiser, phase.size // 8
+        size, side = recipe.model, phase.size // 8
         sizes = {"width": size.width, "depth": size.depth, "num_heads": size.num_heads}
         x_t, timestep = torch.zeros(1, 8, side, side), torch.tensor([500.0])
         if isinstance(recipe, ClassRecipe):

@@ -48,7 +48,7 @@ def test_shipped_recipes_load_and_survive_json(name, tmp_path):
 
 def test_shipped_stages_fit_each_other():
     stage1, stage2, stage3 = (recipes.load(f"emoji/stage{k}") for k in (1, 2, 3))
-    assert stage1.denoiser == stage2.denoiser == stage3.denoiser
+    assert stage1.model == stage2.model == stage3.model
     assert (stage2.init, stage3.init) == (stage1.run, stage2.run)
     assert stage1.autoencoder == stage2.autoencoder == stage3.autoencoder
     assert stage1.autoencoder == recipes.load("emoji/autoencoder").run / "vae"
@@ -100,7 +100,7 @@ def test_mistakes_in_a_recipe_are_named(toml, old, new, words):
         ("[optimizer]\nbetas = [0.9, 1.0]", "betas (0.9, 1.0)"),
         ("[loop]\nsave_every = 0", "save_every 0 must be at least 1"),
         ("[loop]\nseed = -1", "seed -1 must not be negative"),
-        ("[denoiser]\ndepth = 0", "depth 0"),
+        ("[model]\ndepth = 0", "depth 0"),
         ("[timesteps]\nuniform_share = 2.0", "uniform_share 2.0 must be from 0 to 1"),
     ],
 )

@@ -23,6 +23,7 @@ from pixart.training import checkpoint
 from pixart.training.command import train_recipe
 from pixart.training.ema import Ema
 from pixart.training.loop import LoopConfig, Preempted, train
+from pixart.training.objective import denoising_loss
 from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.recipe import (
     AutoencoderConfig,
@@ -34,7 +35,7 @@ from pixart.training.recipe import (
     TextRecipe,
     Timesteps,
 )
-from pixart.training.stages import build, velocity_loss
+from pixart.training.stages import build
 
 SIZE = Denoiser(width=32, depth=2, num_heads=2)
 FAST = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
@@ -67,7 +68,7 @@ def chain(tmp_path_factory, tiny_model) -> Chain:
         optimizer=FAST,
         **where,
     )
-    where |= {"autoencoder": autoencoder.run / "vae", "denoiser": SIZE, "optimizer": FAST}
+    where |= {"autoencoder": autoencoder.run / "vae", "model": SIZE, "optimizer": FAST}
     low, high = Phase(steps=8, size=64, batch_size=8), Phase(steps=4, size=128, batch_size=4)
     stage1 = ClassRecipe(run=home / "stage1", phases=(low,), **where)
     where |= {"text_encoder": tiny_model / "text_encoder"}
@@ -168,7 +169,7 @@ def test_stage_3_starts_from_the_weights_of_stage_2(chain):
 
 
 def test_a_start_from_another_network_is_refused(chain, tmp_path):
-    wider = dataclasses.replace(chain.stage3, run=tmp_path / "wider", denoiser=Denoiser(48, 2, 2))
+    wider = dataclasses.replace(chain.stage3, run=tmp_path / "wider", model=Denoiser(48, 2, 2))
     with pytest.raises(PixArtError, match=r"stage2 holds another network than this recipe: .*size mismatch"):
         train_recipe(wider, quiet)
     nowhere = dataclasses.replace(chain.stage3, run=tmp_path / "new", init=tmp_path)
@@ -382,7 +383,7 @@ def test_the_denoiser_learns_what_its_classes_look_like(tmp_path, name):
         return {"latent": pictures[classes[:, 0]], "classes": classes, "count": 32}
 
     train(
-        model, partial(velocity_loss, condition=("classes",), timesteps=Timesteps()), batch, 120, tmp_path,
+        model, partial(denoising_loss, condition=("classes",), timesteps=Timesteps()), batch, 120, tmp_path,
         loop=LoopConfig(log_every=1, ema_decay=0.9), optimizer=OptimizerConfig(name, 5e-3, warmup_steps=10),
         evaluate=lambda ema, step: {}, report=quiet,
     )  # fmt: skip

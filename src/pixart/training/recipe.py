@@ -11,10 +11,12 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pixart.diffusion.timesteps import Timesteps
 from pixart.encoders.autoencoder import AutoencoderConfig
 from pixart.errors import PixArtError, UsageError
 from pixart.training.batches import Phase, Sampling
 from pixart.training.loop import LoopConfig
+from pixart.training.objective import ObjectiveName
 from pixart.training.optimizer import OptimizerConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -31,21 +33,7 @@ class Denoiser:
     def __post_init__(self):
         if min(self.width, self.depth, self.num_heads) < 1:
             raise UsageError(
-                f"denoiser: width {self.width}, depth {self.depth} and num_heads {self.num_heads} must be at least 1."
-            )
-
-
-@dataclass(frozen=True)
-class Timesteps:
-    """How training draws its noise levels (see `pixart.diffusion.flow.draw_sigma`)."""
-
-    uniform_share: float = 0.1
-    shift: float = 1.0
-
-    def __post_init__(self):
-        if not 0 <= self.uniform_share <= 1 or not self.shift > 0:
-            raise UsageError(
-                f"timesteps: uniform_share {self.uniform_share} must be from 0 to 1, shift {self.shift} above 0."
+                f"model: width {self.width}, depth {self.depth} and num_heads {self.num_heads} must be at least 1."
             )
 
 
@@ -77,7 +65,9 @@ class ClassRecipe:
     classes: tuple[str, ...] = ("subgroup", "style")
     class_dropout: float = 0.1
     init: Path | None = None
-    denoiser: Denoiser = field(default_factory=Denoiser)
+    objective: ObjectiveName = "flow"
+    min_snr_gamma: float | None = None
+    model: Denoiser = field(default_factory=Denoiser)
     timesteps: Timesteps = field(default_factory=Timesteps)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -104,7 +94,9 @@ class TextRecipe:
     caption_dropout: float = 0.1
     text_encoder: Path | None = None
     flow_shift: float = 1.0
-    denoiser: Denoiser = field(default_factory=Denoiser)
+    objective: ObjectiveName = "flow"
+    min_snr_gamma: float | None = None
+    model: Denoiser = field(default_factory=Denoiser)
     timesteps: Timesteps = field(default_factory=Timesteps)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -224,4 +216,6 @@ def from_run(run: Path) -> Recipe:
         kind = KINDS[table.pop("kind")]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise PixArtError(f"{run} is not a run folder: {path} cannot be read ({error}).") from None
+    if "denoiser" in table:  # what the table was called before it had the name of its override, --model.width
+        table["model"] = table.pop("denoiser")
     return structure(table, kind, str(path))

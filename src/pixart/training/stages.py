@@ -14,7 +14,6 @@ from torch import Tensor
 from pixart.checkpoints.folder import check_fit, read_encoder_config, write_model_folder
 from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
-from pixart.diffusion import flow
 from pixart.encoders import autoencoder
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
@@ -29,7 +28,8 @@ from pixart.training.batches import (
     TextCondition,
     weights_of,
 )
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe, Timesteps
+from pixart.training.objective import denoising_loss
+from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 HELD_OUT = "test_cells"
@@ -90,25 +90,13 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     return Stage(model, loss, PixelBatches(pictures, recipe.phases, recipe.loop.seed), evaluate, finish)
 
 
-def velocity_loss(model: torch.nn.Module, batch: dict, *, condition: tuple[str, ...], timesteps: Timesteps) -> Tensor:
-    """The loss of all three stages: noise the latents, predict the velocity, compare.
-
-    `condition` names what of the batch the network reads besides x_t and timestep: classes, or text and its mask.
-    """
-    x_0 = batch["latent"]
-    eps = torch.randn_like(x_0)
-    sigma = flow.draw_sigma(len(x_0), uniform_share=timesteps.uniform_share, shift=timesteps.shift)
-    velocity = model(flow.add_noise(x_0, eps, sigma), 1000 * sigma, *(batch[name] for name in condition))
-    return flow.velocity_error(velocity, x_0, eps)
-
-
 def _class_stage(recipe: ClassRecipe, report) -> Stage:
     records = read_split(recipe.data / "train")
     moments = _latents(recipe, "train", recipe.phases, report)
     names = [sorted({_class_name(record, kind) for record in records}) for kind in recipe.classes]
     counts = tuple(len(kind) for kind in names)
     torch.manual_seed(recipe.loop.seed)
-    size = recipe.denoiser
+    size = recipe.model
     channels = next(iter(moments.values()))[0].shape[1]
     config = DiTConfig(
         in_channels=channels,
@@ -126,7 +114,7 @@ def _class_stage(recipe: ClassRecipe, report) -> Stage:
     batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
 
     held_classes = _class_indices(read_split(recipe.data / HELD_OUT), recipe.classes, names)
-    loss = partial(velocity_loss, condition=("classes",), timesteps=recipe.timesteps)
+    loss = _loss(recipe, ("classes",))
     evaluate = _held_out_evaluation(recipe, loss, ClassCondition(held_classes, counts, dropout=0.0), report)
 
     def finish(ema: torch.nn.Module) -> Path:
@@ -134,6 +122,16 @@ def _class_stage(recipe: ClassRecipe, report) -> Stage:
         return checkpoint.found(recipe.run)[-1]
 
     return Stage(model, loss, batches, evaluate, finish)
+
+
+def _loss(recipe: ClassRecipe | TextRecipe, condition: tuple[str, ...]):
+    return partial(
+        denoising_loss,
+        condition=condition,
+        timesteps=recipe.timesteps,
+        objective=recipe.objective,
+        min_snr_gamma=recipe.min_snr_gamma,
+    )
 
 
 def _class_name(record: Record, kind: str) -> str:
@@ -159,7 +157,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
     tokenizer = encoder.parent / "tokenizer"
     text = features.text_states(recipe.data, "train", encoder, tokenizer, recipe.cache, report)
     moments = _latents(recipe, "train", recipe.phases, report)
-    size = recipe.denoiser
+    size = recipe.model
     channels = next(iter(moments.values()))[0].shape[1]
     config = PixArtConfig(
         in_channels=channels,
@@ -180,7 +178,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
     batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
 
     held_text = features.text_states(recipe.data, HELD_OUT, encoder, tokenizer, recipe.cache, report)
-    loss = partial(velocity_loss, condition=("text", "text_mask"), timesteps=recipe.timesteps)
+    loss = _loss(recipe, ("text", "text_mask"))
     held_condition = TextCondition(held_text, dropout=0.0, short_share=1.0)
     evaluate = _held_out_evaluation(recipe, loss, held_condition, report)
 
