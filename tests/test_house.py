@@ -131,7 +131,8 @@ def test_every_requirement_is_pinned_to_a_plain_version_that_it_allows():
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             name, version = line.split("==")
-            assert re.fullmatch(r"[\d.]+", version), line  # no local build such as +cpu, which an index may not have
+            # No local build such as +cpu, which an index may not have; a beta is all that some packages offer.
+            assert re.fullmatch(r"[\d.]+(b\d+)?", version), line
             pins[canonicalize_name(name)] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]

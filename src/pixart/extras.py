@@ -12,6 +12,10 @@ EXTRA_OF = {
     "transformers": "torch",
     "pyarrow": "data",
     "resvg_py": "data",
+    "codecarbon": "track",
+    "tensorboard": "track",
+    "trackio": "track",
+    "wandb": "track",
 }
 
 

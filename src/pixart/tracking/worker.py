@@ -1,0 +1,55 @@
+"""The process that talks to a service: JSON records from stdin, one answer per record on stdout. See tracker.py."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pixart.extras import missing_extra
+from pixart.tracking.services import Service, open_service
+
+
+def main() -> int:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # the services print to stdout whatever they like
+    os.dup2(2, 1)
+    os.nice(10)  # training comes first
+    service: Service | None = None
+    for line in sys.stdin:
+        record = json.loads(line)
+        try:
+            if service is None:
+                service = open_service(record)
+                continue
+            hand_over(service, record)
+            answer: dict[str, Any] = {"ok": record["step"]}
+        except BaseException as error:  # a service may raise anything, SystemExit too
+            answer = {"error": reason(error)}
+        try:
+            print(json.dumps(answer), file=answers)
+        except BrokenPipeError:  # the run is gone; what it said is still to be delivered
+            answers = open(os.devnull, "w")
+        if service is None:
+            return 1
+    if service is not None:
+        service.finish()
+    return 0
+
+
+def hand_over(service: Service, record: dict[str, Any]) -> None:
+    if "figures" in record:
+        service.figures(record["step"], record["figures"])
+    else:
+        pictures = [(Path(row["path"]), row["caption"]) for row in record["pictures"]]
+        service.pictures(record["step"], record["name"], pictures)
+
+
+def reason(error: BaseException) -> str:
+    """One line; for a library that is missing, the line that installs it."""
+    if isinstance(error, ModuleNotFoundError) and (known := missing_extra(error)):
+        return str(known)
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
