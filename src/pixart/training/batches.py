@@ -1,5 +1,7 @@
 """Batches by number: batch k is a pure function of the seed and k, so the data position of a run is its step.
 
+`batches(step, share)` gives the rows of one process, or of one part of an accumulated batch: row r of batch k is a
+pure function of the seed, k and r (see rows.py), whoever asks for it. `count` is the number of rows given.
 A recipe's phases say how many steps are done at which picture size; each batch holds pictures of one size.
 """
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from pixart.data.features import TextStates, to_unit
 from pixart.data.imagefolder import Record
 from pixart.errors import UsageError
+from pixart.training.rows import WHOLE, RowStreams, Share
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,16 @@ class PixelBatches:
     def __init__(self, pictures: dict[int, Tensor], phases: tuple[Phase, ...], seed: int):
         self.pictures, self.phases, self.seed = pictures, phases, seed
 
-    def __call__(self, step: int) -> dict:
+    def __call__(self, step: int, share: Share = WHOLE) -> dict:
         phase = phase_at(self.phases, step)
-        rng = np.random.default_rng([self.seed, step])
+        rows = share.rows(phase.batch_size)
+        rng = RowStreams(self.seed, step, rows, purpose=1)
         pictures = self.pictures[phase.size]
-        chosen = rng.integers(len(pictures), size=phase.batch_size)
+        chosen = (rng.random(len(rows)) * len(pictures)).astype(int)
         side = phase.crop or phase.size
-        corners = rng.integers(phase.size - side + 1, size=(phase.batch_size, 2))
+        corners = (rng.random((len(rows), 2)) * (phase.size - side + 1)).astype(int)
         parts = [pictures[i, :, y : y + side, x : x + side] for i, (y, x) in zip(chosen, corners, strict=True)]
-        return {"pixels": to_unit(torch.stack(parts)), "count": phase.batch_size}
+        return {"pixels": to_unit(torch.stack(parts)), "count": len(rows)}
 
 
 class LatentBatches:
@@ -94,14 +98,15 @@ class LatentBatches:
         self.moments, self.condition, self.phases, self.seed = moments, condition, phases, seed
         self.cumulative = np.cumsum(weights)
 
-    def __call__(self, step: int) -> dict:
+    def __call__(self, step: int, share: Share = WHOLE) -> dict:
         phase = phase_at(self.phases, step)
-        rng = np.random.default_rng([self.seed, step])
-        chosen = np.searchsorted(self.cumulative, rng.random(phase.batch_size) * self.cumulative[-1], side="right")
+        rows = share.rows(phase.batch_size)
+        rng = RowStreams(self.seed, step, rows, purpose=1)
+        chosen = np.searchsorted(self.cumulative, rng.random(len(rows)) * self.cumulative[-1], side="right")
         mean, std = (part[chosen].float() for part in self.moments[phase.size])
         # A fresh sample of the posterior each time, as the official trainer does (tools/extract_features.py).
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
-        return {"latent": mean + std * noise, "count": phase.batch_size, **self.condition(chosen, rng)}
+        return {"latent": mean + std * noise, "count": len(rows), **self.condition(chosen, rng)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class ClassCondition:
     counts: tuple[int, ...]
     dropout: float
 
-    def __call__(self, chosen: np.ndarray, rng: np.random.Generator) -> dict:
+    def __call__(self, chosen: np.ndarray, rng: np.random.Generator | RowStreams) -> dict:
         classes = self.classes[chosen].clone()
         classes[rng.random(len(chosen)) < self.dropout] = torch.tensor(self.counts)
         return {"classes": classes}
@@ -130,7 +135,7 @@ class TextCondition:
     dropout: float
     short_share: float = 0.0
 
-    def __call__(self, chosen: np.ndarray, rng: np.random.Generator) -> dict:
+    def __call__(self, chosen: np.ndarray, rng: np.random.Generator | RowStreams) -> dict:
         first, last = self.text.first_caption[chosen].numpy(), self.text.first_caption[chosen + 1].numpy()
         captions = first + (rng.random(len(chosen)) * (last - first)).astype(int)
         captions = np.where(rng.random(len(chosen)) < self.short_share, first, captions)
