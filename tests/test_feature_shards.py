@@ -30,7 +30,7 @@ def row(number: int, bucket: str) -> FeatureRow:
     captions = tuple((c % 2, torch.full((3 + number + c, 5), float(10 * number + c))) for c in range(1 + number % 3))
     return FeatureRow(
         key=f"bild/{number}-ä.png", moments=moments, captions=captions, label=number % 2, original_size=(100, number),
-        crop=(number, 1),
+        crop=(number, 1), repeats=number,
     )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def test_the_small_columns_of_a_bucket(tmp_path):
     features = write(tmp_path / "f")
     table = features.table("64x64")
     assert table.caption_counts.tolist() == [2, 3, 2, 3] and table.label.tolist() == [1, 0, 0, 1]
+    assert table.repeats.tolist() == [1, 2, 4, 5]
     assert table.original_size.tolist() == [[100, 1], [100, 2], [100, 4], [100, 5]]
     assert features.sources_of("64x64", 3) == ["text", "llava", "text"]
     assert features.sources_of("96x48", 2) == ["text"]

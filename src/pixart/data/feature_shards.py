@@ -14,6 +14,7 @@ A shard holds, for N rows with latents of (C, h, w) = (C, H/8, W/8) and text sta
     caption_source              (captions,) int64     index into the manifest's caption_sources
     label                       (N,) int64            class index, -1 where the data has no classes
     original_size, crop         (N, 2) int64          height and width in the file, upright; top and left of the crop
+    repeats                     (N,) int64            how often a row is to be drawn, where kohya's folder names say so
     key_bytes, key_starts       uint8, (N + 1,) int64 each row's key in the data, UTF-8
 
 Without a text encoder, the four tensors of captions are left out. The header of a shard says what it was made from;
@@ -73,11 +74,13 @@ class Origin:
 class Table:
     """The small columns of one bucket, of all its N rows in order.
 
-    `caption_counts` (N,) int64 (all 0 without a text encoder); `label` (N,) int64; `original_size` and `crop` (N, 2).
+    `caption_counts` (N,) int64 (all 0 without a text encoder); `label` (N,) int64; `original_size` and `crop` (N, 2);
+    `repeats` (N,) int64: how often a row is to be drawn compared with others, 1 unless the data says otherwise.
     """
 
     caption_counts: Tensor
     label: Tensor
+    repeats: Tensor
     original_size: Tensor
     crop: Tensor
 
@@ -189,7 +192,9 @@ class Features:
             part["first_caption"].diff() if "first_caption" in part else torch.zeros(len(part["label"])).long()
             for part in parts
         ]
-        columns = {name: torch.cat([part[name] for part in parts]) for name in ("label", "original_size", "crop")}
+        columns = {
+            name: torch.cat([part[name] for part in parts]) for name in ("label", "repeats", "original_size", "crop")
+        }
         return Table(caption_counts=torch.cat(counts), **columns)
 
     def sources_of(self, bucket: str, row: int) -> list[str]:

@@ -34,6 +34,7 @@ class FeatureRow:
     label: int = -1
     original_size: tuple[int, int] = (0, 0)
     crop: tuple[int, int] = (0, 0)
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Shard:
 class BatchRecord:
     """What became of one batch of the data. `data` is the digest of its rows, `glance` of their sizes and times.
 
-    `skipped`: of each row left out, its key and why. `cut` counts captions that were too long.
+    `skipped`: of each row left out, its key and why. `cut` counts captions that were too long. `failure` is why the
+    whole batch is in quarantine.
     """
 
     number: int
@@ -60,6 +62,7 @@ class BatchRecord:
     shards: dict[str, Shard] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _tensors(rows: Sequence[FeatureRow]) -> dict[str, Tensor]:
     tensors["label"] = torch.tensor([row.label for row in rows])
     tensors["original_size"] = torch.tensor([row.original_size for row in rows])
     tensors["crop"] = torch.tensor([row.crop for row in rows])
+    tensors["repeats"] = torch.tensor([row.repeats for row in rows])
     keys = [row.key.encode() for row in rows]
     tensors["key_bytes"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)
     tensors["key_starts"] = _starts([len(key) for key in keys])
