@@ -67,6 +67,22 @@ def test_saving_and_loading_loses_nothing(tmp_path, dtype):
     assert same(load_transformer(tmp_path, dtype).state_dict(), state)
 
 
+def test_micro_conditions_are_told_by_the_config_and_survive(tmp_path):
+    config = PixArtConfig(width=48, depth=1, num_heads=2, text_dim=16, sample_size=128, micro_conditions=True)
+    state = random_pixart(config).state_dict()
+    assert same(to_official_names(to_diffusers_names(state, config.depth), config.depth), state)
+    save_transformer(state, config, tmp_path, torch.float32)
+    assert json.loads((tmp_path / "config.json").read_text())["use_additional_conditions"] is True
+    model = load_transformer(tmp_path)
+    assert model.config == config and same(model.state_dict(), state)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('_conditions": true', '_conditions": null'))
+    assert load_transformer(tmp_path).config == config  # as Diffusers decides where the config leaves it open
+    (tmp_path / "config.json").write_text(text.replace('_conditions": true', '_conditions": 3'))
+    with pytest.raises(PixArtError, match="use_additional_conditions = 3"):
+        load_transformer(tmp_path)
+
+
 @torch.no_grad()
 def test_stock_diffusers_reads_ours_and_we_read_theirs(saved, tmp_path):
     from diffusers import PixArtTransformer2DModel
@@ -101,7 +117,7 @@ def edit_config(folder, **changes):
     ("changes", "complaint"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "'UNet2DConditionModel'"),
-        ({"use_additional_conditions": True}, "use_additional_conditions = True"),
+        ({"use_additional_conditions": True}, "not a multiple of 3"),
         ({"norm_type": "ada_norm_zero"}, "norm_type = 'ada_norm_zero'"),
         ({"num_layers": "two"}, "num_layers = 'two'"),
         ({"num_layers": 0}, "num_layers = 0"),

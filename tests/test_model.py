@@ -10,6 +10,7 @@ from pixart.model.pixart import PixArt, PixArtConfig
 
 TINY = PixArtConfig(in_channels=4, out_channels=8, width=32, depth=2, num_heads=2, text_dim=12, sample_size=32)
 SIZES = [(8, 8), (16, 16), (32, 32), (16, 24)]
+SIZE = torch.tensor([[1024.0, 1024.0, 1.0], [512.0, 2048.0, 0.25], [1280.0, 768.0, 1.67]])
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -43,8 +44,9 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
         PixArtConfig(width=32, depth=2, num_heads=4, text_dim=12, sample_size=64),
         PixArtConfig(width=32, depth=1, num_heads=1, text_dim=12, sample_size=32, interpolation_scale=0.5),
         PixArtConfig(width=32, depth=1, num_heads=1, text_dim=12, sample_size=128),  # scale 2 by default
+        PixArtConfig(width=48, depth=2, num_heads=2, text_dim=12, sample_size=128, micro_conditions=True),
     ],
-    ids=["sample 32", "sample 64", "interpolation 0.5", "sample 128"],
+    ids=["sample 32", "sample 64", "interpolation 0.5", "sample 128", "micro-conditions"],
 )
 @torch.no_grad()
 def test_predicts_what_stock_diffusers_predicts(config):
@@ -56,10 +58,39 @@ def test_predicts_what_stock_diffusers_predicts(config):
     theirs.load_state_dict(to_diffusers_names(ours.state_dict(), config.depth))
     for height, width in SIZES:
         x_t, timestep, text, text_mask = inputs(config, height, width, [5, 9, 1])
-        expected = theirs(x_t, text, timestep, encoder_attention_mask=text_mask.long(), return_dict=False)[0]
-        prediction = ours(x_t, timestep, text, text_mask)
+        conditions = {"resolution": SIZE[:, :2], "aspect_ratio": SIZE[:, 2:]}
+        expected = theirs(
+            x_t,
+            text,
+            timestep,
+            added_cond_kwargs=conditions,
+            encoder_attention_mask=text_mask.long(),
+            return_dict=False,
+        )[0]
+        prediction = ours(x_t, timestep, text, text_mask, SIZE if config.micro_conditions else None)
         assert prediction.shape == (3, config.out_channels, height, width)
         assert relative(prediction, expected) < 1e-5, (height, width)
+
+
+@torch.no_grad()
+def test_micro_conditions_matter_and_cannot_be_forgotten():
+    config = PixArtConfig(width=48, depth=1, num_heads=2, text_dim=12, sample_size=128, micro_conditions=True)
+    model = randomise(PixArt(config))
+    arguments = inputs(config, 8, 8, [5, 9, 1])
+    before = model(*arguments, SIZE)
+    for column in range(3):
+        other = SIZE.clone()
+        other[:, column] *= 1.5
+        assert relative(model(*arguments, other), before) > 1e-2
+    with pytest.raises(ValueError, match="needs the size"):
+        model(*arguments)
+    with pytest.raises(UsageError, match="not a multiple of 3"):
+        PixArtConfig(width=32, num_heads=2, micro_conditions=True)
+    expected = {
+        f"{name}_embedder.mlp.{i}.{part}" for name in ("csize", "ar") for i in (0, 2) for part in ("weight", "bias")
+    }
+    plain = PixArt(PixArtConfig(width=48, depth=1, num_heads=2, text_dim=12, sample_size=128))
+    assert model.state_dict().keys() - plain.state_dict().keys() == expected  # the official names
 
 
 @torch.no_grad()

@@ -31,6 +31,12 @@ LAYERS = {
     "y_embedder.y_proj.fc2": ["caption_projection.linear_2"],
     "final_layer.linear": ["proj_out"],
 }
+MICRO_CONDITION_LAYERS = {
+    "csize_embedder.mlp.0": ["adaln_single.emb.resolution_embedder.linear_1"],
+    "csize_embedder.mlp.2": ["adaln_single.emb.resolution_embedder.linear_2"],
+    "ar_embedder.mlp.0": ["adaln_single.emb.aspect_ratio_embedder.linear_1"],
+    "ar_embedder.mlp.2": ["adaln_single.emb.aspect_ratio_embedder.linear_2"],
+}
 BLOCK_LAYERS = {
     "attn.qkv": ["attn1.to_q", "attn1.to_k", "attn1.to_v"],
     "attn.proj": ["attn1.to_out.0"],
@@ -48,7 +54,6 @@ FIXED_SETTINGS = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
     "norm_type": "ada_norm_single",
-    "use_additional_conditions": False,
 }
 # The entries of a config.json that are sizes; the limit is far above that of any real network.
 SIZES = (
@@ -65,9 +70,9 @@ SIZES = (
 MAX_SIZE = 10_000
 
 
-def tensor_names(depth: int) -> dict[str, list[str]]:
+def tensor_names(depth: int, micro_conditions: bool = False) -> dict[str, list[str]]:
     """Official tensor name -> the Diffusers tensors that make it up, for a network of `depth` blocks."""
-    layers = dict(LAYERS)
+    layers = LAYERS | MICRO_CONDITION_LAYERS if micro_conditions else dict(LAYERS)
     tables = {"final_layer.scale_shift_table": ["scale_shift_table"]}
     for i in range(depth):
         for ours, theirs in BLOCK_LAYERS.items():
@@ -80,7 +85,7 @@ def tensor_names(depth: int) -> dict[str, list[str]]:
 def to_diffusers_names(state: "dict[str, torch.Tensor]", depth: int) -> "dict[str, torch.Tensor]":
     """Official state dict -> Diffusers state dict; fused tensors are split into views."""
     renamed = {}
-    for ours, theirs in tensor_names(depth).items():
+    for ours, theirs in tensor_names(depth, "csize_embedder.mlp.0.weight" in state).items():
         renamed.update(zip(theirs, state[ours].chunk(len(theirs)), strict=True))
     return renamed
 
@@ -89,9 +94,10 @@ def to_official_names(state: "dict[str, torch.Tensor]", depth: int) -> "dict[str
     """Diffusers state dict -> official state dict."""
     import torch
 
+    names = tensor_names(depth, "adaln_single.emb.resolution_embedder.linear_1.weight" in state)
     return {
         ours: state[theirs[0]] if len(theirs) == 1 else torch.cat([state[name] for name in theirs])
-        for ours, theirs in tensor_names(depth).items()
+        for ours, theirs in names.items()
     }
 
 
@@ -198,6 +204,7 @@ def diffusers_config(config: "PixArtConfig") -> dict:
         "patch_size": config.patch_size,
         "sample_size": config.sample_size,
         "upcast_attention": False,
+        "use_additional_conditions": config.micro_conditions,
     }
 
 
@@ -217,6 +224,7 @@ def read_config(path: Path) -> "PixArtConfig":
             text_dim=settings["caption_channels"],
             sample_size=settings["sample_size"],
             interpolation_scale=settings.get("interpolation_scale"),
+            micro_conditions=settings["use_additional_conditions"],
         )
     except UsageError as error:
         raise PixArtError(f"{path}: {error}") from error
@@ -243,6 +251,11 @@ def read_settings(path: Path) -> dict:
     for name, value in FIXED_SETTINGS.items():
         if settings.get(name) != value:
             raise PixArtError(f"{path} has {name} = {settings.get(name)!r}; pixart reads only {value!r}.")
+    if not isinstance(settings["use_additional_conditions"], bool):
+        raise PixArtError(
+            f"{path} has use_additional_conditions = {settings['use_additional_conditions']!r}; it must be true, false "
+            "or null."
+        )
     for name in SIZES:
         value = settings.get(name)
         if type(value) is not int or not 1 <= value <= MAX_SIZE:

@@ -27,6 +27,8 @@ class PixArtConfig:
 
     `sample_size` is the side of the latent for which positions count 0, 1, 2, ...; other sizes are stretched or
     squeezed over the same span. `interpolation_scale` None means max(sample_size // 64, 1), as in Diffusers.
+    With `micro_conditions` the network is told the original size of the picture and its aspect ratio, as the released
+    1024-px model is; Diffusers calls it `use_additional_conditions`.
     """
 
     in_channels: int = 8
@@ -39,9 +41,15 @@ class PixArtConfig:
     text_dim: int = 384
     sample_size: int = 32
     interpolation_scale: float | None = None
+    micro_conditions: bool = False
 
     def __post_init__(self):
         check_sizes(self.width, self.num_heads, self.sample_size, self.patch_size)
+        if self.micro_conditions and self.width % 3:
+            raise UsageError(
+                f"A width of {self.width} is not a multiple of 3, which micro-conditions need: a third of it each for "
+                "height, width and aspect ratio."
+            )
 
     @property
     def position_scale(self) -> float:
@@ -77,7 +85,7 @@ class TextContext:
 
 @dataclass(frozen=True)
 class Modulation:
-    """All that the network needs of a timestep: made once per step, for every picture and text of that step."""
+    """All that the network needs of a timestep (and size): made once per step, for every text of that step."""
 
     blocks: Tensor  # (B or 1, 6, D), what `t_block` says to every block
     final: Tensor  # (B or 1, D), what the last layer reads
@@ -135,13 +143,18 @@ class PixArt(nn.Module):
         self.config = config
         self.x_embedder = PatchEmbed(config.in_channels, config.width, config.patch_size)
         self.t_embedder = TimestepEmbedder(config.width)
+        if config.micro_conditions:
+            self.csize_embedder = TimestepEmbedder(config.width // 3)
+            self.ar_embedder = TimestepEmbedder(config.width // 3)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
         self.y_embedder = TextEmbedder(config.text_dim, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
         initialise(self)
 
-    def forward(self, x_t: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    def forward(
+        self, x_t: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, size: Tensor | None = None
+    ) -> Tensor:
         """Predict the noise or the velocity in x_t.
 
         Args:
@@ -149,11 +162,13 @@ class PixArt(nn.Module):
             timestep: (B,) or (1,), whole or fractional, 0 (clean) to 1000 (noise).
             text: token states of the text encoder (B, L, T).
             text_mask: (B, L) bool, True where `text` holds a token; at least one per row.
+            size: (B, 3) or (1, 3), height and width of the original picture in pixels and the aspect ratio, height
+                over width; a network with micro-conditions must have it, another ignores it.
 
         Returns:
             The prediction (B, out_channels, H, W).
         """
-        return self.denoise(x_t, self.embed_timestep(timestep), self.encode_text(text, text_mask))
+        return self.denoise(x_t, self.embed_timestep(timestep, size), self.encode_text(text, text_mask))
 
     def encode_text(self, text: Tensor, text_mask: Tensor) -> TextContext:
         """The part of `forward` that depends on the text only: once per prompt."""
@@ -161,9 +176,15 @@ class PixArt(nn.Module):
         keys_and_values = [block.cross_attn.keys_and_values(text) for block in self.blocks]
         return TextContext(keys_and_values, text_mask.bool()[:, None, None])
 
-    def embed_timestep(self, timestep: Tensor) -> Modulation:
-        """The part of `forward` that depends on the timestep, (B,) or (1,), only: once per step (adaLN-single)."""
+    def embed_timestep(self, timestep: Tensor, size: Tensor | None = None) -> Modulation:
+        """The part of `forward` that depends on timestep, (B,) or (1,), and size only: once per step (adaLN-single)."""
         time = self.t_embedder(timestep)  # (B, D)
+        if self.config.micro_conditions:
+            if size is None:
+                raise ValueError("this network has micro-conditions and needs the size of the picture")
+            # Each number is embedded by itself; csize_embedder serves both sides (PixArt-alpha PixArtMS.py).
+            sides = self.csize_embedder(size[:, :2].flatten()).view(len(size), -1)  # (B, 2·D/3)
+            time = time + torch.cat([sides, self.ar_embedder(size[:, 2])], dim=1)
         return Modulation(self.t_block(time).unflatten(1, (6, -1)), time)
 
     def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
@@ -186,7 +207,11 @@ def initialise(model: PixArt) -> None:
     DiT without text, which is what stage 2 needs of it, and it predicts zero.
     """
     initialise_linears(model)
-    for layer in (model.t_block[1], model.y_embedder.y_proj.fc1, model.y_embedder.y_proj.fc2):
+    layers = [model.t_block[1], model.y_embedder.y_proj.fc1, model.y_embedder.y_proj.fc2]
+    if model.config.micro_conditions:
+        layers += [model.csize_embedder.mlp[0], model.csize_embedder.mlp[2]]
+        layers += [model.ar_embedder.mlp[0], model.ar_embedder.mlp[2]]
+    for layer in layers:
         nn.init.normal_(layer.weight, std=0.02)
     for block in model.blocks:
         nn.init.zeros_(block.cross_attn.proj.weight)
