@@ -6,30 +6,37 @@ from typing import Literal
 import torch
 
 from pixart.errors import UsageError
+from pixart.training.adamw8bit import AdamW8bit
+from pixart.training.came import Came
 
 TABLES = ("scale_shift_table", "embedding_table.weight")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW for everything, or Muon for the matrices of the blocks with AdamW for the rest.
+    """`adamw`; `adamw8bit` and `came`, which keep less in memory; `muon` for the matrices of the blocks.
 
-    `learning_rate` is AdamW's; Muon's update is scaled to AdamW's root mean square, so that one rate serves both.
+    With Muon the rest has AdamW. `learning_rate` is AdamW's; Muon's update is scaled to AdamW's root mean square, so
+    that one rate serves both. CAME's third beta is the paper's 0.9999 and its eps its own; its first steps are long (its
+    averages start at zero and nothing corrects for that), so give it a warm-up and a lower rate. `fused` is AdamW's step
+    in one kernel.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "came", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
     warmup_steps: int = 200
     decay_share: float = 0.35
     clip: float = 1.0
+    fused: bool = True
 
     def __post_init__(self):
-        if not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1 or not self.clip > 0:
+        if not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1 or min(self.clip, self.eps) <= 0:
             raise UsageError(
                 f"optimizer: learning_rate {self.learning_rate} must be between 0 and 1, weight_decay "
-                f"{self.weight_decay} from 0 to below 1, clip {self.clip} above 0."
+                f"{self.weight_decay} from 0 to below 1, clip {self.clip} and eps {self.eps} above 0."
             )
         if not 0 <= self.decay_share <= 1 or self.warmup_steps < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(
@@ -44,6 +51,17 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     decay_steps = max(1, round(steps * config.decay_share))
     decay = min(1.0, (steps - step) / decay_steps)
     return config.learning_rate * min(warmup, decay)
+
+
+def _make(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    rate, betas, eps = config.learning_rate, config.betas, config.eps
+    match config.name:
+        case "came":
+            return Came(groups, lr=rate, betas=(*betas, 0.9999))
+        case "adamw8bit":
+            return AdamW8bit(groups, lr=rate, betas=betas, eps=eps)
+        case "adamw" | "muon":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=config.fused)
 
 
 class Optimizer:
@@ -64,11 +82,7 @@ class Optimizer:
             {"params": [p for name, p in rest.items() if name in decayed], "weight_decay": config.weight_decay},
             {"params": [p for name, p in rest.items() if name not in decayed], "weight_decay": 0.0},
         ]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True
-            )
-        ]
+        self.parts = [_make([group for group in groups if group["params"]], config)]
         if matrices:
             self.parts.append(
                 torch.optim.Muon(
