@@ -28,10 +28,25 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_model_with_graphs(tiny_model, tmp_path_factory) -> Path:
+    """The same model with graphs for ONNX Runtime beside it. Do not change it; copy it."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")
+    write_graphs_into(folder)
+    return folder
+
+
 @pytest.fixture
 def folder(tiny_model, tmp_path):
     """A copy that a test may damage."""
     return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def write_graphs_into(folder: Path) -> None:
+    from pixart.graphs.write import write_graphs
+    from pixart.sampling.model_folder import open_model_folder
+
+    write_graphs(open_model_folder(folder), check=lambda names: None)
 
 
 def write_tiny_model(folder: Path, *, eps: bool = False) -> None:

@@ -95,6 +95,10 @@ def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
         (["--seed", "-1"], 2, "seed must be"),
         (["--seed", "99999999999"], 2, "seed must be"),
         (["--sampler", "eular"], 2, 'Did you mean "euler"'),
+        (["--engine", "onyx"], 2, 'Did you mean "onnx"'),
+        (["--engine", "onnx"], 1, "has no graphs for ONNX Runtime. Write them with: pixart convert"),
+        (["--dtype", "float16"], 2, 'no dtype "float16"'),
+        (["--engine", "onnx", "--dtype", "bfloat16"], 2, "draws in float32 only"),
         (["--output", "fox.jpg"], 2, "PNG, not .jpg"),
         (["--output", "fox\0.png"], 2, "NUL"),
         (["--model", "now\0here"], 1, "not there"),
@@ -142,7 +146,9 @@ def test_what_is_wrong_with_the_command_itself(capsys):
     assert main(["generate"]) == 2
     assert "PROMPT" in capsys.readouterr().err
     assert main(["data"]) == 2
-    assert "pixart data emoji DEST" in capsys.readouterr().err
+    assert "emoji DEST" in capsys.readouterr().err
+    assert main(["data", "emojis"]) == 2
+    assert 'no pixart data command "emojis"' in capsys.readouterr().err
 
 
 def test_the_live_bar_leaves_stdout_alone(tiny_model, monkeypatch, capsys):

@@ -19,6 +19,7 @@ HELP = f"""usage: pixart COMMAND ...
 PixArt-α {__version__}: text to image, from data to pictures.
 
   generate PROMPT     draw pictures and write them as PNG
+  convert FOLDER      write a model in another form
   train RECIPE        train a model by a recipe
   data COMMAND ...    build, check and prepare data sets
 
@@ -66,6 +67,10 @@ class Generate:
     """Height of the picture."""
     sampler: Annotated[str | None, _shown("NAME", "the model's, else dpm-solver")] = None
     """dpm-solver or euler."""
+    engine: Annotated[str, arg(metavar="NAME")] = "auto"
+    """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "float32"
+    """float32, or bfloat16 with the engine torch."""
     output: Annotated[str | None, _shown("PATH", "the current folder")] = None
     """A .png file or a folder. An existing file is kept: the next free name is taken."""
     json: bool = False
@@ -124,6 +129,11 @@ def _dispatch(arguments: list[str]) -> int:
             return 2
         case ["generate", *rest]:
             return _parsed(Generate, rest, "pixart generate", _generate)
+        case ["convert", *rest]:
+            from pixart.convert import Convert, convert
+
+            with _quiet_libraries():
+                return _parsed(Convert, rest, "pixart convert", convert)
         case ["train", *rest]:
             from pixart.training.command import run
 
@@ -135,7 +145,10 @@ def _dispatch(arguments: list[str]) -> int:
             print(DATA_HELP)
             return 0
         case ["data", *rest]:
-            raise UsageError(_unknown("pixart data command", rest[0] if rest else "", DATA_HELP))
+            if not rest:
+                print(DATA_HELP, file=sys.stderr)
+                return 2
+            raise UsageError(_unknown("pixart data command", rest[0], DATA_HELP))
         case _:
             raise UsageError(_unknown("command", arguments[0], HELP))
 
@@ -161,6 +174,7 @@ def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:
 
 def _generate(options: Generate) -> int:
     # All that can be wrong with the request is said before torch is loaded, which takes seconds.
+    from pixart.sampling.engine import choose_engine
     from pixart.sampling.image_files import check_output, plan_output, write_png
     from pixart.sampling.model_folder import open_model_folder
     from pixart.sampling.request import make_request
@@ -179,6 +193,7 @@ def _generate(options: Generate) -> int:
         height=options.height,
         sampler=options.sampler,
     )
+    engine = choose_engine(folder, options.engine, options.dtype)
     check_output(plan_output(options.output, request.resolved_prompts[0], request.seeds[0]))
 
     from pixart.progress import DrawingProgress
@@ -191,7 +206,7 @@ def _generate(options: Generate) -> int:
         progress.loading()
         from pixart.sampling.pipeline import Pipeline
 
-        pipeline = Pipeline(folder)
+        pipeline = Pipeline(folder, engine=engine, dtype=options.dtype)
         progress.drawing()
         written: set[Path] = set()
         for picture in pipeline.draw(request, progress.step, progress.say):

@@ -61,7 +61,7 @@ class DrawingProgress:
 
     def step(self, picture: int, step) -> None:
         """Called by the pipeline after every step of every picture."""
-        self.bar.update(self.task, completed=picture * self.steps + step.index + 1)
+        self.bar.advance(self.task)  # pictures that are drawn together take their steps in turn
 
     def drawn(self, seed: int) -> None:
         self.count += 1

@@ -1,8 +1,8 @@
 """What a model folder holds, read and checked without torch, so that damage is named in a fraction of a second.
 
-The layout is the one that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus two optional files of ours:
-`styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}) and `pixart.json` (the sampler, steps
-and guidance scale that suit the model).
+The layout is the one that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
+`styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}), `pixart.json` (the sampler, steps and
+guidance scale that suit the model) and the graphs for ONNX Runtime.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx")
 MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
 
 
@@ -34,13 +35,16 @@ class ModelFolder:
 
     path: Path
     scheduler: dict[str, Any]
+    transformer: dict[str, Any]  # its config.json, checked
     text_encoder_class: str
     styles: dict[str, Style]
     defaults: dict[str, Any]  # of `pixart.json`: sampler, steps, guidance_scale, each optional
     native_size: int
     size_multiple: int
     max_size: int
+    vae_factor: int  # how many pixels wide one latent is
     weights: tuple[Path, ...]
+    has_graphs: bool
 
     @property
     def name(self) -> str:
@@ -65,9 +69,11 @@ def open_model_folder(path: str | Path | None = None) -> ModelFolder:
     index = _read_json(folder / "model_index.json")
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     check_config(scheduler, str(folder / "scheduler" / "scheduler_config.json"))
-    _read_json(folder / "text_encoder" / "config.json")
+    text_encoder = _read_json(folder / "text_encoder" / "config.json")
     transformer = read_settings(folder / "transformer" / "config.json")
-    vae_factor = _read_vae_factor(folder / "vae" / "config.json")
+    vae = _read_json(folder / "vae" / "config.json")
+    vae_factor = _vae_factor(vae, folder / "vae" / "config.json")
+    _check_fit(folder, transformer, text_encoder, vae)
     _check_tokenizer(folder / "tokenizer")
     weights = [file for part, name in WEIGHTS.items() for file in _check_weights(folder / part, name)]
     styles = folder / "styles.json"
@@ -83,13 +89,16 @@ def open_model_folder(path: str | Path | None = None) -> ModelFolder:
     return ModelFolder(
         path=folder,
         scheduler=scheduler,
+        transformer=transformer,
         text_encoder_class=encoder,
         styles=read_styles(_read_json(styles), str(styles)) if styles.exists() else {},
         defaults=_read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
+        vae_factor=vae_factor,
         weights=tuple(weights),
+        has_graphs=all((folder / name).is_file() for name in GRAPHS),
     )
 
 
@@ -100,6 +109,19 @@ def hash_weights(folder: ModelFolder) -> dict[str, str]:
         with path.open("rb") as file:
             hashes[path.relative_to(folder.path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of what a graph takes from a model folder besides the weights' values: configs, and where each weight is.
+
+    A graph carries the fingerprint that it was made for, since with other files beside it it would read wrong numbers.
+    """
+    digest = hashlib.sha256()
+    for part, name in WEIGHTS.items():
+        digest.update((folder / part / "config.json").read_bytes())
+        with (folder / part / name).open("rb") as file:
+            digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -114,9 +136,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_vae_factor(path: Path) -> int:
+def _check_fit(folder: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
+    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
+    if transformer["caption_channels"] != width:
+        raise PixArtError(
+            f"The parts of {folder} do not fit: its transformer reads text states of width "
+            f"{transformer['caption_channels']}, and its text encoder gives {width}."
+        )
+    if transformer["in_channels"] != vae.get("latent_channels"):
+        raise PixArtError(
+            f"The parts of {folder} do not fit: its transformer has {transformer['in_channels']} latent channels, and "
+            f"its autoencoder {vae.get('latent_channels')}."
+        )
+
+
+def _vae_factor(config: dict[str, Any], path: Path) -> int:
     """How many pixels wide one latent is: the autoencoder halves its picture between one level and the next."""
-    levels = _read_json(path).get("block_out_channels")
+    levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise PixArtError(
             f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."

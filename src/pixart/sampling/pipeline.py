@@ -1,7 +1,6 @@
 """The one door to drawing, for the command line, training, evaluation and people who write Python."""
 
 import functools
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-import pixart
 from pixart.diffusion.guidance import guide
-from pixart.encoders.text import TextEncoder
-from pixart.encoders.vae import Decoder
 from pixart.errors import PixArtError
 from pixart.sampling.dpm_solver import Step
+from pixart.sampling.engine import Engine, open_engine
 from pixart.sampling.image_files import pixel_hash
 from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
 from pixart.sampling.noise import initial_noise
@@ -47,26 +44,28 @@ class Result:
 class Pipeline:
     """A loaded model. Calls share nothing but its weights, so one request cannot disturb another."""
 
-    def __init__(self, folder: ModelFolder):
-        """Load all networks of a checked model folder, fp32 on the CPU, from disk only."""
-        from pixart.checkpoints.diffusers import load_transformer
-
+    def __init__(self, folder: ModelFolder, *, engine: str | Engine = "auto", dtype: str = "float32"):
+        """Load the networks of a checked model folder, from disk only, by the name of an engine; or take one loaded."""
         self.folder = folder
-        self.text_encoder = TextEncoder(
-            folder.path / "text_encoder", folder.path / "tokenizer", folder.text_encoder_class
-        )
-        self.denoiser = load_transformer(folder.path / "transformer").float().eval().requires_grad_(False)
-        self.decoder = Decoder(folder.path / "vae")
-        self._check_fit()
+        self.engine = open_engine(folder, engine, dtype) if isinstance(engine, str) else engine
         self._provenance: dict[str, Any] | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None) -> "Pipeline":
+    def from_pretrained(
+        cls, folder: str | Path | None = None, *, engine: str = "auto", dtype: str = "float32"
+    ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
-        Raises PixArtError naming the first file that is missing or damaged.
+        Args:
+            folder: the model folder.
+            engine: "onnx" (ONNX Runtime on the CPU, for folders with graphs), "torch", or "auto": the first where it
+                can be had.
+            dtype: "float32", or "bfloat16" for the denoiser of the torch engine.
+
+        Raises:
+            PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        return cls(open_model_folder(folder))
+        return cls(open_model_folder(folder), engine=engine, dtype=dtype)
 
     def __call__(
         self,
@@ -114,83 +113,85 @@ class Pipeline:
     def draw(
         self, request: Request, on_step: OnStep | None = None, on_notice: Callable[[str], None] | None = None
     ) -> Iterator[Picture]:
-        """Draw the pictures of a checked request one after the other, yielding each as soon as it is done.
+        """Draw the pictures of a checked request, yielding each as soon as it is done.
 
-        One at a time on purpose: matrix products of another batch size round differently on a CPU, and a picture
-        must have the same bytes alone as among others. The networks are small or the steps long; neither gains much
-        from batches on a CPU.
+        As many at once as the engine can without changing a byte of any of them. Steps of pictures that are drawn
+        together are reported in turn.
         """
         say = on_notice or (lambda notice: None)
         schedule = make_schedule(self.folder.scheduler, request.steps)
         index = 0
         # One for all prompts, and read only if one of them is steered away from it.
-        null = functools.cache(lambda: self._encode(request.resolved_negative_prompt, "negative prompt", say))
+        null = functools.cache(lambda: self._read(request.resolved_negative_prompt, "negative prompt", say))
         for prompt, resolved in zip(request.prompts, request.resolved_prompts, strict=True):
-            text = self._encode(resolved, "prompt", say)
+            text = self._read(resolved, "prompt", say)
             if not resolved.strip():
                 say("The prompt is empty: this is a picture drawn without any text.")
             elif not prompt.strip():
                 say(f'The prompt is empty: only the words of the style are drawn, "{resolved}".')
             # The same text on both sides of the guidance would cancel out; so would scale 1.
             same = resolved.lower().strip() == request.resolved_negative_prompt.lower().strip()
-            contexts = [text] if same or request.guidance_scale == 1.0 else [text, null()]
-            denoise = self._guided_denoiser(contexts, request.guidance_scale)
-            for seed in request.seeds:
-                latent = self._latent(denoise, request, schedule, seed, index, on_step)
-                image = self._image(latent)
-                yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
-                index += 1
+            texts = [text] if same or request.guidance_scale == 1.0 else [text, null()]
+            at_once = self.engine.pictures_at_once(len(texts) * self._tokens(request))
+            for start in range(0, len(request.seeds), at_once):
+                seeds = request.seeds[start : start + at_once]
+                latents = self._draw_latents(texts, request, schedule, seeds, index, on_step)
+                for seed, latent in zip(seeds, latents, strict=True):
+                    image = self._image(latent)
+                    yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
+                index += len(seeds)
 
-    def _guided_denoiser(self, contexts: list[Any], scale: float):
-        """`denoise(x_t, timestep)` for one text, or guided away from a second: both are read before the first step."""
-        import torch
-
-        def denoise(x_t, timestep: int):
-            modulation = self.denoiser.embed_timestep(torch.tensor([timestep]))
-            predictions = [self.denoiser.denoise(x_t, modulation, context) for context in contexts]
-            guided = guide(predictions[0], predictions[1], scale) if len(predictions) == 2 else predictions[0]
-            return guided[:, : x_t.shape[1]]  # a learned variance, if there is one, is the second half
-
-        return denoise
-
-    def _encode(self, text: str, what: str, say: Callable[[str], None]):
-        """The text as the denoiser's context; words over the limit are named."""
-        import torch
-
-        encoded = self.text_encoder.encode(text)
-        if encoded.cut:
-            shown = encoded.cut if len(encoded.cut) <= MAX_WORDS_SHOWN else encoded.cut[:MAX_WORDS_SHOWN] + " ..."
+    def _read(self, text: str, what: str, say: Callable[[str], None]) -> Any:
+        """The text as the denoiser takes it; words over the limit are named."""
+        read, cut = self.engine.read(text)
+        if cut:
+            shown = cut if len(cut) <= MAX_WORDS_SHOWN else cut[:MAX_WORDS_SHOWN] + " ..."
             say(
-                f"The {what} is longer than the {self.text_encoder.max_tokens} tokens that the model reads; "
+                f"The {what} is longer than the {self.engine.max_tokens} tokens that the model reads; "
                 f'these words were left out: "{shown}"'
             )
-        with torch.inference_mode():
-            return self.denoiser.encode_text(encoded.states, encoded.mask)
+        return read
 
-    def _latent(self, denoise, request: Request, schedule: Schedule, seed: int, index: int, on_step: OnStep | None):
-        import torch
+    def _tokens(self, request: Request) -> int:
+        return request.height * request.width // self.folder.size_multiple**2
 
-        factor = 2 ** (len(self.decoder.model.config.block_out_channels) - 1)
-        shape = (self.denoiser.config.in_channels, request.height // factor, request.width // factor)
-        x_t = torch.from_numpy(initial_noise(seed, shape))[None]
-        solver = SAMPLERS[request.sampler](denoise, x_t, schedule)
-        for _ in range(request.steps):
-            # Not around the whole loop: the mode must not leak into the caller's code between steps.
-            with torch.inference_mode():
-                step = next(solver)
+    def _draw_latents(
+        self,
+        texts: list[Any],
+        request: Request,
+        schedule: Schedule,
+        seeds: tuple[int, ...],
+        index: int,
+        on_step: OnStep | None,
+    ) -> list[Any]:
+        """The clean latents (1, C, h, w) of pictures that are drawn together; `index` is the first one's."""
+        factor = self.folder.vae_factor
+        shape = (self.folder.transformer["in_channels"], request.height // factor, request.width // factor)
+        predict = self.engine.predictor(texts, len(seeds))
+
+        def denoise(x_t, timestep: int):
+            predictions = predict(x_t, timestep)
+            guided = predictions[0] if len(texts) == 1 else guide(*predictions, request.guidance_scale)
+            return guided[:, : shape[0]]  # a learned variance, if there is one, is the second half
+
+        x_t = self.engine.latents(np.stack([initial_noise(seed, shape) for seed in seeds]))
+        for step in SAMPLERS[request.sampler](denoise, x_t, schedule):
             if on_step is not None:
-                on_step(index, step)
-        if not torch.isfinite(step.x_t).all():
-            raise PixArtError(
-                f"The drawing with seed {seed} ended in numbers that are not finite; the weights in "
-                f"{self.folder.path} may be damaged, or the guidance scale {request.guidance_scale:g} too high."
-            )
-        return step.x_t
+                for i in range(len(seeds)):
+                    on_step(index + i, Step(step.index, step.x_t[i : i + 1], step.x_0[i : i + 1]))
+        latents = [step.x_t[i : i + 1] for i in range(len(seeds))]
+        for seed, latent in zip(seeds, latents, strict=True):
+            if not np.isfinite(self.engine.to_numpy(latent)).all():
+                raise PixArtError(
+                    f"The drawing with seed {seed} ended in numbers that are not finite; the weights in "
+                    f"{self.folder.path} may be damaged, or the guidance scale {request.guidance_scale:g} too high."
+                )
+        return latents
 
     def _image(self, latent):
         from PIL import Image
 
-        return Image.fromarray(self.decoder.decode(latent))
+        return Image.fromarray(self.engine.decode(latent))
 
     def _settings(self, request: Request, prompt: str, resolved: str, seed: int, image) -> dict[str, Any]:
         return {
@@ -213,41 +214,11 @@ class Pipeline:
     def _read_provenance(self) -> dict[str, Any]:
         """What drew the picture, besides the request; hashing the weights takes a while, so once per pipeline."""
         if self._provenance is None:
-            import diffusers
-            import torch
-            import transformers
-
             hashes = hash_weights(self.folder)
             self._provenance = {
                 "model": self.folder.name,
                 "model_hash": hashes[next(name for name in hashes if name.startswith("transformer/"))],
                 "weights": hashes,
-                "engine": "torch",
-                "device": "cpu",
-                "dtype": "float32",
-                "threads": torch.get_num_threads(),
-                "versions": {
-                    "pixart": pixart.__version__,
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "diffusers": diffusers.__version__,
-                    "transformers": transformers.__version__,
-                    "numpy": np.__version__,
-                },
+                **self.engine.provenance(),
             }
         return self._provenance
-
-    def _check_fit(self) -> None:
-        """Networks that were not trained together fail with a shape error deep inside; say it here instead."""
-        denoiser, text, vae = self.denoiser.config, self.text_encoder.model.config, self.decoder.model.config
-        width = getattr(text, "d_model", None) or text.hidden_size
-        if denoiser.text_dim != width:
-            raise PixArtError(
-                f"The parts of {self.folder.path} do not fit: its transformer reads text states of width "
-                f"{denoiser.text_dim}, and its text encoder gives {width}."
-            )
-        if denoiser.in_channels != vae.latent_channels:
-            raise PixArtError(
-                f"The parts of {self.folder.path} do not fit: its transformer has {denoiser.in_channels} latent "
-                f"channels, and its autoencoder {vae.latent_channels}."
-            )

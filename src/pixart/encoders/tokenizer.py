@@ -1,0 +1,74 @@
+"""Words to token ids, for both engines: no torch here."""
+
+import json
+from pathlib import Path
+
+from pixart.errors import PixArtError
+
+MAX_TOKENS = 120  # the official length, and what the stock pipeline cuts at
+PAD_TO = 16
+
+
+class Tokenizer:
+    """The tokenizer of a model folder, cutting at what its text encoder reads. Holds no state between calls."""
+
+    def __init__(self, folder: Path, encoder_folder: Path):
+        """Load from disk only: `folder` is the tokenizer's, `encoder_folder` has the text encoder's config.json.
+
+        Raises:
+            PixArtError: one of them does not hold what it should; names it.
+        """
+        self.tokenizer = _load(folder)
+        try:
+            positions = json.loads((encoder_folder / "config.json").read_text()).get("max_position_embeddings")
+        except (OSError, ValueError, AttributeError) as error:
+            raise PixArtError(f"{encoder_folder / 'config.json'} cannot be read: {error}") from None
+        # BERT has a table of positions, T5 has none and takes any length.
+        self.positions = positions or MAX_TOKENS + PAD_TO
+        self.max_tokens = min(MAX_TOKENS, self.positions)
+
+    def tokenize(self, text: str) -> tuple[list[int], str]:
+        """Token ids with the special tokens, at most `max_tokens`, and the words that did not fit."""
+        encoding = self.tokenizer.encode(text)
+        if len(encoding.ids) <= self.max_tokens:
+            return encoding.ids, ""
+        closing = 0  # special tokens at the end (BERT's [SEP], T5's </s>), which stay
+        while closing < len(encoding.ids) and encoding.special_tokens_mask[-1 - closing]:
+            closing += 1
+        first_cut = self.max_tokens - closing
+        ids = encoding.ids[:first_cut] + encoding.ids[len(encoding.ids) - closing :]
+        start = encoding.offsets[first_cut][0]
+        while start > 0 and not text[start - 1].isspace():
+            start -= 1  # a word cut in its middle is named whole
+        return ids, text[start:].strip()
+
+    def padded(self, text: str) -> tuple[list[int], list[int], str]:
+        """One text as the stock pipeline reads it, lower-cased and stripped: ids and mask, and the words cut.
+
+        Padded by its own length (to a multiple of 16), never by its neighbours'.
+        """
+        ids, cut = self.tokenize(text.lower().strip())
+        padding = min(-len(ids) % PAD_TO, self.positions - len(ids))
+        return ids + [0] * padding, [1] * len(ids) + [0] * padding, cut
+
+
+def _load(folder: Path):
+    """A `tokenizers.Tokenizer` that neither cuts nor pads: many stored ones are set to do both."""
+    from tokenizers import Tokenizer as Loaded
+
+    file = folder / "tokenizer.json"
+    try:
+        if file.is_file():
+            tokenizer = Loaded.from_file(str(file))
+        else:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,145 @@
+"""Puts an ONNX graph together whose weights stay in the model folder's safetensors files.
+
+ONNX lets a tensor say "my bytes are in that file, from this offset, so many": a safetensors file is just such bytes, so
+one copy of the weights serves torch and ONNX Runtime. The runtime refuses files outside the folder of the graph, which
+is why the graphs lie at the root of the model folder.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pixart.errors import PixArtError
+
+OPSET = 20  # the first with Gelu and its tanh form
+FLOATS = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
+
+
+class Graph:
+    """A graph being built. Values are named by the strings that `op`, `weight` and `constant` return."""
+
+    def __init__(self, folder: Path):
+        """`folder` is the model folder; weights are found in its safetensors files."""
+        self.folder = folder
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self._headers: dict[str, tuple[int, dict]] = {}
+        self._weights: dict[tuple[str, str, bool], str] = {}
+        self._constants: dict[tuple, str] = {}
+
+    def input(self, name: str, kind: type, shape: list[int | str]) -> str:
+        """An input; letters in its shape are sizes that may change from call to call."""
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        self.inputs.append(helper.make_tensor_value_info(name, element, shape))
+        return name
+
+    def output(self, value: str, name: str, shape: list[int | str]) -> None:
+        """Give a value out under `name`, in fp32."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def op(self, kind: str, inputs: list[str], attributes: dict | None = None, domain: str = "") -> str:
+        """Add a node with one output and return that."""
+        return self.split_op(kind, inputs, 1, attributes, domain)[0]
+
+    def split_op(
+        self, kind: str, inputs: list[str], outputs: int, attributes: dict | None = None, domain: str = ""
+    ) -> list[str]:
+        """Add a node with several outputs and return them."""
+        names = [f"{kind.lower()}.{len(self.nodes)}.{i}" for i in range(outputs)]
+        node = helper.make_node(kind, inputs, names, domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in (attributes or {}).items())
+        self.nodes.append(node)
+        return names
+
+    def constant(self, value) -> str:
+        """A small tensor that is no weight; Python floats become fp32, whole numbers int64."""
+        array = np.asarray(value)
+        array = array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int64)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = f"constant.{len(self._constants)}"
+            self.initializers.append(numpy_helper.from_array(array, self._constants[key]))
+        return self._constants[key]
+
+    def weight(self, file: str, tensor: str, *, as_stored: bool = False) -> str:
+        """A tensor of a safetensors file of the folder, in fp32 unless `as_stored`.
+
+        Half precision is cast by a node that ONNX Runtime computes once, when it loads the graph.
+
+        Raises:
+            PixArtError: the file has no such tensor, or not in floating point.
+        """
+        key = (file, tensor, as_stored)
+        if key in self._weights:
+            return self._weights[key]
+        start, header = self._header(file)
+        if tensor not in header or header[tensor]["dtype"] not in FLOATS:
+            raise PixArtError(f"{self.folder / file} has no floating-point tensor {tensor}.")
+        entry = header[tensor]
+        kind = FLOATS[entry["dtype"]]
+        first, end = entry["data_offsets"]
+        name = f"{Path(file).parent}/{tensor}"
+        if not any(other[:2] == key[:2] for other in self._weights):
+            proto = TensorProto(name=name, data_type=kind, dims=entry["shape"], data_location=TensorProto.EXTERNAL)
+            for field, value in (("location", file), ("offset", start + first), ("length", end - first)):
+                proto.external_data.add(key=field, value=str(value))
+            self.initializers.append(proto)
+        if not as_stored and kind != TensorProto.FLOAT:
+            name = self.op("Cast", [name], {"to": TensorProto.FLOAT})
+        self._weights[key] = name
+        return name
+
+    def shape_of(self, file: str, tensor: str) -> list[int]:
+        """The stored shape of a weight; PixArtError where there is none."""
+        header = self._header(file)[1]
+        if tensor not in header:
+            raise PixArtError(f"{self.folder / file} has no tensor {tensor}.")
+        return header[tensor]["shape"]
+
+    def has(self, file: str, tensor: str) -> bool:
+        return tensor in self._header(file)[1]
+
+    def model(self) -> onnx.ModelProto:
+        """The finished graph, checked by ONNX for operators, arity and names."""
+        graph = helper.make_graph(self.nodes, "pixart", self.inputs, self.outputs, self.initializers)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, producer_name="pixart", ir_version=9)
+
+    # What the networks have in common.
+
+    def linear(self, x: str, file: str, name: str) -> str:
+        """x (M, in) -> (M, out), by `name.weight` (out, in) and `name.bias`, where there is one."""
+        inputs = [x, self.weight(file, f"{name}.weight")]
+        if self.has(file, f"{name}.bias"):
+            inputs.append(self.weight(file, f"{name}.bias"))
+        return self.op("Gemm", inputs, {"transB": 1})
+
+    def stacked_linear(self, x: str, file: str, names: list[str]) -> str:
+        """Several linear layers that read the same x (M, in), as one product: (M, sum of their outs)."""
+        inputs = [x, self.op("Concat", [self.weight(file, f"{name}.weight") for name in names], {"axis": 0})]
+        if self.has(file, f"{names[0]}.bias"):
+            inputs.append(self.op("Concat", [self.weight(file, f"{name}.bias") for name in names], {"axis": 0}))
+        return self.op("Gemm", inputs, {"transB": 1})
+
+    def reshape(self, x: str, shape: list[int] | str) -> str:
+        """To a shape as ONNX writes it (0 keeps the size of that place, -1 is what remains), or to a computed one."""
+        return self.op("Reshape", [x, shape if isinstance(shape, str) else self.constant(shape)])
+
+    def silu(self, x: str) -> str:
+        return self.op("Mul", [x, self.op("Sigmoid", [x])])
+
+    def _header(self, file: str) -> tuple[int, dict]:
+        """Where the tensors of a safetensors file begin, and what its header says of them."""
+        if file not in self._headers:
+            with (self.folder / file).open("rb") as stream:
+                length = struct.unpack("<Q", stream.read(8))[0]
+                self._headers[file] = 8 + length, json.loads(stream.read(length))
+        return self._headers[file]

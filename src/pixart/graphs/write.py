@@ -1,0 +1,65 @@
+"""Write a model folder's graphs for ONNX Runtime; they get their names only once they are checked."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from pixart.errors import PixArtError
+from pixart.graphs.decoder import build_decoder
+from pixart.graphs.denoiser import build_denoiser
+from pixart.graphs.text import build_text
+from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
+
+MAX_BYTES = 4_000_000_000  # of weights; ONNX Runtime holds them in fp32, and larger models want a GPU anyway
+
+
+def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
+    """The three graphs of a checked model folder, by their file names.
+
+    Raises:
+        PixArtError: the model is too large, in several files, or has a part that graphs do not know.
+    """
+    size = sum(path.stat().st_size for path in folder.weights)
+    if size > MAX_BYTES:
+        raise PixArtError(
+            f"{folder.path} has {size / 1e9:.1f} GB of weights; graphs are for models of up to {MAX_BYTES / 1e9:.0f} "
+            "GB. Draw it with --engine torch."
+        )
+    if len(folder.weights) != 3:
+        raise PixArtError(f"{folder.path} has its text encoder in several files; graphs need it in one.")
+    configs = {
+        part: json.loads((folder.path / part / "config.json").read_text(encoding="utf-8"))
+        for part in ("text_encoder", "vae")
+    }
+    text, denoiser, decoder = GRAPHS
+    graphs = {
+        text: build_text(folder.path, configs["text_encoder"], folder.transformer),
+        denoiser: build_denoiser(folder.path, folder.transformer),
+        decoder: build_decoder(folder.path, configs["vae"]),
+    }
+    made_for = fingerprint(folder.path)
+    for graph in graphs.values():
+        graph.metadata_props.add(key="fingerprint", value=made_for)
+    return graphs
+
+
+def write_graphs(folder: ModelFolder, check: Callable[[tuple[str, ...]], None]) -> list[Path]:
+    """Build the graphs, write them under other names, `check` those, and rename them; returns their paths.
+
+    Raises:
+        PixArtError: as `build_graphs`; what `check` raises; or the disk refuses. Older graphs then stay.
+    """
+    graphs = build_graphs(folder)
+    parts = {name: folder.path / f".{name}.part" for name in graphs}
+    try:
+        for name, graph in graphs.items():
+            parts[name].write_bytes(graph.SerializeToString())
+        check(tuple(part.name for part in parts.values()))
+        return [part.replace(folder.path / name) for name, part in parts.items()]
+    except OSError as error:
+        raise PixArtError(f"The graphs cannot be written into {folder.path}: {error.strerror or error}.") from None
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)

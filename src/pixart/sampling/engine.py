@@ -1,0 +1,85 @@
+"""What draws: two engines behind one face. The solvers, the noise and the guidance stand above and are the same."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from pixart.errors import PixArtError, UsageError
+from pixart.sampling.model_folder import ModelFolder
+from pixart.sampling.prompts import unknown
+
+ENGINES = ("auto", "onnx", "torch")
+DTYPES = ("float32", "bfloat16")
+
+# x_t (B, C, h, w) and a timestep -> one prediction (B, out_channels, h, w) for each text.
+Predict = Callable[[Any, int], list[Any]]
+
+
+class Engine(Protocol):
+    """The networks of one model folder, loaded. Arrays between its methods are of its own kind (numpy or torch)."""
+
+    name: str
+    max_tokens: int
+
+    def read(self, text: str) -> tuple[Any, str]:
+        """A text as what the denoiser needs of it, and the words over the limit. Once per text."""
+
+    def pictures_at_once(self, tokens: int) -> int:
+        """How many pictures to draw together, at `tokens` image tokens in all passes of one of them.
+
+        Only as many as keep the promise: a picture's bytes are the same alone and among others.
+        """
+
+    def latents(self, noise: np.ndarray) -> Any:
+        """Noise (B, C, h, w) as an array of this engine."""
+
+    def predictor(self, texts: list[Any], pictures: int) -> Predict:
+        """The denoiser for one or two texts (the prompt's, the null text's), for `pictures` pictures at once."""
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """The engine's array as fp32 numpy."""
+
+    def decode(self, latent: Any) -> np.ndarray:
+        """Clean latents (1, C, h, w) -> uint8 RGB (H, W, 3)."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Engine, device, dtype, threads and versions, for the picture's file."""
+
+
+def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32") -> str:
+    """Which engine a request for one of ENGINES means for this folder; loads nothing.
+
+    "auto" is ONNX Runtime where the folder has graphs and fp32 is asked for, else torch.
+
+    Raises:
+        UsageError: no such engine or dtype. PixArtError: the folder has no graphs, or torch is not installed.
+    """
+    if engine not in ENGINES:
+        raise UsageError(unknown("engine", str(engine), ENGINES))
+    if dtype not in DTYPES:
+        raise UsageError(unknown("dtype", str(dtype), DTYPES))
+    if engine == "onnx" and dtype != "float32":
+        raise UsageError(f"The engine onnx draws in float32 only, not {dtype}; take --engine torch.")
+    if engine == "onnx" and not folder.has_graphs:
+        raise PixArtError(
+            f"{folder.path} has no graphs for ONNX Runtime. Write them with: pixart convert {folder.path} --to onnx"
+        )
+    if engine == "onnx" or (engine == "auto" and folder.has_graphs and dtype == "float32"):
+        return "onnx"
+    if importlib.util.find_spec("torch") is None:
+        why = "" if folder.has_graphs else f" ({folder.path} has no graphs for ONNX Runtime)"
+        raise PixArtError(f"This needs torch, which is not installed: pip install 'pixart[torch]'{why}")
+    return "torch"
+
+
+def open_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32") -> Engine:
+    """Load a checked model folder with the engine that `choose_engine` names; raises as that does."""
+    if choose_engine(folder, engine, dtype) == "onnx":
+        from pixart.sampling.onnx_engine import OnnxEngine
+
+        return OnnxEngine(folder)
+    from pixart.sampling.torch_engine import TorchEngine
+
+    return TorchEngine(folder, dtype)

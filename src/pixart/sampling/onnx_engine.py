@@ -1,0 +1,143 @@
+"""The ONNX Runtime engine: draws a model folder that has graphs, on the CPU, without torch."""
+
+import os
+import platform
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import pixart
+from pixart.encoders.tokenizer import Tokenizer
+from pixart.errors import PixArtError
+from pixart.sampling.engine import Predict
+from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
+
+# More image tokens than this in one call gain nothing on a CPU: the matrix products are large enough.
+TOKENS_AT_ONCE = 1024
+
+
+class Text(NamedTuple):
+    """Keys and values (2·depth, 1, h, L, d) and their mask (1, L) int32."""
+
+    keys_and_values: np.ndarray
+    mask: np.ndarray
+
+
+class OnnxEngine:
+    """The graphs of a model folder in ONNX Runtime. See `pixart.sampling.engine.Engine`."""
+
+    name = "onnx"
+
+    def __init__(self, folder: ModelFolder, graphs: tuple[str, ...] = GRAPHS):
+        """Load from disk only, the three graphs side by side; `graphs` are their file names in the folder.
+
+        Raises:
+            PixArtError: the graphs were made for other weights, or cannot be loaded.
+        """
+        self.folder = folder
+        self.tokenizer = Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder")
+        self.max_tokens = self.tokenizer.max_tokens
+        self.threads = _threads()
+        fingerprint_now = fingerprint(folder.path)
+        with ThreadPoolExecutor(len(graphs)) as pool:
+            loading: list[Future] = [pool.submit(self._load, name, fingerprint_now) for name in graphs]
+        self.text, self.denoiser, self.decoder = (future.result() for future in loading)
+
+    def _load(self, name: str, fingerprint_now: str):
+        import onnxruntime
+
+        path = self.folder.path / name
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 4
+        again = f"Write the graphs again with: pixart convert {self.folder.path} --to onnx"
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            made_for = session.get_modelmeta().custom_metadata_map.get("fingerprint")
+        except Exception as error:  # the runtime has its own exception classes, one for each kind of damage
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise PixArtError(f"{path} cannot be loaded: {reason} {again}") from None
+        if made_for != fingerprint_now:
+            raise PixArtError(f"{path} was made for other weights or configs than those beside it. {again}")
+        return session
+
+    def read(self, text: str) -> tuple[Text, str]:
+        ids, mask, cut = self.tokenizer.padded(text)
+        mask = np.array([mask], np.int32)
+        feed = {"tokens": np.array([ids], np.int64), "text_mask": mask}
+        return Text(self.text.run(["text"], feed)[0], mask), cut
+
+    def pictures_at_once(self, tokens: int) -> int:
+        return max(1, TOKENS_AT_ONCE // tokens)
+
+    def latents(self, noise: np.ndarray) -> np.ndarray:
+        return noise
+
+    def predictor(self, texts: list[Text], pictures: int) -> Predict:
+        length = max(text.mask.shape[1] for text in texts)
+        rows = [_lengthened(text, length) for text in texts for _ in range(pictures)]
+        feed = {
+            "text": np.concatenate([row.keys_and_values for row in rows], axis=1),
+            "text_mask": np.concatenate([row.mask for row in rows]),
+        }
+
+        def predict(x_t: np.ndarray, timestep: int) -> list[np.ndarray]:
+            feed["x_t"] = np.concatenate([x_t] * len(texts))
+            feed["timestep"] = np.array([timestep], np.float32)
+            if "positions" not in feed:
+                feed["positions"] = self._positions(*x_t.shape[-2:])
+            return np.split(self.denoiser.run(["prediction"], feed)[0], len(texts))
+
+        return predict
+
+    def _positions(self, height: int, width: int) -> np.ndarray:
+        from pixart.model.positions import sincos_positions
+
+        config = self.folder.transformer
+        patch, size = config["patch_size"], config["sample_size"]
+        scale = config["interpolation_scale"] or max(size // 64, 1)
+        columns = config["num_attention_heads"] * config["attention_head_dim"]
+        return sincos_positions(height // patch, width // patch, columns, size // patch, scale)
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def decode(self, latent: np.ndarray) -> np.ndarray:
+        pixels = self.decoder.run(["pixels"], {"latent": latent})[0]
+        pixels = np.clip(pixels[0] * np.float32(0.5) + np.float32(0.5), 0, 1).transpose(1, 2, 0)
+        return (pixels * 255).round().astype(np.uint8)
+
+    def provenance(self) -> dict[str, Any]:
+        import onnxruntime
+
+        return {
+            "engine": self.name,
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": self.threads,
+            "versions": {
+                "pixart": pixart.__version__,
+                "python": platform.python_version(),
+                "onnxruntime": onnxruntime.__version__,
+                "numpy": np.__version__,
+            },
+        }
+
+
+def _threads() -> int:
+    """As many as the cores that this process may use; OMP_NUM_THREADS sets another number, as it does for torch."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    cores = getattr(os, "sched_getaffinity", None)
+    return len(cores(0)) if cores else os.cpu_count() or 1
+
+
+def _lengthened(text: Text, length: int) -> Text:
+    """Padded to `length` tokens, which the mask hides."""
+    more = length - text.mask.shape[1]
+    if not more:
+        return text
+    keys_and_values = np.pad(text.keys_and_values, [(0, 0)] * 3 + [(0, more), (0, 0)])
+    return Text(keys_and_values, np.pad(text.mask, [(0, 0), (0, more)]))
