@@ -12,6 +12,7 @@ EXTRA_OF = {
     "transformers": "torch",
     "pyarrow": "data",
     "resvg_py": "data",
+    "textblob": "data",
     "codecarbon": "track",
     "tensorboard": "track",
     "trackio": "track",

@@ -1,23 +1,31 @@
 """One batch of pictures to the rows of their captions: the part that runs alike in one process and on many machines."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pixart.captions.answers import one_line, refusal, split_opening
 from pixart.captions.captioner import Caption, Captioner, Picture
+from pixart.data.images import open_image
+from pixart.data.pairs import ImageProblem, Location, read_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 OPENINGS = ("strip", "flag")
+LARGEST_SIDE = 2048  # pixels: more than any captioner looks at; a batch of 80-megapixel photos would fill the memory
 
 
 @dataclass(frozen=True)
 class Uncaptioned:
-    """One picture as it comes out of a data set: its key, its file's bytes, its first caption, whatever else is known.
+    """One picture as it comes out of a data set: its key, its file, its first caption, whatever else is known.
 
-    `data` is None for a captioner that does not look at pictures.
+    `data` is the file's bytes or where they are; None for a captioner that does not look at pictures.
     """
 
     key: str
-    data: bytes | None
+    data: bytes | Location | None
     caption: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
 
@@ -33,15 +41,19 @@ def caption_batch(captioner: Captioner, batch: Sequence[Uncaptioned], *, opening
     rows: dict[int, list[dict]] = {}
     pictures: dict[int, Picture] = {}
     about = row_settings(captioner, openings)
-    for position, item in enumerate(batch):
-        try:
-            pictures[position] = _opened(item)
-        except Exception as error:  # decoders raise all kinds of things at a broken file
-            rows[position] = [_rejected(item.key, "unreadable", about, error=_said(error))]
+    # Files are read in their order, which tables and shards want; decoders leave Python's lock alone.
+    with ThreadPoolExecutor(min(8, len(batch) or 1)) as threads:
+        opening = [threads.submit(_open, _read(item)) for item in batch]
+    for position, (item, opened) in enumerate(zip(batch, opening, strict=True)):
+        image = opened.result()
+        if isinstance(image, Exception):
+            rows[position] = [_rejected(item.key, "unreadable", about, {"error": _said(image)})]
+        else:
+            pictures[position] = Picture(item.key, image, item.caption, item.facts)
     for position, answers in _answers(captioner, pictures).items():
         key = batch[position].key
         if isinstance(answers, Exception):
-            rows[position] = [_rejected(key, "failed", about, error=_said(answers))]
+            rows[position] = [_rejected(key, "failed", about, {"error": _said(answers)})]
         else:
             rows[position] = [_row(key, answer, len(answers), about, openings) for answer in answers]
     return [row for position in range(len(batch)) for row in rows[position]]
@@ -52,11 +64,24 @@ def row_settings(captioner: Captioner, openings: str) -> dict[str, object]:
     return captioner.about() | ({} if openings == "strip" else {"openings": openings})
 
 
-def _opened(item: Uncaptioned) -> Picture:
-    from pixart.data.images import open_image
+def _read(item: Uncaptioned) -> bytes | Exception | None:
+    if item.data is None or isinstance(item.data, bytes):
+        return item.data
+    try:
+        return read_bytes(item.data)
+    except ImageProblem as error:
+        return error
 
-    image = None if item.data is None else open_image(item.data).image
-    return Picture(item.key, image, item.caption, item.facts)
+
+def _open(data: bytes | Exception | None) -> "Image | Exception | None":
+    if not isinstance(data, bytes):
+        return data
+    try:
+        image = open_image(data).image
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))  # only ever makes it smaller
+        return image
+    except Exception as error:  # decoders raise all kinds of things at a broken file
+        return error
 
 
 def _answers(captioner: Captioner, pictures: dict[int, Picture]) -> dict[int, list[Caption] | Exception]:
@@ -79,9 +104,9 @@ def _row(key: str, answer: Caption, count: int, about: dict[str, object], openin
     which = {"index": answer.index} if count > 1 else {}
     opening, rest = split_opening(said)
     if not any(character.isalnum() for character in rest):
-        return _rejected(key, "empty", which | about, answer=said)
+        return _rejected(key, "empty", which | about, {"answer": said})
     if refusal(said) or refusal(rest):  # "Sure! I'm sorry, but I cannot ..."
-        return _rejected(key, "refusal", which | about, answer=said)
+        return _rejected(key, "refusal", which | about, {"answer": said})
     row: dict = {"key": key, "caption": rest if openings == "strip" else said} | which
     if opening:
         row["opening"] = opening
@@ -90,9 +115,7 @@ def _row(key: str, answer: Caption, count: int, about: dict[str, object], openin
     return row | about
 
 
-def _rejected(key: str, why: str, about: dict[str, object], **said: str) -> dict:
-    return {"key": key, "caption": None, "rejected": why, **said, **about}
-    said = {"answer": answer} if error is None else {"error": error}
+def _rejected(key: str, why: str, about: dict[str, object], said: dict[str, str]) -> dict:
     return {"key": key, "caption": None, "rejected": why} | said | about
 
 

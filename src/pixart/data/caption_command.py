@@ -1,0 +1,241 @@
+"""`pixart data caption PATH`: captions from a vision-language model, or from what the data set says already."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+
+from pixart.captions.captioner import Captioner
+from pixart.captions.metadata_captioner import MetadataCaptioner, Template
+from pixart.captions.vision_language import QUESTION, VisionLanguageCaptioner, VisionLanguageSettings
+from pixart.data.caption import Account, caption_dataset
+from pixart.data.caption_batch import OPENINGS
+from pixart.data.dataset import Dataset, open_dataset
+from pixart.data.dropped import ALLOWED, check_dropped
+from pixart.data.pairs import Pair, printable
+from pixart.errors import PixArtError, UsageError
+
+
+def _shown(metavar: str, default: str):
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Caption the pictures of a data set with a vision-language model, or from its columns.
+
+    The captions go beside the data set, one file per source, and every command that reads the data set finds them
+    there. Stopped or killed, the same command goes on where it was.
+    """
+
+    path: Annotated[Path, arg(metavar="PATH")]
+    """Folder or file with pictures; docs/data.md lists what is read."""
+    model: Annotated[str | None, _shown("FOLDER|ID", "none")] = None
+    """An image-text-to-text model of transformers (LLaVA and its like): a folder, or a hub id, which is fetched."""
+    template: Annotated[str | None, _shown("TEXT", "none")] = None
+    """Instead of a model: a caption with column names in braces, such as "a photo of {label}"."""
+    question: Annotated[str, arg(metavar="TEXT")] = QUESTION
+    """What the model is asked about every picture."""
+    hint: bool = False
+    """Tell the model the original caption: Given the caption of this image "...", describe this image and so on."""
+    num_captions: Annotated[int, arg(metavar="N")] = 1
+    """Captions per picture; more than one needs a temperature."""
+    max_new_tokens: Annotated[int, arg(metavar="N")] = 512
+    """A caption of more tokens than this is cut, and marked so."""
+    temperature: Annotated[float, arg(metavar="X")] = 0.0
+    """0 takes the likeliest word; above 0 words are drawn."""
+    top_p: Annotated[float, arg(metavar="X")] = 1.0
+    """Draw from the likeliest words that make up this share."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Names the random numbers by which words are drawn."""
+    batch_size: Annotated[int, arg(metavar="N")] = 8
+    """Pictures that the model looks at together."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """auto (as the model is stored), float32, bfloat16 or float16."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
+    source: Annotated[str, _shown("NAME", "the model's name")] = ""
+    """Name of these captions beside others of the same pictures."""
+    openings: Annotated[str, arg(metavar="WHAT")] = "strip"
+    """Of boilerplate such as "The image shows": strip it, or flag it and leave it in the caption."""
+    limit: Annotated[int | None, _shown("N", "all")] = None
+    """Only the first N pictures."""
+    allow_dropped: Annotated[float, arg(metavar="SHARE")] = ALLOWED
+    """Share of the pictures that may be unreadable before the command counts as failed."""
+    layout: Annotated[str | None, _shown("NAME", "found out")] = None
+    """The data set's layout, where more than one fits."""
+    image_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    """The column with pictures or their paths."""
+    caption_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    """The column with the original captions."""
+    image_root: Annotated[Path | None, _shown("FOLDER", "the manifest's")] = None
+    """Folder that the paths in a manifest start from."""
+    json: bool = False
+    """Print the account as one JSON object instead of the path of the captions."""
+
+
+def run(arguments: list[str]) -> int:
+    """Everything after `pixart data caption`. Returns the exit code; raises PixArtError with one sentence."""
+    import tyro
+
+    try:
+        options = tyro.cli(
+            CaptionOptions,
+            args=arguments,
+            prog="pixart data caption",
+            config=(PositionalRequiredArgs, FlagCreatePairsOff),
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    settings = _check(options)
+    dataset = open_dataset(
+        options.path,
+        layout=options.layout,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        image_root=options.image_root,
+    )
+    # Looked for before the model is loaded, which takes minutes.
+    if not any(isinstance(found, Pair) for found in dataset.pairs()):
+        raise PixArtError(f"{options.path} ({dataset.layout}) has no picture that can be read; see pixart data check.")
+    with warnings.catch_warnings(action="ignore"):
+        account = _caption(options, settings, dataset)
+    _tell(options, account)
+    dropped, total = account.dropped, account.pictures
+    if dropped:
+        check_dropped(dropped, total, allowed=options.allow_dropped, examples=map(printable, account.examples))
+    return 0
+
+
+def _check(options: CaptionOptions) -> VisionLanguageSettings | MetadataCaptioner:
+    """All that can be wrong with the options themselves, before anything is read."""
+    if (options.model is None) == (options.template is None):
+        raise UsageError(
+            "Say who writes the captions: either --model with an image-text-to-text model (a folder or a hub id such "
+            "as llava-hf/llava-1.5-7b-hf), or --template with a text such as 'a photo of {label}'."
+        )
+    if options.openings not in OPENINGS:
+        raise UsageError(f"--openings is {options.openings!r}; give one of {', '.join(OPENINGS)}.")
+    for name, value in (("--batch-size", options.batch_size), ("--limit", options.limit)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; give 1 or more.")
+    if not 0 <= options.allow_dropped <= 1:
+        raise UsageError(f"--allow-dropped is {options.allow_dropped:g}; it is a share, so give 0 to 1.")
+    if options.template is not None:
+        return MetadataCaptioner(options.source or "template", options.template, Template(options.template))
+    return VisionLanguageSettings(
+        model=str(options.model),
+        question=options.question,
+        hint=options.hint,
+        captions_per_picture=options.num_captions,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        dtype=options.dtype,
+        device=options.device,
+        source=options.source,
+    )
+
+
+def _caption(
+    options: CaptionOptions, settings: VisionLanguageSettings | MetadataCaptioner, dataset: Dataset
+) -> Account:
+    if isinstance(settings, VisionLanguageSettings):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        _say(f"{options.path} ({dataset.layout}): loading {options.model}.")
+        captioner: Captioner = VisionLanguageCaptioner(settings)
+        per_picture = settings.captions_per_picture
+    else:
+        captioner, per_picture = settings, 1
+    looks = captioner is not settings
+    hint = dataset.count_hint()
+    with Progress(min(hint, options.limit) if hint and options.limit else options.limit or hint) as progress:
+        return caption_dataset(
+            dataset,
+            captioner,
+            batch_size=options.batch_size if looks else 1000,
+            openings=options.openings,
+            limit=options.limit,
+            looks=looks,
+            per_picture=per_picture,
+            progress=progress.update,
+        )
+
+
+def _tell(options: CaptionOptions, account: Account) -> None:
+    for example in account.examples:
+        _say(f"Not captioned: {printable(example)}")
+    if account.dropped > len(account.examples):
+        _say(f"... and {account.dropped - len(account.examples):,} more.")
+    said = [
+        f"{account.captions:,} captions written",
+        f"{account.captioned_before:,} pictures had theirs" if account.captioned_before else "",
+        f"{account.refused:,} refusals" if account.refused else "",
+        f"{account.empty:,} empty answers" if account.empty else "",
+        f"{account.openings:,} boilerplate openings {'stripped' if options.openings == 'strip' else 'flagged'}"
+        if account.openings
+        else "",
+        f"{account.cut:,} cut at --max-new-tokens {options.max_new_tokens}" if account.cut else "",
+        f"{account.dropped:,} of {account.pictures:,} pictures not captioned" if account.dropped else "",
+    ]
+    _say(f"{', '.join(part for part in said if part)}; {account.seconds:.0f} s.")
+    if options.json:
+        print(json.dumps(asdict(account) | {"path": str(account.path), "dropped": account.dropped}))
+    else:
+        print(account.path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar on a terminal, a line every half minute elsewhere; both with the time left, where the total is known."""
+
+    def __init__(self, total: int | None):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self.total, self.live, self.said = total, console.is_terminal, time.monotonic()
+        self.began: tuple[float, int] | None = None
+        self.bar = Bar(
+            TextColumn("captioning"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task("captioning", total=total)
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()
+
+    def update(self, account: Account) -> None:
+        self.bar.update(self.task, completed=account.pictures)
+        now = time.monotonic()
+        if self.began is None:
+            self.began = (now, account.pictures)
+        if self.live or now - self.said < 30:
+            return
+        self.said = now
+        start, before = self.began
+        speed = (account.pictures - before) / max(now - start, 1e-9)
+        left = f"; about {(self.total - account.pictures) / speed / 60:.0f} min left" if self.total and speed else ""
+        of = f" of about {self.total:,}" if self.total else ""
+        _say(f"{account.pictures:,}{of} pictures, {speed:.2f} a second{left}.")
