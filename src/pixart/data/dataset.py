@@ -5,44 +5,86 @@ same, without ever holding a manifest whole. Captions that `pixart data caption`
 described in docs/data.md, one small file each in `pixart.data.layouts`.
 """
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixart.data.pairs import Pair, Problem
+from pixart.data.layouts import (
+    class_folders,
+    hub_folder,
+    imagefolder,
+    pixart_layouts,
+    sidecars,
+    tables,
+    tar_shards,
+)
+from pixart.data.layouts.layout import Columns, Layout, Notes
+from pixart.data.layouts.walk import Folder, Glance, ending, glance, walk
+from pixart.data.pairs import Pair, Problem, kind_of_file, printable
+from pixart.data.written_captions import WrittenCaptions
 from pixart.errors import UsageError
+
+LAYOUTS = (
+    "imagefolder", "sidecars", "pictures", "tar", "table", "class-folders", "sam", "interndata", "huggingface",
+)  # fmt: skip
+_LOOKED_FOR = (
+    imagefolder.LOOKED_FOR, sidecars.LOOKED_FOR, tar_shards.LOOKED_FOR, tables.LOOKED_FOR, class_folders.LOOKED_FOR,
+    pixart_layouts.LOOKED_FOR, hub_folder.LOOKED_FOR,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that has been recognised, not read. May be opened anew from `path` in another process.
+    """A data set that has been recognised, not read. It can be pickled, or opened anew from `path` elsewhere.
 
-    `layout` is the human name of what was found; `notes` are remarks on what the layout holds that is not read (files
-    of other kinds, pictures that no manifest names). They are complete once a `pairs()` has been read to its end.
+    `layout` is the human name of what was found, `layout_name` what `open_dataset(layout=...)` takes. `notes` are
+    remarks on what is there and not read (files of other kinds, pictures that no manifest names); they are complete
+    once a `pairs()` has been read to its end.
     """
 
     path: Path
-    layout: str
+    found: Layout
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def layout(self) -> str:
+        return self.found.title
+
+    @property
+    def layout_name(self) -> str:
+        return self.found.name
+
     def pairs(self) -> Iterator[Pair | Problem]:
-        """Every pair and every problem, streaming, in the same order each time; captions of all sources merged."""
-        raise NotImplementedError
+        """Every pair and every problem, streaming, in the same order each time; captions of all sources merged.
+
+        Raises PixArtError where the data set as a whole cannot be read (a manifest is gone, a table is damaged).
+        """
+        notes = Notes()
+        with WrittenCaptions(captions_folder(self.path)) as written:
+            yield from written.problems()
+            for one in self.found.read(notes):
+                yield written.merged(one) if isinstance(one, Pair) else one
+            written.say_strangers(notes)
+        self.notes[:] = notes.all()
 
     def count_hint(self) -> int | None:
         """About how many pairs there are, where that is cheap to say (for a progress bar), else None."""
-        raise NotImplementedError
+        return self.found.count_hint()
 
     def fingerprint(self) -> str:
         """64 hex digits over the names, sizes and times of change of the data set's own files.
 
-        Cheap: no file is read. Copied without its times (`cp` without `-p`) a data set gets another one.
+        Cheap: no file is read. A single table with paths answers for itself, not for the pictures that it names. Copied
+        without its times (`cp` without `-p`) a data set gets another fingerprint.
         """
-        raise NotImplementedError
+        return _fingerprint(self.layout_name, self.found.roots)
 
     def captions_fingerprint(self) -> str:
         """The same for what `pixart data caption` has written for this data set (all sources)."""
-        raise NotImplementedError
+        folder = captions_folder(self.path)
+        return _fingerprint("captions", (folder,) if folder.is_dir() else ())
 
 
 def open_dataset(
@@ -55,13 +97,88 @@ def open_dataset(
 ) -> Dataset:
     """Recognise the data set at `path`: a folder, a file, or a brace range of shards such as `{00000..00099}.tar`.
 
-    `layout` chooses one by its short name where more than one fits. `image_column` and `caption_column` name columns
+    `layout` is one of LAYOUTS and chooses where more than one fits. `image_column` and `caption_column` name columns
     (or JSON keys) that are not called as usual. Paths in manifests are taken from the manifest's folder and must stay
     inside the data set; `image_root` sets another folder for both.
 
     Raises UsageError if there is nothing at `path`, if no layout fits (it says what was looked for) or if several do.
     """
-    raise UsageError(f"{path} cannot be read yet: the readers are being written.")
+    if layout is not None and layout not in LAYOUTS:
+        raise UsageError(f"There is no layout {layout!r}; choose among {', '.join(LAYOUTS)}.")
+    path = Path(os.path.abspath(path))
+    if image_root is not None and not Path(image_root).is_dir():
+        raise UsageError(f"There is no folder {image_root} for the pictures.")
+    columns = Columns(image_column, caption_column, image_root and Path(os.path.abspath(image_root)))
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        shards = tar_shards.brace_range(path)
+        if shards is None:
+            raise UsageError(f"There is nothing at {printable(str(path))}; give a folder or a file.") from None
+        return Dataset(path, shards)
+    if path.is_dir():
+        return Dataset(path, _in_folder(glance(path), layout, columns))
+    if not path.is_file():
+        raise UsageError(f"{path} is a {kind_of_file(mode)}; give a folder or a file.")
+    return Dataset(path, _one_file(path, columns))
+
+
+def _in_folder(top: Glance, layout: str | None, columns: Columns) -> Layout:
+    """The one layout that fits, or the one that was asked for."""
+    finders = {
+        "huggingface": lambda: hub_folder.find(top, columns),
+        "interndata": lambda: pixart_layouts.find(top, columns),
+        "sam": lambda: pixart_layouts.find(top, columns),
+        "tar": lambda: tar_shards.find(top),
+        "imagefolder": lambda: imagefolder.find(top, columns),
+        "table": lambda: tables.find(top, columns),
+        "class-folders": lambda: class_folders.find(top),
+        "sidecars": lambda: sidecars.find(top),
+        "pictures": lambda: sidecars.find(top),
+    }
+    if layout is not None:
+        chosen = finders[layout]()
+        if chosen is None or (layout in ("sam", "interndata") and chosen.name != layout):
+            raise UsageError(f"{top.path} does not look like {layout}; looked for {_looked_for()}.")
+        return chosen
+    for name in ("huggingface", "sam"):  # these two have marks that nothing else has
+        special = finders[name]()
+        if special is not None:
+            return special
+    manifests = [finders[name]() for name in ("tar", "imagefolder", "table")]
+    fitting: list[Layout] = [one for one in manifests if one is not None]
+    pictures, classes = sidecars.find(top), class_folders.find(top)
+    if pictures is not None and pictures.captioned:
+        fitting.append(pictures)
+    elif not fitting and pictures is not None:
+        # A manifest explains pictures without captions. `10_dog` may be a class, or ten repeats of a dog.
+        fitting = [one for one in (classes, pictures if classes is None or pictures.repeats else None) if one]
+    if not fitting:
+        inside = f"{len(top.files):,} files and {len(top.folders):,} folders"
+        raise UsageError(f"{top.path} ({inside}) holds no data set that is known: looked for {_looked_for()}.")
+    if len(fitting) > 1:
+        titles = " and ".join(f"{one.title} (layout {one.name})" for one in fitting)
+        raise UsageError(f"{top.path} could be {titles}; choose with --layout.")
+    return fitting[0]
+
+
+def _one_file(path: Path, columns: Columns) -> Layout:
+    kind = ending(path.name)
+    if kind == ".tar":
+        return tar_shards.TarShards(path.parent, (path.name,), single=True)
+    if kind in tables.ENDINGS:
+        return tables.one_file(path, columns)
+    if kind == ".json":
+        return pixart_layouts.one_file(path, columns)
+    if kind in (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"):
+        raise UsageError(f"{path} is packed; unpack it first, tar shards to plain .tar files.")
+    raise UsageError(
+        f"{path} is no data set; give a folder, or a {', '.join((*tables.ENDINGS, '.tar', '.json'))} file."
+    )
+
+
+def _looked_for() -> str:
+    return "; ".join(_LOOKED_FOR)
 
 
 def captions_folder(path: Path) -> Path:
@@ -73,3 +190,27 @@ def captions_folder(path: Path) -> Path:
     """
     path = Path(path)
     return path / ".pixart" / "captions" if path.is_dir() else Path(f"{path}.pixart") / "captions"
+
+
+def _fingerprint(name: str, roots: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256(name.encode())
+    for root in roots:
+        digest.update(b"\0root\0")
+        if root.is_file():
+            _add(digest, root.name, root)
+            continue
+        for folder in walk(root, Notes()):
+            if isinstance(folder, Folder):
+                for file in folder.files:
+                    _add(digest, folder.key(file), Path(folder.path) / file)
+            else:
+                digest.update(f"\0{folder.key}\0{folder.kind}".encode())
+    return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", key: str, path: Path) -> None:
+    try:
+        about = path.stat()
+        digest.update(f"\0{key}\0{about.st_size}\0{about.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        digest.update(f"\0{key}\0{error.errno}".encode("utf-8", "surrogateescape"))

@@ -1,7 +1,10 @@
 """Bytes to an RGB picture, safely: an allow-list of decoders, limits, and one way for every colour mode."""
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pixart.data.pairs import ImageProblem
 
@@ -9,6 +12,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; the number from which Pillow, too, speaks of a bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
+# Endings of pictures that are not read: they are reported, where other files are only counted.
+UNREAD_EXTENSIONS = frozenset(
+    (".svg", ".pdf", ".eps", ".psd", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".exr", ".hdr", ".dng", ".raw")
+)
+_OTHERS = (  # first bytes of what people rename to .png, so that the refusal can say what it is
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "an EPS or PostScript document"),
+    (b"8BPS", "a Photoshop file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture"),
+    (b"\x00\x00\x01\x00", "an icon file (ICO)"),
+    (b"\x80\x04", "a Python pickle"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,129 @@ class Opened:
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
     """The picture in `data`; `Opened.image` has mode RGB and the size after EXIF rotation.
 
-    Raises ImageProblem for anything else: empty, format (not a picture that is read here: says what it is instead),
-    bomb (more than `max_pixels`, or a text chunk that unpacks to megabytes), truncated, broken, mode.
+    `max_pixels` above 178,956,970 does not help: there Pillow itself refuses. 16-bit grey keeps its high byte; floats
+    must lie within 0 and 1. Raises ImageProblem for anything else: empty, format (not a picture that is read here: says
+    what it is instead), bomb (more than `max_pixels`, or a text chunk that unpacks to megabytes), truncated, broken,
+    mode (pixels whose range nobody can know).
     """
-    raise ImageProblem("broken", "The readers are being written.")
+    import warnings
+
+    from PIL import Image
+
+    if not data:
+        raise ImageProblem("empty", "The picture has no bytes.")
+    # Pillow's own warning would come on top of the refusal below, or where a larger limit was asked for.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, max_pixels)
+            orientation = _orientation(image)
+            image.load()  # the first frame
+            rgb, alpha = _on_white(image)
+            left = _orientation(image)  # 1 if Pillow has turned it already, as it does with TIFF
+            if left > 1:
+                rgb = rgb.transpose(_UPRIGHT[left])
+            return Opened(
+                image=rgb,
+                format=image.format or "?",
+                mode=image.mode,
+                alpha=alpha,
+                orientation=orientation,
+                animated=bool(getattr(image, "is_animated", False)),
+                icc=bool(image.info.get("icc_profile")),
+            )
+    except ImageProblem:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageProblem("format", f"This is {_what_it_is(data)}; {_read_here()}") from None
+    except Image.DecompressionBombError:
+        raise ImageProblem("bomb", "The picture claims more than 178,956,970 pixels.") from None
+    except Exception as error:  # decoders fed with bad bytes raise nearly everything: struct.error, KeyError, ...
+        raise _from_decoder(error) from None
+
+
+# What to do for each EXIF orientation (TIFF 6.0, tag 274), as numbers of Image.Transpose.
+_UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+
+def _orientation(image: "Image.Image") -> int:
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # EXIF written badly: the pixels are fine, and nothing says that they are rotated
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageProblem("bomb", f"The picture claims {width} x {height} pixels; at most {max_pixels:,} are decoded.")
+    if width < 1 or height < 1:
+        raise ImageProblem("broken", f"The picture claims {width} x {height} pixels.")
+
+
+def _from_decoder(error: Exception) -> ImageProblem:
+    text = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    if "MAX_TEXT" in text:
+        return ImageProblem("bomb", "A text chunk of the picture unpacks to more than is allowed.")
+    if isinstance(error, MemoryError):
+        return ImageProblem("bomb", "The picture needs more memory than there is.")
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return ImageProblem("truncated", f"The picture ends too early ({text}).")
+    return ImageProblem("broken", f"The picture cannot be decoded ({text}).")
+
+
+def _what_it_is(data: bytes) -> str:
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in data[:4096].lower():
+        return "an SVG drawing"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if data[4:8] == b"ftyp":
+        return f"a file of type {data[8:12].decode('ascii', 'replace').strip()} (HEIC or a video)"
+    for first, name in _OTHERS:
+        if data.startswith(first):
+            return name
+    return "no picture that is known here, or it is damaged at its start"
+
+
+def _read_here() -> str:
+    return "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read."
+
+
+def _on_white(image: "Image.Image") -> tuple["Image.Image", bool]:
+    """The picture as RGB, with white where it is transparent, and whether it is anywhere."""
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_numbers(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        opacity = rgba.getchannel("A")
+        if opacity.getextrema()[0] == 255:
+            return rgba.convert("RGB"), False
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=opacity)
+        return white, True
+    if image.mode == "LAB":
+        raise ImageProblem("mode", "The colours are stored as LAB, which is not read here; save it as RGB.")
+    return (image.copy() if image.mode == "RGB" else image.convert("RGB")), False
+
+
+def _from_numbers(image: "Image.Image") -> tuple["Image.Image", bool]:
+    """Grey pictures of 16-bit or 32-bit integers, or of floats."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ImageProblem("mode", "The pixels are floats outside 0 to 1, so white is not known; save as 8 bit.")
+        grey = np.rint(values * 255)
+    elif image.mode == "I" and image.format != "PNG":  # in a PNG they are 16-bit values, in a TIFF anything
+        raise ImageProblem("mode", "The pixels are 32-bit or signed integers, so white is not known; save as 8 bit.")
+    else:
+        grey = values.astype(np.int64) >> 8  # the high byte, as Pillow does for 16-bit colour
+    transparent = image.info.get("transparency")
+    holes = values == transparent if isinstance(transparent, int) else np.zeros_like(values, bool)
+    grey = np.where(holes, 255, grey).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB"), bool(holes.any())

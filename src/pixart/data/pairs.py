@@ -95,7 +95,7 @@ class Pair:
     A picture without a usable caption is a pair too, because a captioner can still write one: `captions` is then empty
     and `caption_problem` says why (kinds: caption-missing, caption-empty, caption-encoding, caption-nul,
     caption-long). Whoever needs captions drops such a pair and reports `caption_problem`; it may also be set beside
-    captions of other sources.
+    captions of other sources. More kinds: caption-type, caption-unreadable, caption-shared.
     """
 
     key: str
@@ -124,16 +124,17 @@ def read_bytes(location: Location) -> bytes:
     """
     match location:
         case InFile(path):
-            return _read_file(path, 0, None)
+            return read_file(path)
         case InTar(path, offset, length):
-            return _read_file(path, offset, length)
+            return read_file(path, offset=offset, length=length)
         case InTable():
             from pixart.data.layouts.columns import read_cell
 
             return read_cell(location)
 
 
-def _read_file(path: str, offset: int, length: int | None) -> bytes:
+def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: int = MAX_IMAGE_BYTES) -> bytes:
+    """`length` bytes of a regular file from `offset`, or all of it; never more than `limit`. Raises ImageProblem."""
     name = printable(Path(path).name)
     try:
         # O_NONBLOCK: to open a pipe without a writer would wait for ever.
@@ -146,12 +147,12 @@ def _read_file(path: str, offset: int, length: int | None) -> bytes:
     try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
-            raise ImageProblem("not-a-file", f"{name} is a {_kind(about.st_mode)}, not a file.")
+            raise ImageProblem("not-a-file", f"{name} is a {kind_of_file(about.st_mode)}, not a file.")
         length = about.st_size if length is None else length
-        if length > MAX_IMAGE_BYTES:
-            raise ImageProblem("too-large", f"{name}: {length:,} bytes for one picture; at most {MAX_IMAGE_BYTES:,}.")
+        if length > limit:
+            raise ImageProblem("too-large", f"{name} has {length:,} bytes; at most {limit:,} are read.")
         if length == 0:
-            raise ImageProblem("empty", f"{name}: the picture has no bytes.")
+            raise ImageProblem("empty", f"{name} is empty.")
         with os.fdopen(os.dup(handle), "rb") as file:
             file.seek(offset)
             data = file.read(length)
@@ -160,11 +161,12 @@ def _read_file(path: str, offset: int, length: int | None) -> bytes:
     finally:
         os.close(handle)
     if len(data) < length:
-        raise ImageProblem("truncated", f"{name} ends before the picture does: {len(data):,} of {length:,} bytes.")
+        raise ImageProblem("truncated", f"{name} ends too early: {len(data):,} of {length:,} bytes are there.")
     return data
 
 
-def _kind(mode: int) -> str:
+def kind_of_file(mode: int) -> str:
+    """What a file is that is not a regular file, for people."""
     for test, name in (
         (stat.S_ISDIR, "folder"),
         (stat.S_ISFIFO, "pipe"),
