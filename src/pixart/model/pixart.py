@@ -189,15 +189,23 @@ class PixArt(nn.Module):
 
     def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
         """The rest: latents (B, C, H, W), with timestep and text already read -> (B, out_channels, H, W)."""
-        config = self.config
-        rows, columns = x_t.shape[-2] // config.patch_size, x_t.shape[-1] // config.patch_size
-        x = self.x_embedder(x_t)  # (B, N, D)
-        base_size = config.sample_size // config.patch_size
-        x = x + positions_for(x, self.x_embedder.proj.weight, rows, columns, base_size, config.position_scale)
+        x = self.embed_latent(x_t)
         for block, (key, value) in zip(self.blocks, context.keys_and_values, strict=True):
             x = block(x, modulation.blocks, key, value, context.mask)
         patches = self.final_layer(x, modulation.final)
-        return unpatchify(patches, rows, columns, config.patch_size)  # (B, out_channels, H, W)
+        rows, columns = self.grid(x_t)
+        return unpatchify(patches, rows, columns, self.config.patch_size)  # (B, out_channels, H, W)
+
+    def embed_latent(self, x_t: Tensor) -> Tensor:
+        """Patches of the latent (B, C, H, W) as tokens that know their places: (B, N, D)."""
+        x = self.x_embedder(x_t)
+        base_size = self.config.sample_size // self.config.patch_size
+        weight = self.x_embedder.proj.weight
+        return x + positions_for(x, weight, *self.grid(x_t), base_size, self.config.position_scale)
+
+    def grid(self, x_t: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in latents (B, C, H, W)."""
+        return x_t.shape[-2] // self.config.patch_size, x_t.shape[-1] // self.config.patch_size
 
 
 def initialise(model: PixArt) -> None:
