@@ -35,7 +35,12 @@ class Caption:
 
 
 class Captioner(Protocol):
-    """A captioner says the same of a picture whatever stands beside it in the batch, up to rounding."""
+    """A captioner says the same of a picture whatever stands beside it in the batch, up to rounding.
+
+    `looks` is whether it needs `Picture.image`, and so whether its words are a model's: those may be a refusal.
+    """
+
+    looks: bool
 
     def about(self) -> dict[str, object]:
         """What goes into every row beside the caption: at least `source`, `model` and `question`, and the settings."""

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pixart.captions.captioner import Caption, Picture
 from pixart.captions.metadata import captions
@@ -16,6 +17,7 @@ class MetadataCaptioner:
     source: str
     recipe: str
     write: Callable[[Mapping[str, object]], list[str]]
+    looks: ClassVar[bool] = False
 
     def about(self) -> dict[str, object]:
         return {"source": self.source, "model": "metadata", "question": self.recipe}

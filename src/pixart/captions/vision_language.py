@@ -90,6 +90,8 @@ def _lower_first(text: str) -> str:
 class VisionLanguageCaptioner:
     """Asks a model about every picture of a batch at once. Loading it takes the memory of the whole model."""
 
+    looks = True
+
     def __init__(self, settings: VisionLanguageSettings):
         """Raises PixArtError, with one sentence, for a model that is not there, not whole, or of another kind."""
         self.settings = settings
@@ -209,16 +211,14 @@ def _load(settings: VisionLanguageSettings):
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise
+    except ModuleNotFoundError:  # a library that this kind of model needs besides: cli says how to install it
+        raise
+    except Exception as error:  # what a damaged file makes the libraries raise is anybody's guess
         raise PixArtError(_unloadable(name, local, error)) from None
     # transformers fills what is missing with random numbers, and then the captions would be noise.
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise PixArtError(
-            f"{name} is only half there: {len(missing)} of its weights are missing, such as {missing[0]}."
-        )
+        raise PixArtError(f"{name} is only half there: it lacks {len(missing)} of its weights, such as {missing[0]}.")
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise PixArtError(
             f"{name} has no processor for pictures with text; its preprocessor_config.json may be missing."

@@ -74,14 +74,13 @@ def caption_dataset(
     batch_size: int,
     openings: str = "strip",
     limit: int | None = None,
-    looks: bool = True,
     per_picture: int = 1,
     progress: Callable[[Account], None] = lambda account: None,
 ) -> Account:
     """Caption what has no caption of this source yet. Run again after a stop, it goes on where it was.
 
-    `looks` is whether the captioner needs the pictures themselves. Raises PixArtError where nothing can be captioned:
-    the disk is full, another process writes the same captions, or the captioner fails at every picture.
+    `per_picture` is how many captions a picture gets. Raises PixArtError where nothing can be captioned: the disk is
+    full, another process writes the same captions, or the captioner fails at every picture.
     """
     settings = row_settings(captioner, openings)
     started = time.monotonic()
@@ -89,7 +88,7 @@ def caption_dataset(
         captions_folder(dataset.path), str(settings["source"]), settings, per_picture=per_picture
     ) as file:  # fmt: skip
         account = Account(file.path)
-        for batch in _batches(_wanted(dataset, file, account, limit, looks), batch_size):
+        for batch in _batches(_wanted(dataset, file, account, limit, captioner.looks), batch_size):
             rows = caption_batch(captioner, batch, openings=openings)
             account.take(rows)
             file.add(rows)

@@ -47,15 +47,19 @@ def caption_batch(captioner: Captioner, batch: Sequence[Uncaptioned], *, opening
     for position, (item, opened) in enumerate(zip(batch, opening, strict=True)):
         image = opened.result()
         if isinstance(image, Exception):
-            rows[position] = [_rejected(item.key, "unreadable", about, {"error": _said(image)})]
+            rows[position] = [_lost(item.key, "unreadable", image, about)]
         else:
             pictures[position] = Picture(item.key, image, item.caption, item.facts)
     for position, answers in _answers(captioner, pictures).items():
         key = batch[position].key
         if isinstance(answers, Exception):
-            rows[position] = [_rejected(key, "failed", about, {"error": _said(answers)})]
+            rows[position] = [_lost(key, "failed", answers, about)]
         else:
-            rows[position] = [_row(key, answer, len(answers), about, openings) for answer in answers]
+            rows[position] = [_row(key, answer, len(answers), about) for answer in answers]
+            if captioner.looks:
+                rows[position] = [
+                    _judged(row, answer, openings) for row, answer in zip(rows[position], answers, strict=True)
+                ]
     return [row for position in range(len(batch)) for row in rows[position]]
 
 
@@ -99,25 +103,26 @@ def _answers(captioner: Captioner, pictures: dict[int, Picture]) -> dict[int, li
     return alone
 
 
-def _row(key: str, answer: Caption, count: int, about: dict[str, object], openings: str) -> dict:
-    said = one_line(answer.text)
+def _row(key: str, answer: Caption, count: int, about: dict[str, object]) -> dict:
     which = {"index": answer.index} if count > 1 else {}
+    return {"key": key, "caption": one_line(answer.text)} | which | about
+
+
+def _judged(row: dict, answer: Caption, openings: str) -> dict:
+    """The row of a model's answer: is it a caption, and where does that begin?"""
+    said = row["caption"]
     opening, rest = split_opening(said)
     if not any(character.isalnum() for character in rest):
-        return _rejected(key, "empty", which | about, {"answer": said})
+        return row | {"caption": None, "rejected": "empty", "answer": said}
     if refusal(said) or refusal(rest):  # "Sure! I'm sorry, but I cannot ..."
-        return _rejected(key, "refusal", which | about, {"answer": said})
-    row: dict = {"key": key, "caption": rest if openings == "strip" else said} | which
+        return row | {"caption": None, "rejected": "refusal", "answer": said}
     if opening:
         row["opening"] = opening
-    if answer.cut:
-        row["cut"] = True
-    return row | about
+    if openings == "strip":
+        row["caption"] = rest
+    return row | {"cut": True} if answer.cut else row
 
 
-def _rejected(key: str, why: str, about: dict[str, object], said: dict[str, str]) -> dict:
-    return {"key": key, "caption": None, "rejected": why} | said | about
-
-
-def _said(error: Exception) -> str:
-    return one_line(str(error))[:300] or type(error).__name__
+def _lost(key: str, why: str, error: Exception, about: dict[str, object]) -> dict:
+    said = one_line(str(error))[:300] or type(error).__name__
+    return {"key": key, "caption": None, "rejected": why, "error": said} | about

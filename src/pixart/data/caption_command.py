@@ -148,25 +148,32 @@ def _caption(
     options: CaptionOptions, settings: VisionLanguageSettings | MetadataCaptioner, dataset: Dataset
 ) -> Account:
     if isinstance(settings, VisionLanguageSettings):
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        _quiet_transformers()
         _say(f"{options.path} ({dataset.layout}): loading {options.model}.")
         captioner: Captioner = VisionLanguageCaptioner(settings)
         per_picture = settings.captions_per_picture
     else:
         captioner, per_picture = settings, 1
-    looks = captioner is not settings
     hint = dataset.count_hint()
     with Progress(min(hint, options.limit) if hint and options.limit else options.limit or hint) as progress:
         return caption_dataset(
             dataset,
             captioner,
-            batch_size=options.batch_size if looks else 1000,
+            batch_size=options.batch_size if captioner.looks else 1000,
             openings=options.openings,
             limit=options.limit,
-            looks=looks,
             per_picture=per_picture,
             progress=progress.update,
         )
+
+
+def _quiet_transformers() -> None:
+    """Before it is imported, and for good: warnings off; its bar over the loading of weights stays on a terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def _tell(options: CaptionOptions, account: Account) -> None:

@@ -1,0 +1,437 @@
+"""Captions: a real (tiny) LLaVA answers, answers become rows, rows go to a file that survives a kill."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_llava import write_tiny_llava
+
+from pixart.captions.answers import refusal, split_opening
+from pixart.captions.captioner import Caption, Picture
+from pixart.captions.metadata_captioner import EMOJI, MetadataCaptioner, Template
+from pixart.captions.vision_language import QUESTION, VisionLanguageCaptioner, VisionLanguageSettings, source_name
+from pixart.captions.word_choice import WordChoice
+from pixart.data.caption_batch import Uncaptioned, caption_batch, row_settings
+from pixart.data.caption_file import CaptionFile
+from pixart.errors import PixArtError, UsageError
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory) -> Path:
+    return write_tiny_llava(tmp_path_factory.mktemp("llava") / "tiny-llava")
+
+
+@pytest.fixture(scope="session")
+def captioner(llava) -> VisionLanguageCaptioner:
+    return VisionLanguageCaptioner(VisionLanguageSettings(str(llava), max_new_tokens=12))
+
+
+def picture(number: int) -> Image.Image:
+    random = np.random.default_rng(number)
+    low = random.integers(0, 255, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(low).resize((24 + 8 * (number % 3), 24))
+
+
+def encoded(number: int) -> bytes:
+    file = io.BytesIO()
+    picture(number).save(file, "PNG")
+    return file.getvalue()
+
+
+def pictures(count: int = 5) -> list[Picture]:
+    hints = [None, "a red fox", "", "the house of a man and a woman", 'a "green" <image> apple </s>']
+    return [Picture(f"{n}.png", picture(n), caption=hints[n % 5]) for n in range(count)]
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+def test_llava_says_what_the_pipeline_of_transformers_says(llava, captioner):
+    from transformers import pipeline
+
+    stock = pipeline("image-text-to-text", model=str(llava), device="cpu")
+    found = captioner.caption(pictures())
+    assert len({answer[0].text for answer in found}) >= 4  # they look at the picture
+    for one, answer in zip(pictures(), found, strict=True):
+        chat = [
+            {"role": "user", "content": [{"type": "image", "image": one.image}, {"type": "text", "text": QUESTION}]}
+        ]
+        said = stock(text=chat, max_new_tokens=12, do_sample=False, return_full_text=False)[0]["generated_text"]
+        assert answer[0].text == said.strip()
+
+
+@pytest.mark.parametrize("next_kind", [False, True], ids=["llava", "llava-next"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
+def test_a_picture_gets_the_same_caption_alone_and_among_others(llava, tmp_path, next_kind, temperature):
+    folder = write_tiny_llava(tmp_path / "next", next_kind=True) if next_kind else llava
+    count = 2 if temperature else 1
+    some = VisionLanguageCaptioner(
+        VisionLanguageSettings(
+            str(folder), hint=True, max_new_tokens=12, temperature=temperature, top_p=0.9, captions_per_picture=count
+        )
+    )
+    together = some.caption(pictures())
+    assert together == [some.caption([one])[0] for one in pictures()]
+    assert [len(answers) for answers in together] == [count] * 5
+    if temperature:
+        assert sum(a.text != b.text for a, b in together) >= 3  # two captions of a picture are two
+
+
+def test_an_answer_that_met_the_limit_is_marked_as_cut(llava, captioner):
+    long = {answer[0].text: answer[0].cut for answer in captioner.caption(pictures(8))}
+    assert {True, False} == set(long.values())
+    one_word = VisionLanguageCaptioner(VisionLanguageSettings(str(llava), max_new_tokens=1))
+    assert all(answer[0].cut and len(answer[0].text.split()) <= 1 for answer in one_word.caption(pictures()))
+
+
+def test_the_question_and_the_hint_reach_the_model(llava, tmp_path):
+    hinted = VisionLanguageCaptioner(VisionLanguageSettings(str(llava), hint=True))
+    prompts = [hinted._prompt(one) for one in pictures()]
+    assert prompts[0] == "USER: <image>\nDescribe this image and its style in a very detailed manner ASSISTANT:"
+    assert prompts[1] == (
+        'USER: <image>\nGiven the caption of this image "a red fox", describe this image and its style in a very '
+        "detailed manner ASSISTANT:"
+    )
+    assert prompts[2] == prompts[0]  # an empty caption is no hint
+    assert prompts[4].count("<image>") == 1 and "</s>" not in prompts[4] and "'green'" in prompts[4]
+    long = hinted._prompt(Picture("k", picture(0), caption="fox " * 100_000))
+    assert len(long) < 1_300
+    bare = VisionLanguageCaptioner(
+        VisionLanguageSettings(str(write_tiny_llava(tmp_path / "bare", chat=False)), question="Which style")
+    )
+    assert bare._prompt(pictures()[1]) == "USER: <image>\nWhich style ASSISTANT:"
+
+
+def test_words_are_drawn_as_often_as_their_chances_say():
+    import torch
+
+    scores = torch.tensor([[2.0, 1.0, 0.0, -1.0, -9.0]])
+    chances = torch.softmax(scores / 0.8, -1)[0]
+    choice = WordChoice(0.8, 1.0, seed=1, keys=["a"], index=0)
+    drawn = torch.stack([choice(None, scores).argmax() for _ in range(20_000)])
+    shares = torch.bincount(drawn, minlength=5) / len(drawn)
+    assert torch.allclose(shares, chances, atol=0.012)
+    # top-p 0.8 keeps the fewest of the likeliest words that make up 0.8: here the first two.
+    choice = WordChoice(0.8, 0.8, seed=1, keys=["a"], index=0)
+    assert {int(choice(None, scores).argmax()) for _ in range(2_000)} == {0, 1}
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I'm sorry, but I cannot describe this image.",
+        "I’m sorry, I can’t help with that.",
+        "Sorry, I am not able to see the picture.",
+        "As an AI language model, I do not have eyes.",
+        "I cannot identify the people in this image.",
+        "I apologize, but there is nothing to describe.",
+        "Unfortunately, I don't see any image.",
+        "I am unable to view images.",
+        "There is no image provided.",
+        "It seems that you did not attach an image.",
+        "Please provide the image you would like me to describe.",
+        "The text is blurry. As an AI model I do not read minds.",
+    ],
+)
+def test_refusals_are_known(said):
+    assert refusal(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "A card that says I'm sorry, with a crying bear on it.",
+        "I-beam construction site with a crane.",
+        "It seems to be a rainy day in a small town.",
+        "A man as an aircraft pilot stands beside his plane.",
+        "An AI robot shakes hands with a woman.",
+        "It appears that there is a dog behind the fence.",
+        "Unfortunate cat stuck in a tree, cartoon.",
+        "Please do not enter, says the sign on the door.",
+        "No image of the moon is as sharp as this photograph.",
+        "I see a red fox in deep snow.",
+    ],
+)
+def test_captions_are_not_taken_for_refusals(said):
+    assert refusal(said) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "opening", "caption"),
+    [
+        ("The image shows a red apple.", "The image shows", "A red apple."),
+        ("This image depicts two men on a boat.", "This image depicts", "Two men on a boat."),
+        ("In the image, a dog sits on grass.", "In the image,", "A dog sits on grass."),
+        ("In this picture, we can see a bridge.", "In this picture, we can see", "A bridge."),
+        ("The picture is a painting of a ship.", "The picture is", "A painting of a ship."),
+        ("An image of a cat.", "An image of", "A cat."),
+        ("This is a photo of an old car.", "This is a photo of", "An old car."),
+        ("Sure! Here is a detailed description of the image: The image features a lamp.", None, "A lamp."),
+        ("The image prominently features an owl.", "The image prominently features", "An owl."),
+        ("The painting shows a storm.", "", "The painting shows a storm."),
+        ("A watercolor painting of a storm.", "", "A watercolor painting of a storm."),
+        ("Surely the oldest tree in town.", "", "Surely the oldest tree in town."),
+        ("The image shows", "", "The image shows"),
+        ("", "", ""),
+    ],
+)
+def test_boilerplate_openings_come_off_and_nothing_else(said, opening, caption):
+    found, rest = split_opening(said)
+    assert rest == caption
+    assert opening is None or found == opening
+
+
+def test_openings_and_refusals_take_time_that_grows_with_the_text_alone():
+    # A pattern that backtracks would need years for these.
+    for text in ("as an " * 50_000, "here is a " * 50_000, "sure, " * 50_000, "i'm " + " " * 100_000 + "x"):
+        refusal(text)
+        split_opening(text)
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+@dataclass(frozen=True)
+class Parrot:
+    """Says what it is told to of each key; fails where told to, also for all that share the batch."""
+
+    answers: dict
+    source: str = "parrot"
+    looks: bool = True
+
+    def about(self):
+        return {"source": self.source, "model": "parrot", "question": "?"}
+
+    def caption(self, pictures):
+        said = [self.answers.get(one.key, f"A picture called {one.key}.") for one in pictures]
+        for text in said:
+            if isinstance(text, Exception):
+                raise text
+        return [[Caption(text)] for text in said]
+
+
+def test_a_batch_gives_every_picture_a_row_in_order_whatever_happens_to_it():
+    batch = [Uncaptioned(key, encoded(n)) for n, key in enumerate("abcdef")]
+    batch[1] = Uncaptioned("b", encoded(1)[:60])
+    answers = {"c": "I'm sorry, I can't.", "d": RuntimeError("CUDA out of memory"), "e": "The image shows a tree.\n\n"}
+    answers["f"] = " . "
+    rows = caption_batch(Parrot(answers), batch)
+    assert [row["key"] for row in rows] == list("abcdef")
+    assert [row["caption"] for row in rows] == ["A picture called a.", None, None, None, "A tree.", None]
+    assert [row.get("rejected") for row in rows] == [None, "unreadable", "refusal", "failed", None, "empty"]
+    assert rows[3]["error"] == "CUDA out of memory" and rows[2]["answer"] == "I'm sorry, I can't."
+    assert rows[4]["opening"] == "The image shows"
+    assert all(row["source"] == row["model"] == "parrot" for row in rows)
+    flagged = caption_batch(Parrot(answers), batch, openings="flag")[4]
+    assert (flagged["caption"], flagged["opening"]) == ("The image shows a tree.", "The image shows")
+
+
+def test_what_another_process_needs_can_be_sent_to_it(llava):
+    settings = VisionLanguageSettings(str(llava), hint=True)
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert pickle.loads(pickle.dumps(caption_batch)) is caption_batch
+    item = Uncaptioned("a", encoded(0), "x", {"label": "fox"})
+    assert pickle.loads(pickle.dumps(item)) == item
+
+
+def test_the_emoji_captions_come_through_the_same_interface():
+    facts = {
+        "name": "pear", "tags": ["fruit"], "group": "food & drink", "subgroup": "food-fruit", "style": "3D",
+        "colours": ["green"],
+    }  # fmt: skip
+    rows = caption_batch(EMOJI, [Uncaptioned("pear", None, facts=facts)])
+    assert rows[0]["caption"] == "pear, 3D" and rows[1]["caption"] == "a pear, 3D"
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert {row["source"] for row in rows} == {"emoji"}
+
+
+def test_a_template_fills_in_what_is_known_and_names_what_is_not():
+    captioner = MetadataCaptioner("template", "a photo of {label}, {tags}", Template("a photo of {label}, {tags}"))
+    known = Uncaptioned("a", None, facts={"label": "fox", "tags": ["red", "wild"], "year": 1999})
+    unknown = Uncaptioned("b", None, facts={"label": "owl", "tags": None})
+    rows = caption_batch(captioner, [known, unknown])
+    assert rows[0]["caption"] == "a photo of fox, red, wild"
+    assert rows[1]["error"] == "it has no 'tags', only label"
+    for bad in ("a photo", "a {}", "{label.__class__}", "{label[0]}", "{label:>99999}", "{label!r}", "{", "}"):
+        with pytest.raises(UsageError):
+            Template(bad)
+
+
+# ------------------------------------------------------------------------------------------------ the file
+
+ABOUT = row_settings(Parrot({}), "strip")
+
+
+def write_all(folder: Path, *, kill_after: int | None = None, per_picture: int = 1, size: int = 3) -> None:
+    """Caption 10 pictures in batches; with `kill_after`, die of SIGKILL after that many batches."""
+    keys = [f"p{n:02}" for n in range(10)]
+    with CaptionFile(folder, "parrot", ABOUT, per_picture=per_picture) as file:
+        wanted = [key for key in keys if key not in file]
+        for number, start in enumerate(range(0, len(wanted), size)):
+            if number == kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            file.add(
+                {"key": key, "caption": f"{key} ä {i}"} | ({"index": i} if per_picture > 1 else {}) | ABOUT
+                for key in wanted[start : start + size]
+                for i in range(per_picture)
+            )
+
+
+def test_killed_at_any_batch_and_run_again_it_is_the_same_file(tmp_path):
+    write_all(tmp_path / "whole")
+    whole = (tmp_path / "whole" / "parrot.jsonl").read_bytes()
+    assert whole.count(b"\n") == 10
+    for kill_after in range(4):
+        process = get_context("fork").Process(
+            target=write_all, args=(tmp_path / f"{kill_after}",), kwargs={"kill_after": kill_after}
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        write_all(tmp_path / f"{kill_after}")
+        assert (tmp_path / f"{kill_after}" / "parrot.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("per_picture", [1, 3])
+def test_cut_at_any_byte_and_run_again_it_is_the_same_file(tmp_path, per_picture):
+    write_all(tmp_path, per_picture=per_picture)
+    path = tmp_path / "parrot.jsonl"
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        write_all(tmp_path, per_picture=per_picture)
+        assert path.read_bytes() == whole
+
+
+def test_what_could_not_be_read_is_named_apart_and_tried_again(tmp_path):
+    lost = {"key": "a", "caption": None, "rejected": "unreadable", "error": "broken"} | ABOUT
+    refused = {"key": "b", "caption": None, "rejected": "refusal", "answer": "I'm sorry"} | ABOUT
+    with CaptionFile(tmp_path, "parrot", ABOUT) as file:
+        file.add([lost, refused])
+    assert json.loads((tmp_path / "failed" / "parrot.jsonl").read_text())["key"] == "a"
+    with CaptionFile(tmp_path, "parrot", ABOUT) as file:
+        assert "a" not in file and "b" in file
+        file.add([{"key": "a", "caption": "fox"} | ABOUT])
+    assert not (tmp_path / "failed" / "parrot.jsonl").exists()
+    assert [json.loads(line)["key"] for line in (tmp_path / "parrot.jsonl").open()] == ["b", "a"]
+
+
+def test_other_settings_are_refused_and_another_writer_too(tmp_path):
+    write_all(tmp_path)
+    for other in (ABOUT | {"question": "What?"}, ABOUT | {"seed": 1}, {"source": "parrot", "model": "parrot"}):
+        with pytest.raises(UsageError, match="--source another name"):
+            CaptionFile(tmp_path, "parrot", other)
+    with CaptionFile(tmp_path, "parrot", ABOUT), pytest.raises(PixArtError, match="Another pixart data caption"):
+        CaptionFile(tmp_path, "parrot", ABOUT)
+    (tmp_path / "parrot.jsonl").write_text('{"key": "a"}\n[]\n')
+    with pytest.raises(PixArtError, match="written with"):
+        CaptionFile(tmp_path, "parrot", ABOUT)
+
+
+def fill_the_disk(folder: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+    try:
+        write_all(folder)
+    except PixArtError as error:
+        os._exit(0 if "parrot.jsonl cannot be written" in str(error) else 3)
+    os._exit(4)
+
+
+def test_a_full_disk_leaves_whole_lines_and_one_sentence(tmp_path):
+    process = get_context("fork").Process(target=fill_the_disk, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    lines = (tmp_path / "parrot.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) in (3, 6) and all(json.loads(line) for line in lines)
+    write_all(tmp_path)
+    write_all(tmp_path / "whole")
+    assert (tmp_path / "parrot.jsonl").read_bytes() == (tmp_path / "whole" / "parrot.jsonl").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ bad models
+
+
+def test_a_model_that_is_half_there_is_one_sentence(llava, tmp_path):
+    def broken(name: str, change) -> str:
+        folder = shutil.copytree(llava, tmp_path / name)
+        change(folder)
+        with pytest.raises(PixArtError) as refused:
+            VisionLanguageCaptioner(VisionLanguageSettings(str(folder)))
+        sentence = str(refused.value)
+        assert "\n" not in sentence and sentence.endswith(".")
+        return sentence
+
+    def sharded(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+    def pickled(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    def lacking(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(folder / "model.safetensors")
+        weights.pop(next(name for name in weights if "projector" in name or "multi_modal" in name))
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def other_kind(folder: Path) -> None:
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+
+    def own_code(folder: Path) -> None:
+        (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+        (folder / "own.py").write_text("raise SystemExit('code of the model ran')")
+
+    assert "has no config.json" in broken("a", lambda folder: (folder / "config.json").unlink())
+    assert "cannot be read" in broken("b", lambda folder: (folder / "config.json").write_text("{"))
+    assert "it has no model.safetensors" in broken("c", lambda folder: (folder / "model.safetensors").unlink())
+    assert "model-00002-of-00002.safetensors" in broken("d", sharded)
+    assert "a pickle" in broken("e", pickled)
+    assert "lacks" in broken("f", lacking)
+    assert "is a bert" in broken("g", other_kind)
+    assert "cannot be loaded" in broken("h", own_code)
+    assert "processor_config.json" in broken("i", lambda folder: (folder / "processor_config.json").unlink())
+    assert "tokenizer" in broken("j", lambda f: [p.unlink() for p in f.glob("tokenizer*")])
+    assert "cannot be loaded" in broken("k", lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 100))
+
+
+def test_a_model_that_is_nowhere_is_one_sentence():
+    with pytest.raises(PixArtError, match="HF_HUB_OFFLINE"):
+        VisionLanguageCaptioner(VisionLanguageSettings("nobody/has-this-model"))
+    with pytest.raises(PixArtError, match="There is no model folder"):
+        VisionLanguageCaptioner(VisionLanguageSettings("./not/here"))
+
+
+def test_settings_that_cannot_be_are_refused():
+    for bad in (
+        {"question": " "},
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"captions_per_picture": 2},
+        {"dtype": "int8"},
+        {"device": "toaster"},
+        {"source": "../up"},
+        {"source": ".."},
+    ):
+        with pytest.raises(UsageError):
+            VisionLanguageSettings("owner/name", **bad)
+    assert source_name("llava-hf/llava-1.5-7b-hf") == "llava-1.5-7b-hf"
+    assert VisionLanguageSettings("owner/name").about()["source"] == "name"
