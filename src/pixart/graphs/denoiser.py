@@ -22,7 +22,8 @@ def build_denoiser(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
     """The graph of a model folder's transformer; `config` is its checked config.json.
 
     Inputs: x_t (B, C, H, W); timestep (1,); positions (N, D); text (2·depth, B, h, L, d), keys and values in turn;
-    text_mask (B, L) int32. Output: prediction (B, out_channels, H, W). All floats are fp32.
+    text_mask (B, L) int32; and size (1, 3) where the network has micro-conditions. Output: prediction
+    (B, out_channels, H, W). All floats are fp32.
     """
     graph = Graph(folder)
     heads, depth, patch = config["num_attention_heads"], config["num_layers"], config["patch_size"]
@@ -43,7 +44,10 @@ def build_denoiser(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
     x = graph.op("Add", [graph.reshape(x, by_picture), positions])
     x = graph.reshape(x, [-1, width])  # (B·N, D)
 
-    modulations, final_shift, final_scale = _modulations(graph, timestep, depth, width)
+    time = _embedded(graph, timestep, 1, "adaln_single.emb.timestep_embedder")  # (1, D)
+    if config["use_additional_conditions"]:
+        time = graph.op("Add", [time, _micro_conditions(graph)])
+    modulations, final_shift, final_scale = _modulations(graph, time, depth, width)
     for i in range(depth):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations[6 * i : 6 * i + 6]
         name = f"transformer_blocks.{i}"
@@ -65,13 +69,28 @@ def build_denoiser(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
     return graph.model()
 
 
-def _modulations(graph: Graph, timestep: str, depth: int, width: int) -> tuple[list[str], str, str]:
-    """adaLN-single: shift, 1 + scale and gate of every block, and shift and 1 + scale of the last layer, (1, D) each."""
+def _embedded(graph: Graph, numbers: str, count: int, name: str) -> str:
+    """`count` numbers by cosines, sines and a small MLP: (count, width of the MLP)."""
     waves = np.exp(-math.log(10000) * np.arange(FREQUENCIES, dtype=np.float32) / np.float32(FREQUENCIES))
-    angles = graph.op("Mul", [graph.reshape(timestep, [1, 1]), graph.constant(waves[None].astype(np.float32))])
-    time = graph.op("Concat", [graph.op("Cos", [angles]), graph.op("Sin", [angles])], {"axis": 1})
-    time = graph.linear(time, FILE, "adaln_single.emb.timestep_embedder.linear_1")
-    time = graph.linear(graph.silu(time), FILE, "adaln_single.emb.timestep_embedder.linear_2")  # (1, D)
+    angles = graph.op("Mul", [graph.reshape(numbers, [count, 1]), graph.constant(waves[None].astype(np.float32))])
+    waves = graph.op("Concat", [graph.op("Cos", [angles]), graph.op("Sin", [angles])], {"axis": 1})
+    return graph.linear(graph.silu(graph.linear(waves, FILE, f"{name}.linear_1")), FILE, f"{name}.linear_2")
+
+
+def _micro_conditions(graph: Graph) -> str:
+    """Height, width and aspect ratio of the picture, a third of D each: (1, D)."""
+    size = graph.input("size", np.float32, [1, 3])
+    sides, ratio = graph.split_op("Split", [size, graph.constant([2, 1])], 2, {"axis": 1})
+    sides = _embedded(graph, sides, 2, "adaln_single.emb.resolution_embedder")
+    ratio = _embedded(graph, ratio, 1, "adaln_single.emb.aspect_ratio_embedder")
+    return graph.op("Concat", [graph.reshape(sides, [1, -1]), ratio], {"axis": 1})
+
+
+def _modulations(graph: Graph, time: str, depth: int, width: int) -> tuple[list[str], str, str]:
+    """adaLN-single: shift, 1 + scale and gate of every block, and shift and 1 + scale of the last layer, (1, D) each.
+
+    `time` is the embedded timestep (1, D), micro-conditions added.
+    """
     shared = graph.reshape(graph.linear(graph.silu(time), FILE, "adaln_single.linear"), [6, width])
     tables = [graph.weight(FILE, f"transformer_blocks.{i}.scale_shift_table") for i in range(depth)]
     ones = np.zeros((6, 1), np.float32)

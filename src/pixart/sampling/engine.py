@@ -35,8 +35,11 @@ class Engine(Protocol):
     def latents(self, noise: np.ndarray) -> Any:
         """Noise (B, C, h, w) as an array of this engine."""
 
-    def predictor(self, texts: list[Any], pictures: int) -> Predict:
-        """The denoiser for one or two texts (the prompt's, the null text's), for `pictures` pictures at once."""
+    def predictor(self, texts: list[Any], pictures: int, height: int, width: int) -> Predict:
+        """The denoiser for one or two texts (the prompt's, the null text's), for `pictures` pictures at once.
+
+        Height and width are those of the pictures in pixels, for networks with micro-conditions.
+        """
 
     def to_numpy(self, array: Any) -> np.ndarray:
         """The engine's array as fp32 numpy."""
@@ -68,7 +71,7 @@ def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float
         )
     if engine == "onnx" or (engine == "auto" and folder.has_graphs and dtype == "float32"):
         return "onnx"
-    if importlib.util.find_spec("torch") is None:
+    if not _installed("torch"):
         why = "" if folder.has_graphs else f" ({folder.path} has no graphs for ONNX Runtime)"
         raise PixArtError(f"This needs torch, which is not installed: pip install 'pixart[torch]'{why}")
     return "torch"
@@ -83,3 +86,10 @@ def open_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32
     from pixart.sampling.torch_engine import TorchEngine
 
     return TorchEngine(folder, dtype)
+
+
+def _installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:
+        return False

@@ -10,6 +10,7 @@ import numpy as np
 import pixart
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import PixArtError
+from pixart.model.positions import sincos_positions
 from pixart.sampling.engine import Predict
 from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
 
@@ -53,14 +54,15 @@ class OnnxEngine:
         options.log_severity_level = 4
         again = f"Write the graphs again with: pixart convert {self.folder.path} --to onnx"
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            made_for = session.get_modelmeta().custom_metadata_map.get("fingerprint")
+            # A graph holds no weights: with others beside it, it would read wrong numbers from right places.
+            if fingerprint_now.encode() not in path.read_bytes():
+                raise PixArtError(f"{path} was made for other weights or configs than those beside it. {again}")
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except PixArtError:
+            raise
         except Exception as error:  # the runtime has its own exception classes, one for each kind of damage
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise PixArtError(f"{path} cannot be loaded: {reason} {again}") from None
-        if made_for != fingerprint_now:
-            raise PixArtError(f"{path} was made for other weights or configs than those beside it. {again}")
-        return session
 
     def read(self, text: str) -> tuple[Text, str]:
         ids, mask, cut = self.tokenizer.padded(text)
@@ -74,31 +76,31 @@ class OnnxEngine:
     def latents(self, noise: np.ndarray) -> np.ndarray:
         return noise
 
-    def predictor(self, texts: list[Text], pictures: int) -> Predict:
+    def predictor(self, texts: list[Text], pictures: int, height: int, width: int) -> Predict:
         length = max(text.mask.shape[1] for text in texts)
         rows = [_lengthened(text, length) for text in texts for _ in range(pictures)]
         feed = {
             "text": np.concatenate([row.keys_and_values for row in rows], axis=1),
             "text_mask": np.concatenate([row.mask for row in rows]),
+            "positions": self._positions(height, width),
         }
+        if self.folder.transformer["use_additional_conditions"]:
+            feed["size"] = np.array([[height, width, height / width]], np.float32)
 
         def predict(x_t: np.ndarray, timestep: int) -> list[np.ndarray]:
             feed["x_t"] = np.concatenate([x_t] * len(texts))
             feed["timestep"] = np.array([timestep], np.float32)
-            if "positions" not in feed:
-                feed["positions"] = self._positions(*x_t.shape[-2:])
             return np.split(self.denoiser.run(["prediction"], feed)[0], len(texts))
 
         return predict
 
     def _positions(self, height: int, width: int) -> np.ndarray:
-        from pixart.model.positions import sincos_positions
-
         config = self.folder.transformer
         patch, size = config["patch_size"], config["sample_size"]
         scale = config["interpolation_scale"] or max(size // 64, 1)
-        columns = config["num_attention_heads"] * config["attention_head_dim"]
-        return sincos_positions(height // patch, width // patch, columns, size // patch, scale)
+        token = self.folder.size_multiple  # pixels
+        channels = config["num_attention_heads"] * config["attention_head_dim"]
+        return sincos_positions(height // token, width // token, channels, size // patch, scale)
 
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
         return array

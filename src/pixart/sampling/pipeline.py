@@ -167,7 +167,7 @@ class Pipeline:
         """The clean latents (1, C, h, w) of pictures that are drawn together; `index` is the first one's."""
         factor = self.folder.vae_factor
         shape = (self.folder.transformer["in_channels"], request.height // factor, request.width // factor)
-        predict = self.engine.predictor(texts, len(seeds))
+        predict = self.engine.predictor(texts, len(seeds), request.height, request.width)
 
         def denoise(x_t, timestep: int):
             predictions = predict(x_t, timestep)

@@ -41,10 +41,12 @@ class TorchEngine:
     def latents(self, noise: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(noise)
 
-    def predictor(self, texts: list[Any], pictures: int) -> Predict:
+    def predictor(self, texts: list[Any], pictures: int, height: int, width: int) -> Predict:
+        size = torch.tensor([[height, width, height / width]]) if self.denoiser.config.micro_conditions else None
+
         def predict(x_t: torch.Tensor, timestep: int) -> list[torch.Tensor]:
             with torch.inference_mode():
-                modulation = self.denoiser.embed_timestep(torch.tensor([timestep]))
+                modulation = self.denoiser.embed_timestep(torch.tensor([timestep]), size)
                 x_t = x_t.to(self.dtype)
                 # One pass per text, not one of two rows: with scale 1 or an empty prompt the second pass falls away,
                 # and the first must not change by it.
