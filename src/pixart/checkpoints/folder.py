@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pixart.checkpoints.diffusers import FORMAT_VERSION, WEIGHTS_NAME, save_tensors, save_transformer
 from pixart.errors import PixArtError, UsageError
@@ -39,8 +39,32 @@ FLOW_SCHEDULER = {
     "solver_type": "midpoint",
     "use_flow_sigmas": True,
 }
+# The official noise schedule and prediction, as the released models' folders have it.
+DDPM_SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "_diffusers_version": FORMAT_VERSION,
+    "algorithm_type": "dpmsolver++",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+}
+# How a text encoder is named in model_index.json: by the model_type of its config.
+ENCODER_CLASSES = {"bert": ("BertModel", "BertTokenizer"), "t5": ("T5EncoderModel", "T5Tokenizer")}
 SAMPLE_SIZES = (32, 64, 128)  # the stock pipeline refuses all others
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "spiece.model",
+)
 
 
 def write_model_folder(
@@ -53,20 +77,22 @@ def write_model_folder(
     tokenizer_folder: Path | str,
     dtype: "torch.dtype",
     styles: dict[str, dict[str, str]] | None,
+    objective: Literal["flow", "ddpm"] = "flow",
     flow_shift: float = 1.0,
 ) -> None:
-    """Write a flow model with all that drawing needs; `dest` appears whole or not at all.
+    """Write a model with all that drawing needs; `dest` appears whole or not at all.
 
     Args:
         dest: the new folder; must not exist, or be empty.
         transformer_state: weights of the PixArt, official names.
         config: its sizes; sample_size 32, 64 or 128.
-        vae: its latents are already scaled to unit deviation (scaling_factor 1).
-        text_encoder_folder: a BertModel's config.json and model.safetensors.
+        vae: the transformer was trained on its latents times its scaling_factor.
+        text_encoder_folder: config.json and weights of a BertModel, or of a T5EncoderModel, which is copied as it is.
         tokenizer_folder: the files of its tokenizer.
         dtype: of all weights on disk, for example torch.float16. The text encoder's config asks for fp32 in memory, as
             Diffusers does for the rest, so that the stock call needs no argument.
-        flow_shift: above 1, drawing spends more of its steps at high noise, where the layout is decided.
+        objective: what the transformer predicts: the velocity of a rectified flow, or eps of the official process.
+        flow_shift: for a flow: above 1, drawing spends more of its steps at high noise, where the layout is decided.
         styles: written as styles.json if given: name -> {"prompt": "{prompt}, ...", "negative_prompt": ...}.
 
     Raises:
@@ -84,11 +110,17 @@ def write_model_folder(
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error
     try:
-        write_json(work / "model_index.json", MODEL_INDEX)
-        write_json(work / "scheduler" / "scheduler_config.json", FLOW_SCHEDULER | {"flow_shift": flow_shift})
+        model_class, tokenizer_class = ENCODER_CLASSES[encoder_config["model_type"]]
+        index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
+        write_json(work / "model_index.json", MODEL_INDEX | index)
+        scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
+        write_json(work / "scheduler" / "scheduler_config.json", scheduler)
         save_transformer(transformer_state, config, work / "transformer", dtype)
         write_vae(vae, work / "vae", dtype)
-        write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
+        if encoder_config["model_type"] == "bert":
+            write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
+        else:
+            copy_text_encoder(text_encoder_folder, work / "text_encoder")
         copy_tokenizer(tokenizer_folder, work / "tokenizer")
         if styles is not None:
             write_json(work / "styles.json", styles)
@@ -107,16 +139,21 @@ def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict
         raise UsageError(
             f"The denoiser has {config.in_channels} latent channels and the VAE {vae.config.latent_channels}."
         )
-    if vae.config.scaling_factor != 1 or vae.config.shift_factor:
+    if vae.config.shift_factor:
         raise UsageError(
-            f"The VAE has scaling_factor {vae.config.scaling_factor} and shift_factor {vae.config.shift_factor}; fold "
-            "them into quant_conv and post_quant_conv, and set them to 1.0 and None."
+            f"The VAE has shift_factor {vae.config.shift_factor}, which the stock pipeline does not apply; fold it "
+            "into quant_conv and post_quant_conv, and set it to None."
         )
-    if config.text_dim != encoder_config["hidden_size"]:
+    if config.text_dim != text_width(encoder_config):
         raise UsageError(
             f"The denoiser reads text states of width {config.text_dim}; the text encoder makes "
-            f"{encoder_config['hidden_size']}."
+            f"{text_width(encoder_config)}."
         )
+
+
+def text_width(encoder_config: dict) -> int:
+    """Width of a text encoder's states."""
+    return encoder_config["hidden_size" if encoder_config["model_type"] == "bert" else "d_model"]
 
 
 def read_encoder_config(path: Path) -> dict:
@@ -124,8 +161,9 @@ def read_encoder_config(path: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PixArtError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(config, dict) or config.get("model_type") != "bert" or "hidden_size" not in config:
-        raise PixArtError(f"{path} does not describe a BERT text encoder.")
+    width = {"bert": "hidden_size", "t5": "d_model"}.get(config.get("model_type")) if isinstance(config, dict) else None
+    if width is None or width not in config:
+        raise PixArtError(f"{path} does not describe a BERT or T5 text encoder.")
     return config
 
 
@@ -145,6 +183,16 @@ def write_text_encoder(config: dict, weights: Path, folder: Path, dtype: "torch.
     save_tensors(state, folder / "model.safetensors", dtype)
 
 
+def copy_text_encoder(source: Path, folder: Path) -> None:
+    """Config and safetensors files as they are: a T5 has 19 GB, and overflows in half precision."""
+    folder.mkdir()
+    files = [*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json"), source / "config.json"]
+    if len(files) < 2:
+        raise PixArtError(f"{source} holds no safetensors weights; the text encoder needs them.")
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
 def write_vae(vae: "AutoencoderKL", folder: Path, dtype: "torch.dtype") -> None:
     vae.save_config(folder)
     save_tensors(vae.state_dict(), folder / WEIGHTS_NAME, dtype)
@@ -152,7 +200,7 @@ def write_vae(vae: "AutoencoderKL", folder: Path, dtype: "torch.dtype") -> None:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     folder.mkdir()
-    if not (source / "tokenizer.json").is_file():
+    if not any((source / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise PixArtError(f"{source / 'tokenizer.json'} is missing; the tokenizer needs it.")
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -5,7 +5,9 @@ pure function of the seed, k and r (see rows.py), whoever asks for it. `count` i
 A recipe's phases say how many steps are done at which picture size; each batch holds pictures of one size.
 """
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,16 +17,25 @@ from pixart.data.features import TextStates, to_unit
 from pixart.data.imagefolder import Record
 from pixart.errors import UsageError
 from pixart.training.rows import WHOLE, RowStreams, Share
+from pixart.training.tread import choose_tokens
+
+PATCH_SIZE = 2  # of the latent, as in all published PixArt networks
 
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` steps on pictures of `size` px; `crop` (autoencoder only) takes random squares of that side."""
+    """`steps` steps on pictures of `size` px; `crop` (autoencoder only) takes random squares of that side.
+
+    Text stages only, and one of the two: `route_share` of the tokens skips the middle blocks (tread.py), `mask_share`
+    of the patches is dropped after the first ones (masking.py).
+    """
 
     steps: int
     size: int
     batch_size: int
     crop: int | None = None
+    route_share: float = 0.0
+    mask_share: float = 0.0
 
     def __post_init__(self):
         for name in ("steps", "size", "batch_size"):
@@ -32,6 +43,12 @@ class Phase:
                 raise UsageError(f"A phase needs {name} of at least 1, not {getattr(self, name)}.")
         if self.size % 16 or (self.crop and (self.crop % 16 or self.crop > self.size)):
             raise UsageError(f"Size {self.size} and crop {self.crop} must be multiples of 16, the crop not the larger.")
+        shares = (self.route_share, self.mask_share)
+        if not all(0 <= share < 1 for share in shares) or all(shares):
+            raise UsageError(
+                f"route_share {self.route_share} and mask_share {self.mask_share} must be from 0 to below 1, and only "
+                "one of them above 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -39,11 +56,27 @@ class Sampling:
     """How often a picture is drawn: the weights of its style, and of pictures with a skin tone, multiply.
 
     A concept with skin tones has five more pictures per style that differ in one colour; the weight evens that out.
+    `short_caption_share` of the draws take a picture's first, short caption.
+
+    For feature folders: `small_buckets` says what becomes of buckets with fewer pictures than a batch, and `held_out`
+    so many pictures, a tenth of all at most, are never trained on but measured.
     """
 
     style_weights: dict[str, float] = field(default_factory=dict)
     skin_tone_weight: float = 1.0
     short_caption_share: float = 0.0
+    small_buckets: Literal["refuse", "drop", "repeat"] = "refuse"
+    held_out: int = 256
+
+    def __post_init__(self):
+        weights = {"skin_tone_weight": self.skin_tone_weight} | self.style_weights
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise UsageError(f"sampling: the weight {name} is {weight}; it must be 0 or more.")
+        if not 0 <= self.short_caption_share <= 1:
+            raise UsageError(f"sampling: short_caption_share {self.short_caption_share} must be from 0 to 1.")
+        if self.held_out < 0:
+            raise UsageError(f"sampling: held_out {self.held_out} must not be negative.")
 
 
 def total_steps(phases: tuple[Phase, ...]) -> int:
@@ -58,6 +91,16 @@ def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
     return phases[-1]
 
 
+def check_batch_sizes(phases: tuple[Phase, ...], count: int, data: str) -> None:
+    """UsageError where a batch is larger than the data set."""
+    for number, phase in enumerate(phases):
+        if phase.batch_size > count:
+            raise UsageError(
+                f"A batch of {phase.batch_size} is larger than the data set: {data} has {count} pictures to train on. "
+                f"Give --phases.{number}.batch-size {count} or less."
+            )
+
+
 def weights_of(records: list[Record], sampling: Sampling) -> np.ndarray:
     """The chance of each record, (N,) summing to 1."""
     known = {record.style for record in records}
@@ -70,6 +113,8 @@ def weights_of(records: list[Record], sampling: Sampling) -> np.ndarray:
             for record in records
         ]
     )
+    if not weights.sum() > 0:
+        raise UsageError("sampling: all pictures have the weight 0; give at least one style a weight above 0.")
     return weights / weights.sum()
 
 
@@ -78,6 +123,8 @@ class PixelBatches:
 
     def __init__(self, pictures: dict[int, Tensor], phases: tuple[Phase, ...], seed: int):
         self.pictures, self.phases, self.seed = pictures, phases, seed
+        for phase in phases:
+            check_batch_sizes(phases, len(pictures[phase.size]), "the training split")
 
     def __call__(self, step: int, share: Share = WHOLE) -> dict:
         phase = phase_at(self.phases, step)
@@ -97,6 +144,7 @@ class LatentBatches:
     def __init__(self, moments: dict[int, tuple[Tensor, Tensor]], weights: np.ndarray, condition, phases, seed: int):
         self.moments, self.condition, self.phases, self.seed = moments, condition, phases, seed
         self.cumulative = np.cumsum(weights)
+        check_batch_sizes(phases, len(weights), "the training split")
 
     def __call__(self, step: int, share: Share = WHOLE) -> dict:
         phase = phase_at(self.phases, step)
@@ -106,7 +154,15 @@ class LatentBatches:
         mean, std = (part[chosen].float() for part in self.moments[phase.size])
         # A fresh sample of the posterior each time, as the official trainer does (tools/extract_features.py).
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
-        return {"latent": mean + std * noise, "count": len(rows), **self.condition(chosen, rng)}
+        batch = {"latent": mean + std * noise, "count": len(rows), **self.condition(chosen, rng)}
+        return batch | spared_tokens(phase, batch["latent"], rng)
+
+
+def spared_tokens(phase: Phase, latent: Tensor, rng: RowStreams) -> dict[str, Tensor]:
+    """`routed` or `visible` (B, K) for latents (B, C, h, w), where the phase spares tokens."""
+    shares = {"routed": phase.route_share, "visible": phase.mask_share}
+    tokens = latent.shape[2] * latent.shape[3] // PATCH_SIZE**2
+    return {name: choose_tokens(rng.random((len(latent), tokens)), share) for name, share in shares.items() if share}
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,60 @@ from pixart.training.objective import ObjectiveName
 from pixart.training.optimizer import OptimizerConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+SAMPLE_SIZES = (32, 64, 128)  # of the latent: what the stock pipeline draws
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The size of the network. The published XL/2 is width 1152, depth 28, num_heads 16."""
+    """The size of the network. The published XL/2 is width 1152, depth 28, num_heads 16.
+
+    `sample_size` is the side of the latent at which positions count 0, 1, 2, ...: 32, 64 or 128, the only ones that the
+    stock pipeline draws. `micro_conditions`: the network is told the picture's original size and its aspect ratio; the
+    stock pipeline tells models of sample_size 128 only, and needs a width that is a multiple of 3.
+    """
 
     width: int = 256
     depth: int = 8
     num_heads: int = 4
+    sample_size: int = 32
+    micro_conditions: bool = False
 
     def __post_init__(self):
         if min(self.width, self.depth, self.num_heads) < 1:
             raise UsageError(
                 f"model: width {self.width}, depth {self.depth} and num_heads {self.num_heads} must be at least 1."
             )
+        if self.width % self.num_heads or self.width % 4:
+            raise UsageError(
+                f"model: width {self.width} must be a multiple of 4 and of num_heads, which is {self.num_heads}."
+            )
+        if self.sample_size not in SAMPLE_SIZES:
+            raise UsageError(f"model: sample_size {self.sample_size} must be one of 32, 64 and 128.")
+        if self.micro_conditions and self.sample_size != 128:
+            raise UsageError(
+                f"model: micro_conditions need sample_size 128, not {self.sample_size}: the stock pipeline tells no "
+                "other model the size."
+            )
+        if self.micro_conditions and self.width % 3:
+            raise UsageError(f"model: with micro_conditions, width {self.width} must be a multiple of 3.")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What `--dry-run` and `pixart plan` count with while data and encoders are not there to ask.
+
+    `images` is the size of the data set, None where that is not known; `text_tokens` the length that captions have.
+    """
+
+    latent_channels: int = 8
+    text_dim: int = 384
+    text_tokens: int = 32
+    classes: int = 100
+    images: int | None = None
+
+    def __post_init__(self):
+        if min(self.latent_channels, self.text_dim, self.text_tokens, self.classes, self.images or 1) < 1:
+            raise UsageError("expected: every figure must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -51,23 +90,30 @@ class AutoencoderRecipe:
 
     def __post_init__(self):
         check_common(self.phases, 0.0)
+        check_all_tokens(self.phases)
 
 
 @dataclass(frozen=True)
 class ClassRecipe:
-    """Stage 1, pixel dependency: a class-conditional DiT on cached latents."""
+    """Stage 1, pixel dependency: a class-conditional DiT on cached latents.
+
+    It learns from `data`, pictures that are encoded into `cache` as training begins, by the kinds of `classes` that the
+    data knows; or from `features`, a folder that `pixart data extract` made of class folders.
+    """
 
     run: Path
-    data: Path
-    cache: Path
     autoencoder: Path
     phases: tuple[Phase, ...]
+    data: Path | None = None
+    cache: Path | None = None
+    features: Path | None = None
     classes: tuple[str, ...] = ("subgroup", "style")
     class_dropout: float = 0.1
     init: Path | None = None
     objective: ObjectiveName = "flow"
     min_snr_gamma: float | None = None
     model: Denoiser = field(default_factory=Denoiser)
+    expected: Expected = field(default_factory=Expected)
     timesteps: Timesteps = field(default_factory=Timesteps)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -75,20 +121,28 @@ class ClassRecipe:
 
     def __post_init__(self):
         check_common(self.phases, self.class_dropout)
+        check_all_tokens(self.phases)
+        check_denoising(self)
+        if not self.classes:
+            raise UsageError("classes must name at least one kind: subgroup, group or style.")
+        if self.model.micro_conditions:
+            raise UsageError("model: micro_conditions belong to the text stages; the DiT of stage 1 has none.")
 
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """Stages 2 and 3: the text-to-image denoiser. `init` is the run that it starts from.
+    """Stages 2 and 3: the text-to-image denoiser. `init` is the run or model folder that it starts from.
 
-    `flow_shift` goes into the model folder: above 1, drawing spends more of its steps at high noise.
+    It learns from `data` and `cache`, or from `features`, as stage 1 does. `flow_shift` goes into the model folder:
+    above 1, drawing spends more of its steps at high noise.
     """
 
     run: Path
-    data: Path
-    cache: Path
     autoencoder: Path
     phases: tuple[Phase, ...]
+    data: Path | None = None
+    cache: Path | None = None
+    features: Path | None = None
     init: Path | None = None
     reparameterize_timestep: float = 775.0
     caption_dropout: float = 0.1
@@ -97,6 +151,7 @@ class TextRecipe:
     objective: ObjectiveName = "flow"
     min_snr_gamma: float | None = None
     model: Denoiser = field(default_factory=Denoiser)
+    expected: Expected = field(default_factory=Expected)
     timesteps: Timesteps = field(default_factory=Timesteps)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -104,6 +159,13 @@ class TextRecipe:
 
     def __post_init__(self):
         check_common(self.phases, self.caption_dropout)
+        check_denoising(self)
+        if not 0.01 <= self.flow_shift <= 100:
+            raise UsageError(f"flow_shift is {self.flow_shift}; it must be from 0.01 to 100.")
+        if not 0 <= self.reparameterize_timestep <= 1000:
+            raise UsageError(f"reparameterize_timestep is {self.reparameterize_timestep}; it must be from 0 to 1000.")
+        if self.model.micro_conditions and self.features is None:
+            raise UsageError("model: micro_conditions need features, which know the size that each picture had.")
 
 
 Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe
@@ -116,6 +178,28 @@ def check_common(phases: tuple[Phase, ...], dropout: float) -> None:
         raise UsageError("A recipe needs at least one [[phases]] table: how many steps at which picture size.")
     if not 0 <= dropout < 1:
         raise UsageError(f"The dropout of the condition is {dropout}; it must be from 0 to below 1.")
+
+
+def check_all_tokens(phases: tuple[Phase, ...]) -> None:
+    """Raises UsageError where a recipe that is not of a text stage spares tokens."""
+    if any(phase.route_share or phase.mask_share for phase in phases):
+        raise UsageError('route_share and mask_share are for recipes of kind "text"; leave them out of this one.')
+
+
+def check_denoising(recipe: ClassRecipe | TextRecipe) -> None:
+    """What the recipes of a denoiser share. Raises UsageError."""
+    if (recipe.data is None or recipe.cache is None) == (recipe.features is None) or (recipe.data and recipe.features):
+        raise UsageError(
+            "A recipe needs either data and cache (pictures that are encoded as training begins) or features (a folder "
+            "that pixart data extract made)."
+        )
+    if recipe.min_snr_gamma is not None and (recipe.objective != "ddpm" or not recipe.min_snr_gamma > 0):
+        raise UsageError(
+            f"min_snr_gamma is {recipe.min_snr_gamma}; it must be above 0, and is there for objective 'ddpm' only."
+        )
+    sampling = recipe.sampling
+    if recipe.features and (sampling.style_weights or sampling.skin_tone_weight != 1):
+        raise UsageError("sampling: style_weights and skin_tone_weight are for data; features know no styles.")
 
 
 def names() -> list[str]:

@@ -1,0 +1,152 @@
+"""Where a stage's latents, texts and classes come from: pictures that are encoded as training begins, or features."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixart.data import features
+from pixart.data.feature_shards import Features
+from pixart.data.imagefolder import Record, read_split
+from pixart.errors import UsageError
+from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of
+from pixart.training.feature_batches import FeatureBatches, held_out_batches, open_for
+from pixart.training.recipe import ClassRecipe, TextRecipe
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
+HELD_OUT = "test_cells"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stage learns from.
+
+    `data` names by hash what is trained on. `channels` are those of the latents, `text_dim` the width of the text
+    states (None for classes), `classes` the names of every kind of class, `styles` what prompts may be dressed in.
+    `held_out` are batches that training never sees, whose captions or classes are not dropped.
+    """
+
+    data: str
+    channels: int
+    batches: Callable[..., dict]
+    held_out: tuple[dict, ...]
+    text_dim: int | None = None
+    classes: dict[str, list[str]] | None = None
+    styles: tuple[str, ...] = ()
+
+
+def class_source(recipe: ClassRecipe, report) -> Source:
+    """For stage 1. Raises PixArtError or UsageError where data or features are missing or do not fit."""
+    return _class_features(recipe) if recipe.features else _class_pictures(recipe, report)
+
+
+def text_source(recipe: TextRecipe, report) -> Source:
+    """For stages 2 and 3. Raises PixArtError or UsageError where data or features are missing or do not fit."""
+    return _text_features(recipe) if recipe.features else _text_pictures(recipe, report)
+
+
+def text_folders(recipe: TextRecipe) -> tuple[Path, Path]:
+    """Text encoder and tokenizer."""
+    encoder = recipe.text_encoder or DEFAULT_MODEL / "text_encoder"
+    return encoder, encoder.parent / "tokenizer"
+
+
+def _class_pictures(recipe: ClassRecipe, report) -> Source:
+    records = read_split(recipe.data / "train")
+    moments = _latents(recipe, report)
+    names = {kind: sorted({_class_name(record, kind) for record in records}) for kind in recipe.classes}
+    counts = tuple(len(kind) for kind in names.values())
+    condition = ClassCondition(_class_indices(records, names), counts, recipe.class_dropout)
+    batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
+    held_condition = ClassCondition(_class_indices(read_split(recipe.data / HELD_OUT), names), counts, dropout=0.0)
+    held_out = _held_out_latents(recipe, held_condition, report)
+    return Source(_data(moments), _channels(moments), batches, (held_out,), classes=names)
+
+
+def _class_name(record: Record, kind: str) -> str:
+    if kind not in ("subgroup", "group", "style"):
+        raise UsageError(f"A class kind is subgroup, group or style, not {kind!r}.")
+    return getattr(record, kind)
+
+
+def _class_indices(records: list[Record], names: dict[str, list[str]]) -> Tensor:
+    """(N, kinds) int64; a class that training never saw gets the null class."""
+    index = {kind: {name: i for i, name in enumerate(known)} for kind, known in names.items()}
+    return torch.tensor([[at.get(_class_name(r, kind), len(at)) for kind, at in index.items()] for r in records])
+
+
+def _text_pictures(recipe: TextRecipe, report) -> Source:
+    records = read_split(recipe.data / "train")
+    encoder, tokenizer = text_folders(recipe)
+    text = features.text_states(recipe.data, "train", encoder, tokenizer, recipe.cache, report)
+    moments = _latents(recipe, report)
+    condition = TextCondition(text, recipe.caption_dropout, recipe.sampling.short_caption_share)
+    batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
+    held_text = features.text_states(recipe.data, HELD_OUT, encoder, tokenizer, recipe.cache, report)
+    held_out = _held_out_latents(recipe, TextCondition(held_text, dropout=0.0, short_share=1.0), report)
+    styles = tuple(sorted({record.style for record in records}))
+    data, channels, text_dim = _data(moments, text.states), _channels(moments), text.null.shape[1]
+    return Source(data, channels, batches, (held_out,), text_dim=text_dim, styles=styles)
+
+
+def _class_features(recipe: ClassRecipe) -> Source:
+    store = open_for(recipe)
+    if not store.class_names:
+        raise UsageError(f"{recipe.features} has no classes; extract it from class folders, one folder a class.")
+    batches = FeatureBatches(store, recipe, dropout=recipe.class_dropout)
+    held_out = held_out_batches(store, recipe)
+    classes = {"class": list(store.class_names)}
+    return Source(_manifest(store), store.latent_channels, batches, held_out, classes=classes)
+
+
+def _text_features(recipe: TextRecipe) -> Source:
+    store = open_for(recipe)
+    batches = FeatureBatches(store, recipe, dropout=recipe.caption_dropout)
+    held_out = held_out_batches(store, recipe)
+    return Source(_manifest(store), store.latent_channels, batches, held_out, text_dim=store.text_dim)
+
+
+def _latents(recipe: ClassRecipe | TextRecipe, report) -> dict[int, tuple[Tensor, Tensor]]:
+    sizes = sorted({phase.size for phase in recipe.phases})
+    return {
+        size: features.latents(recipe.data, "train", size, recipe.autoencoder, recipe.cache, report) for size in sizes
+    }
+
+
+def _data(moments: dict[int, tuple[Tensor, Tensor]], *others: Tensor) -> str:
+    return hash_of(*(part for size in sorted(moments) for part in moments[size]), *others)
+
+
+def hash_of(*tensors: Tensor) -> str:
+    """SHA-256 over the bytes of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _manifest(store: Features) -> str:
+    """The manifest names every shard by its content hash."""
+    return hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _channels(moments: dict[int, tuple[Tensor, Tensor]]) -> int:
+    return next(iter(moments.values()))[0].shape[1]
+
+
+def _held_out_latents(recipe: ClassRecipe | TextRecipe, condition, report) -> dict:
+    """Up to 256 held-out pictures at the last phase's size."""
+    size = recipe.phases[-1].size
+    mean, _ = features.latents(recipe.data, HELD_OUT, size, recipe.autoencoder, recipe.cache, report)
+    chosen = spread(len(mean), 256)
+    return {"latent": mean[chosen].float(), "count": len(chosen), **condition(chosen, np.random.default_rng(0))}
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` indices, evenly over `count`: metadata is in Unicode's order, so the first would all be faces."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
