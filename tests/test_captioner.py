@@ -22,7 +22,7 @@ from pixart.captions.metadata_captioner import EMOJI, MetadataCaptioner, Templat
 from pixart.captions.vision_language import QUESTION, VisionLanguageCaptioner, VisionLanguageSettings, source_name
 from pixart.captions.word_choice import WordChoice
 from pixart.data.caption_batch import Uncaptioned, caption_batch, row_settings
-from pixart.data.caption_file import CaptionFile
+from pixart.data.caption_file import CaptionFile, check_source
 from pixart.errors import PixArtError, UsageError
 
 
@@ -272,7 +272,7 @@ def test_a_template_fills_in_what_is_known_and_names_what_is_not():
 
 # ------------------------------------------------------------------------------------------------ the file
 
-ABOUT = row_settings(Parrot({}), "strip")
+ABOUT = row_settings(Parrot({}).about(), "strip")
 
 
 def write_all(folder: Path, *, kill_after: int | None = None, per_picture: int = 1, size: int = 3) -> None:
@@ -428,10 +428,12 @@ def test_settings_that_cannot_be_are_refused():
         {"captions_per_picture": 2},
         {"dtype": "int8"},
         {"device": "toaster"},
-        {"source": "../up"},
-        {"source": ".."},
     ):
         with pytest.raises(UsageError):
             VisionLanguageSettings("owner/name", **bad)
+    for name in ("../up", "..", ".hidden", "a/b", "a\n", "original", "metadata"):
+        with pytest.raises(UsageError):
+            check_source(name)
+    check_source("LLaVA_1.5-7b")
     assert source_name("llava-hf/llava-1.5-7b-hf") == "llava-1.5-7b-hf"
     assert VisionLanguageSettings("owner/name").about()["source"] == "name"

@@ -57,10 +57,6 @@ class VisionLanguageSettings:
         )
         need(self.dtype in DTYPES, f"--dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}.")
         need(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) is not None, f"There is no device {self.device!r}.")
-        need(
-            re.fullmatch(r"[\w.-]*", self.source) is not None and not self.source.startswith("."),
-            f"--source is {self.source!r}; it names a file, so give letters, digits, dots and dashes.",
-        )
         if not self.source:
             object.__setattr__(self, "source", source_name(self.model))
 

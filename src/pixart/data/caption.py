@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pixart.captions.captioner import Captioner
-from pixart.data.caption_batch import Uncaptioned, caption_batch, row_settings
+from pixart.data.caption_batch import Uncaptioned, caption_batch
 from pixart.data.caption_file import CaptionFile
-from pixart.data.dataset import Dataset, captions_folder
+from pixart.data.dataset import Dataset
 from pixart.data.pairs import METADATA, ORIGINAL, Pair, Problem
 from pixart.errors import PixArtError
 
@@ -64,37 +64,32 @@ class Account:
 
     def _name(self, key: str, reason: str) -> None:
         if len(self.examples) < EXAMPLES:
-            self.examples.append(f"{key}: {reason}")
+            self.examples.append(f"{key}: {reason.rstrip('.')}")
 
 
 def caption_dataset(
     dataset: Dataset,
     captioner: Captioner,
+    file: CaptionFile,
     *,
     batch_size: int,
     openings: str = "strip",
     limit: int | None = None,
-    per_picture: int = 1,
     progress: Callable[[Account], None] = lambda account: None,
 ) -> Account:
-    """Caption what has no caption of this source yet. Run again after a stop, it goes on where it was.
+    """Caption what has no caption in `file` yet. Run again after a stop, it goes on where it was.
 
-    `per_picture` is how many captions a picture gets. Raises PixArtError where nothing can be captioned: the disk is
-    full, another process writes the same captions, or the captioner fails at every picture.
+    Raises PixArtError where nothing can be captioned: the disk is full, or the captioner fails at every picture.
     """
-    settings = row_settings(captioner, openings)
     started = time.monotonic()
-    with CaptionFile(
-        captions_folder(dataset.path), str(settings["source"]), settings, per_picture=per_picture
-    ) as file:  # fmt: skip
-        account = Account(file.path)
-        for batch in _batches(_wanted(dataset, file, account, limit, captioner.looks), batch_size):
-            rows = caption_batch(captioner, batch, openings=openings)
-            account.take(rows)
-            file.add(rows)
-            account.seconds = time.monotonic() - started
-            progress(account)
-            _stop_if_nothing_works(account)
+    account = Account(file.path)
+    for batch in _batches(_wanted(dataset, file, account, limit, captioner.looks), batch_size):
+        rows = caption_batch(captioner, batch, openings=openings)
+        file.add(rows)
+        account.take(rows)
+        account.seconds = time.monotonic() - started
+        progress(account)
+        _stop_if_nothing_works(account)
     account.seconds = time.monotonic() - started
     return account
 

@@ -40,7 +40,7 @@ def caption_batch(captioner: Captioner, batch: Sequence[Uncaptioned], *, opening
     """
     rows: dict[int, list[dict]] = {}
     pictures: dict[int, Picture] = {}
-    about = row_settings(captioner, openings)
+    about = row_settings(captioner.about(), openings)
     # Files are read in their order, which tables and shards want; decoders leave Python's lock alone.
     with ThreadPoolExecutor(min(8, len(batch) or 1)) as threads:
         opening = [threads.submit(_open, _read(item)) for item in batch]
@@ -63,9 +63,9 @@ def caption_batch(captioner: Captioner, batch: Sequence[Uncaptioned], *, opening
     return [row for position in range(len(batch)) for row in rows[position]]
 
 
-def row_settings(captioner: Captioner, openings: str) -> dict[str, object]:
-    """What every row says about how it was made."""
-    return captioner.about() | ({} if openings == "strip" else {"openings": openings})
+def row_settings(about: dict[str, object], openings: str) -> dict[str, object]:
+    """What every row says about how it was made; `about` comes from the captioner."""
+    return about | ({} if openings == "strip" else {"openings": openings})
 
 
 def _read(item: Uncaptioned) -> bytes | Exception | None:

@@ -15,8 +15,9 @@ from pixart.captions.captioner import Captioner
 from pixart.captions.metadata_captioner import MetadataCaptioner, Template
 from pixart.captions.vision_language import QUESTION, VisionLanguageCaptioner, VisionLanguageSettings
 from pixart.data.caption import Account, caption_dataset
-from pixart.data.caption_batch import OPENINGS
-from pixart.data.dataset import Dataset, open_dataset
+from pixart.data.caption_batch import OPENINGS, row_settings
+from pixart.data.caption_file import CaptionFile, check_source
+from pixart.data.dataset import Dataset, captions_folder, open_dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.pairs import Pair, printable
 from pixart.errors import PixArtError, UsageError
@@ -104,8 +105,13 @@ def run(arguments: list[str]) -> int:
     # Looked for before the model is loaded, which takes minutes.
     if not any(isinstance(found, Pair) for found in dataset.pairs()):
         raise PixArtError(f"{options.path} ({dataset.layout}) has no picture that can be read; see pixart data check.")
-    with warnings.catch_warnings(action="ignore"):
-        account = _caption(options, settings, dataset)
+    about = row_settings(settings.about(), options.openings)
+    folder, per_picture = captions_folder(dataset.path), getattr(settings, "captions_per_picture", 1)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        CaptionFile(folder, str(about["source"]), about, per_picture=per_picture) as file,
+    ):
+        account = _caption(options, settings, dataset, file)
     _tell(options, account)
     dropped, total = account.dropped, account.pictures
     if dropped:
@@ -120,6 +126,7 @@ def _check(options: CaptionOptions) -> VisionLanguageSettings | MetadataCaptione
             "Say who writes the captions: either --model with an image-text-to-text model (a folder or a hub id such "
             "as llava-hf/llava-1.5-7b-hf), or --template with a text such as 'a photo of {label}'."
         )
+    check_source(options.source)
     if options.openings not in OPENINGS:
         raise UsageError(f"--openings is {options.openings!r}; give one of {', '.join(OPENINGS)}.")
     for name, value in (("--batch-size", options.batch_size), ("--limit", options.limit)):
@@ -145,24 +152,26 @@ def _check(options: CaptionOptions) -> VisionLanguageSettings | MetadataCaptione
 
 
 def _caption(
-    options: CaptionOptions, settings: VisionLanguageSettings | MetadataCaptioner, dataset: Dataset
+    options: CaptionOptions,
+    settings: VisionLanguageSettings | MetadataCaptioner,
+    dataset: Dataset,
+    file: CaptionFile,
 ) -> Account:
     if isinstance(settings, VisionLanguageSettings):
         _quiet_transformers()
         _say(f"{options.path} ({dataset.layout}): loading {options.model}.")
         captioner: Captioner = VisionLanguageCaptioner(settings)
-        per_picture = settings.captions_per_picture
     else:
-        captioner, per_picture = settings, 1
+        captioner = settings
     hint = dataset.count_hint()
     with Progress(min(hint, options.limit) if hint and options.limit else options.limit or hint) as progress:
         return caption_dataset(
             dataset,
             captioner,
+            file,
             batch_size=options.batch_size if captioner.looks else 1000,
             openings=options.openings,
             limit=options.limit,
-            per_picture=per_picture,
             progress=progress.update,
         )
 

@@ -9,14 +9,24 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pixart.data.pairs import METADATA, ORIGINAL
 from pixart.errors import PixArtError, UsageError
 
 # What a row says of its own caption; all else in it is how the captions of the file were made.
 OF_THE_CAPTION = ("key", "caption", "index", "opening", "cut", "rejected", "answer", "error")
+
+
+def check_source(name: str) -> None:
+    """Raise UsageError unless captions can be called so ("" is for their captioner to fill in)."""
+    if re.fullmatch(r"(?!\.)[\w.-]{0,100}", name) is None:
+        raise UsageError(f"--source is {name!r}; it names a file, so give letters, digits, dots and dashes.")
+    if name in (ORIGINAL, METADATA):
+        raise UsageError(f"--source is {name}, as the data set's own captions are called; give another name.")
 
 
 class CaptionFile:
