@@ -35,7 +35,7 @@ class Notes:
         self.counts[what] = (number + 1, min(first, example))
 
     def all(self) -> list[str]:
-        counted = [f"{n:,} {what}, such as {printable(first)}" for what, (n, first) in sorted(self.counts.items())]
+        counted = [f"{what}: {n:,}, such as {printable(first)}" for what, (n, first) in sorted(self.counts.items())]
         return [*self.lines, *counted]
 
 

@@ -142,7 +142,9 @@ def _count_wide(rows: Iterator[Row], notes: Notes) -> Iterator[Row]:
     for where, row in rows:
         ratio = row.get("ratio") if isinstance(row, dict) else None
         if isinstance(ratio, int | float) and ratio > MAX_RATIO:
-            notes.count(f"pictures have a ratio over {MAX_RATIO}, which PixArt's code leaves out; kept here", where)
+            notes.count(
+                f"pictures with a ratio over {MAX_RATIO}, which PixArt's code leaves out and which stay here", where
+            )
         yield where, row
 
 

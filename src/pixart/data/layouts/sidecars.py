@@ -93,7 +93,7 @@ def _read_folder(folder: Folder, notes: Notes) -> Iterator[Pair | Problem]:
         files = sorted(own + shared, key=lambda file: CAPTION_ENDINGS.index(ending(file)))
         captions, problem = gather([read_caption_file(os.path.join(folder.path, file), key) for file in files], key)
         if len(files) > 1:
-            notes.count("pictures have two caption files, and both captions", key)
+            notes.count("pictures with two caption files, of which both are taken", key)
         if not captions and class_tokens and not files:
             caption = as_caption(class_tokens, key)
             captions, problem = ((caption,), None) if not isinstance(caption, Problem) else ((), caption)
@@ -105,7 +105,7 @@ def _read_folder(folder: Folder, notes: Notes) -> Iterator[Pair | Problem]:
         yield Pair(key, captions, None, image, repeats=repeats, caption_problem=problem)
     for name in folder.files:
         if _is_mask(name):
-            notes.count("masks (-masklabel.png) are not read", folder.key(name))
+            notes.count("masks (-masklabel.png) that are not read", folder.key(name))
         elif ending(name) in CAPTION_ENDINGS:
             if os.path.splitext(name)[0] not in used:
                 notes.count("caption files without a picture", folder.key(name))

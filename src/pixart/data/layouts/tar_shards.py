@@ -187,7 +187,7 @@ def _finish(sample: _Sample, root: Path, notes: Notes) -> Pair | Problem:
         kind = ending(file.name)
         if kind not in _SMALL:
             if file is not pictures[0]:
-                notes.count(f"members ending in {kind or 'nothing'} are not read", f"{sample.shard}/{file.name}")
+                notes.count(f"members that are not read, ending in {kind or 'nothing'}", f"{sample.shard}/{file.name}")
             continue
         try:
             data = read_file(path, offset=file.offset, length=file.length, limit=MAX_CAPTION_FILE)

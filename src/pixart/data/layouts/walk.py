@@ -164,5 +164,5 @@ def count_other(folder: Folder, name: str, notes: Notes) -> Problem | None:
     if ending(name) in UNREAD_EXTENSIONS:
         key = printable(folder.key(name))
         return Problem(key, "format", f"{key}: pictures of this format are not read; convert it to PNG or JPEG.")
-    notes.count(f"files ending in {ending(name) or 'nothing'} are not read", folder.key(name))
+    notes.count(f"files that are not read, ending in {ending(name) or 'nothing'}", folder.key(name))
     return None

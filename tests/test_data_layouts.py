@@ -1,0 +1,446 @@
+"""Every layout that people have is recognised, named and read, and each caption belongs to its own picture."""
+
+import json
+import pickle
+
+import pytest
+from reader_data import colour_of, jsonl, picture, put, read, tar, texts
+from tiny_data import write_tiny_data
+
+from pixart.data.dataset import captions_folder, open_dataset
+from pixart.data.pairs import InTable, InTar, read_bytes
+from pixart.errors import PixArtError, UsageError
+
+THREE = ("red", "green", "blue")
+
+
+def pictures(folder: str = "", ending: str = ".png") -> dict[str, bytes]:
+    return {f"{folder}{colour}{ending}": picture(colour) for colour in THREE}
+
+
+def check_three(pairs, ending: str = ".png") -> None:
+    """Three pairs, each with the caption "a <colour> square" that its picture shows."""
+    assert len(pairs) == 3
+    for pair in pairs.values():
+        assert texts(pair) == [f"a {colour_of(pair)} square"]
+        assert [caption.source for caption in pair.captions] == ["original"]
+
+
+def write_parquet(path, columns: dict, metadata: dict | None = None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    made = pa.table(columns)
+    if metadata is not None:
+        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": metadata}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, path, row_group_size=2)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_imagefolder(tmp_path, kind):
+    put(tmp_path, pictures("train/"))
+    rows = [{"file_name": f"{colour}.png", "text": f"a {colour} square", "width": 4} for colour in THREE]
+    manifest = tmp_path / "train" / f"metadata.{kind}"
+    if kind == "jsonl":
+        manifest.write_text(jsonl(rows))
+    elif kind == "parquet":
+        write_parquet(manifest, {name: [row[name] for row in rows] for name in rows[0]})
+    else:
+        sign = "\t" if kind == "tsv" else ","
+        manifest.write_text(
+            "\n".join(sign.join(map(str, row)) for row in [rows[0].keys(), *(r.values() for r in rows)])
+        )
+    for path, prefix in ((tmp_path, "train/"), (tmp_path / "train", "")):
+        dataset = open_dataset(path)
+        pairs, problems = read(dataset)
+        check_three(pairs)
+        assert (list(pairs), problems) == ([f"{prefix}{colour}.png" for colour in THREE], [])
+        assert dataset.layout.startswith("imagefolder with ")
+        assert {pair.width for pair in pairs.values()} == {4}
+        assert dataset.count_hint() in (2, 3)  # a CSV without a last line end
+
+
+def test_pictures_that_no_row_names_are_counted(tmp_path):
+    put(tmp_path, {**pictures(), "metadata.jsonl": jsonl([{"file_name": "red.png", "text": "a red square"}])})
+    dataset = open_dataset(tmp_path)
+    assert list(read(dataset)[0]) == ["red.png"]
+    assert dataset.notes == ["pictures that no row names: 2, such as blue.png"]
+
+
+def test_the_emoji_data_set_with_its_splits(tmp_path):
+    dataset = open_dataset(write_tiny_data(tmp_path))
+    pairs, problems = read(dataset)
+    assert problems == []
+    assert len(pairs) == 19
+    pair = pairs["train/red-circle-flat.png"]
+    assert texts(pair) == ["red circle, flat", "a red circle in flat style", "flat picture of a red circle on white"]
+    assert {caption.source for caption in pair.captions} == {"metadata"}
+    assert pair.extra["style"] == "flat"
+    assert pair.extra["skin_tone"] is None
+    assert colour_of(pair) == "white"
+    assert sum(key.startswith("test_cells/") for key in pairs) == 3
+
+
+def test_sidecars_in_both_spellings_and_deep_folders(tmp_path):
+    put(tmp_path, pictures("deep/er/"))
+    put(tmp_path, {"deep/er/red.txt": "a red square\r\n", "deep/er/green.CAPTION": "a green square"})
+    put(tmp_path, {"deep/er/blue.png.txt": "\ufeffa blue square\n"})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    check_three(pairs)
+    assert (dataset.layout, problems) == ("pictures with caption files", [])
+    assert list(pairs) == ["deep/er/blue.png", "deep/er/green.png", "deep/er/red.png"]
+
+
+def test_a_picture_with_txt_and_caption_has_both(tmp_path):
+    put(tmp_path, {"a.png": picture(), "a.caption": "tags, red", "a.txt": "a red square\nin two lines"})
+    dataset = open_dataset(tmp_path)
+    pairs, _ = read(dataset)
+    assert texts(pairs["a.png"]) == ["a red square\nin two lines", "tags, red"]
+    assert dataset.notes == ["pictures with two caption files, of which both are taken: 1, such as a.png"]
+
+
+def test_kohyas_folders_of_repeats(tmp_path):
+    put(tmp_path, pictures("10_sks dog/"))
+    put(tmp_path, {"10_sks dog/red.txt": "a red square", "2_cat/x.jpg": picture("black", format="JPEG")})
+    pairs, problems = read(tmp_path)
+    assert problems == []
+    assert (pairs["10_sks dog/red.png"].repeats, texts(pairs["10_sks dog/red.png"])) == (10, ["a red square"])
+    assert (pairs["10_sks dog/blue.png"].repeats, texts(pairs["10_sks dog/blue.png"])) == (10, ["sks dog"])
+    assert (pairs["2_cat/x.jpg"].repeats, texts(pairs["2_cat/x.jpg"])) == (2, ["cat"])
+
+
+def test_numbered_class_folders_and_repeats_look_alike_and_are_asked_about(tmp_path):
+    put(tmp_path, {"1_cat/a.png": picture("red"), "2_dog/b.png": picture("green")})
+    with pytest.raises(UsageError, match=r"class folders \(layout class-folders\) and .* \(layout sidecars\)"):
+        open_dataset(tmp_path)
+    assert read(open_dataset(tmp_path, layout="class-folders"))[0]["1_cat/a.png"].label == "1_cat"
+    assert read(open_dataset(tmp_path, layout="sidecars"))[0]["2_dog/b.png"].repeats == 2
+
+
+def test_pictures_without_captions_are_pairs_that_say_so(tmp_path):
+    put(tmp_path, pictures())
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    assert (dataset.layout, len(pairs), problems) == ("pictures without captions", 3, [])
+    assert pairs["red.png"].captions == ()
+    assert pairs["red.png"].caption_problem.kind == "caption-missing"
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_class_folders(tmp_path, split):
+    put(tmp_path, {f"{split}n01/{n}.JPEG": picture("red", format="JPEG") for n in (1, 2)})
+    put(tmp_path, {f"{split}n02/deeper/1.JPEG": picture("green", format="JPEG")})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    assert (dataset.layout_name, problems) == ("class-folders", [])
+    assert {colour_of(pair): pair.label for pair in pairs.values()} == {"red": "n01", "green": "n02"}
+
+
+def sample(colour: str, name: str) -> list[tuple[str, bytes]]:
+    about = {"caption": f"a {colour} square", "status": "success", "width": 4, "height": 4, "url": "http://x"}
+    return [
+        (f"{name}.jpg", picture(colour, format="JPEG")),
+        (f"{name}.txt", f"a {colour} square".encode()),
+        (f"{name}.json", json.dumps(about).encode()),
+    ]
+
+
+def test_tar_shards_of_img2dataset(tmp_path):
+    put(tmp_path, {"00000.tar": tar(sample("red", "000") + sample("green", "001"))})
+    put(tmp_path, {"00001.tar": tar(sample("blue", "000"))})
+    put(tmp_path, {f"0000{n}_stats.json": json.dumps({"successes": 2 - n}) for n in (0, 1)})
+    write_parquet(tmp_path / "00000.parquet", {"url": ["http://x"], "caption": ["a red square"]})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    check_three(pairs)
+    assert (dataset.layout, dataset.count_hint(), problems) == ("webdataset, 2 tar shards", 3, [])
+    assert list(pairs) == ["00000.tar/000", "00000.tar/001", "00001.tar/000"]
+    assert pairs["00000.tar/001"].height == 4
+    assert isinstance(pairs["00000.tar/001"].image, InTar)
+    check_three(read(tmp_path / "{00000..00001}.tar")[0])
+    assert list(read(tmp_path / "00001.tar")[0]) == ["00001.tar/000"]
+    with pytest.raises(UsageError, match=r"1 of 3 shards are not there, such as 00002\.tar"):
+        open_dataset(tmp_path / "{00000..00002}.tar")
+
+
+def test_a_tar_with_labels_and_names_with_dots(tmp_path):
+    put(tmp_path, {"a.tar": tar([("x/1.0.png", picture()), ("x/1.cls", b"7\n"), ("x/1.seg.npy", b"...")])})
+    dataset = open_dataset(tmp_path)
+    pairs, _ = read(dataset)
+    assert (pairs["a.tar/x/1"].label, pairs["a.tar/x/1"].captions) == ("7", ())
+    assert dataset.notes == ["members that are not read, ending in .npy: 1, such as a.tar/x/1.seg.npy"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_tables_with_paths(tmp_path, kind):
+    put(tmp_path, pictures("images/"))
+    table = tmp_path / f"captions.{kind}"
+    rows = [(f"images/{colour}.png", f"a {colour} square") for colour in THREE]
+    if kind == "parquet":
+        write_parquet(table, {"image_path": [row[0] for row in rows], "caption": [row[1] for row in rows]})
+    elif kind == "jsonl":
+        table.write_text(jsonl({"image": path, "prompt": text} for path, text in rows))
+    else:
+        sign = "\t" if kind == "tsv" else ","
+        table.write_text("".join(sign.join(row) + "\r\n" for row in [("Image_Path", "Caption"), *rows]))
+    for path in (tmp_path, table):
+        dataset = open_dataset(path)
+        pairs, problems = read(dataset)
+        check_three(pairs)
+        assert (dataset.layout_name, problems, list(pairs)) == ("table", [], [row[0] for row in rows])
+
+
+def test_quoted_cells_and_semicolons(tmp_path):
+    put(tmp_path, {**pictures(), "t.csv": 'file;text\nred.png;"a ""red"" square;\nreally"\nblue.png;blue\n'})
+    pairs, problems = read(tmp_path / "t.csv")
+    assert problems == []
+    assert texts(pairs["red.png"]) == ['a "red" square;\nreally']
+    assert texts(pairs["blue.png"]) == ["blue"]
+
+
+def test_columns_of_other_names_and_pictures_elsewhere(tmp_path):
+    put(tmp_path, {**pictures("far/away/"), "lists/t.csv": "bild,wort,text\nred.png,a red square,x\n"})
+    with pytest.raises(UsageError, match="no column of pictures among bild, wort, text; name it with --image-column"):
+        open_dataset(tmp_path / "lists" / "t.csv")
+    options = {"image_column": "bild", "caption_column": "wort"}
+    pairs, problems = read(open_dataset(tmp_path / "lists" / "t.csv", **options))
+    assert (pairs, [problem.kind for problem in problems]) == ({}, ["missing"])
+    pairs, problems = read(open_dataset(tmp_path / "lists" / "t.csv", **options, image_root=tmp_path / "far/away"))
+    assert (texts(pairs["red.png"]), problems) == (["a red square"], [])
+    with pytest.raises(UsageError, match="has no column 'worte'"):
+        open_dataset(tmp_path / "lists" / "t.csv", image_column="bild", caption_column="worte")
+
+
+def test_rows_that_follow_each_other_share_a_picture(tmp_path):
+    rows = [{"file_name": name, "text": text} for name, text in (("red.png", "one"), ("red.png", "two"))]
+    put(tmp_path, {**pictures(), "metadata.jsonl": jsonl(rows)})
+    pairs, problems = read(tmp_path)
+    assert (texts(pairs["red.png"]), problems) == (["one", "two"], [])
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_with_pictures_in_it(tmp_path, struct):
+    held = [{"bytes": picture(colour), "path": f"{colour}.png"} if struct else picture(colour) for colour in THREE]
+    captions = [f"a {colour} square" for colour in THREE]
+    write_parquet(tmp_path / "some.parquet", {"image": held, "text": captions, "label": [0, 1, None]})
+    pairs, problems = read(tmp_path / "some.parquet")
+    check_three(pairs)
+    assert (list(pairs), problems) == ([f"some.parquet:{n}" for n in range(3)], [])
+    assert [pair.label for pair in pairs.values()] == ["0", "1", None]
+    assert pairs["some.parquet:2"].image == InTable(str(tmp_path / "some.parquet"), 1, 0, "image")
+
+
+def test_hugging_face_folder_of_parquet_shards(tmp_path):
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["zero", "one", "two"]}}
+    for n, colour in enumerate(THREE):
+        held = {"image": [{"bytes": picture(colour), "path": None}], "text": [f"a {colour} square"], "label": [n]}
+        write_parquet(tmp_path / "data" / f"train-0000{n}-of-00003.parquet", held, features)
+    put(tmp_path, {"README.md": "---\nlicense: mit\n---\n", "emoji.py": "raise SystemExit('this must not run')"})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    check_three(pairs)
+    assert (dataset.layout, dataset.count_hint()) == ("Hugging Face dataset folder (Parquet shards)", 3)
+    assert [pair.label for pair in pairs.values()] == ["zero", "one", "two"]
+    assert dataset.notes == ["emoji.py is a script; it is not run"]
+    assert problems == []
+
+
+def save_to_disk(folder, names: list[str]) -> None:
+    """What `datasets.Dataset.save_to_disk` (datasets 5.2) writes."""
+    import pyarrow as pa
+
+    put(
+        folder, {"dataset_info.json": "{}", "state.json": json.dumps({"_data_files": [{"filename": n} for n in names]})}
+    )
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["zero", "one"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for n, name in enumerate(names):
+        colours = THREE[:2] if n == 0 else THREE[2:]
+        held = {
+            "image": [{"bytes": picture(colour), "path": None} for colour in colours],
+            "text": [f"a {colour} square" for colour in colours],
+            "label": [n] * len(colours),
+        }
+        made = pa.table(held).replace_schema_metadata(metadata)
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, made.schema) as writer:
+            writer.write_table(made, max_chunksize=1)
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_what_save_to_disk_wrote(tmp_path, split):
+    save_to_disk(tmp_path / split, ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"])
+    if split:
+        put(tmp_path, {"dataset_dict.json": '{"splits": ["train"]}'})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    check_three(pairs)
+    assert (dataset.layout, dataset.count_hint()) == ("Hugging Face dataset folder (save_to_disk)", 3)
+    assert [pair.label for pair in pairs.values()] == ["zero", "zero", "one"]
+    assert problems == []
+
+
+def test_save_to_disk_names_no_files_outside(tmp_path):
+    put(tmp_path, {"dataset_info.json": "{}", "state.json": json.dumps({"_data_files": [{"filename": "../x.arrow"}]})})
+    with pytest.raises(PixArtError, match=r"names \.\./x\.arrow, which is not there"):
+        open_dataset(tmp_path)
+
+
+def test_pixarts_sam_layout(tmp_path):
+    put(tmp_path, {f"images/sa_{n}.jpg": picture(c, format="JPEG") for n, c in enumerate(THREE)})
+    put(tmp_path, {f"captions/sa_{n}.txt": f"a {c} square" for n, c in enumerate(THREE)})
+    put(tmp_path, {"partition/part0.txt": "sa_1\nsa_0\n", "partition/part1.txt": "sa_2\nsa_0\n../secret\nsa_9\n"})
+    put(tmp_path, {"img_vae_feature/train_vae_256/noflip/sa_0.npy": b"", "caption_feature_wmask/sa_0.npz": b""})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    check_three(pairs)
+    assert dataset.layout == "PixArt's SAM layout"
+    assert list(pairs) == ["images/sa_1.jpg", "images/sa_0.jpg", "images/sa_2.jpg"]
+    assert [(p.key, p.kind) for p in problems] == [
+        ("partition/part1.txt:2", "duplicate-row"),
+        ("partition/part1.txt:3", "path"),
+        ("partition/part1.txt:4", "missing"),
+    ]
+    assert len(dataset.notes) == 2
+
+
+@pytest.mark.parametrize("images", ["InternData/InternImgs", "InternImgs", "InternData/images", "InternData"])
+@pytest.mark.parametrize("partition", ["partition", "partition_filter"])
+def test_pixarts_interndata_layout(tmp_path, images, partition):
+    put(tmp_path / images, pictures("one/"))
+    rows = [
+        {
+            "path": f"one/{c}.png",
+            "prompt": f"a {c} square",
+            "width": 4,
+            "height": 4,
+            "ratio": 1.0,
+            "sharegpt4v": "long " * 99,
+        }
+        for c in THREE
+    ]
+    rows[1]["ratio"] = 4.5
+    del rows[0]["sharegpt4v"]
+    put(
+        tmp_path / "InternData",
+        {f"{partition}/data_info.json": json.dumps(rows), "img_vae_fatures_512_multiscale/ms/x.npy": b""},
+    )
+    dataset = open_dataset(tmp_path / "InternData")
+    pairs, problems = read(dataset)
+    assert (dataset.layout_name, problems, len(pairs)) == ("interndata", [], 3)
+    for pair in pairs.values():
+        assert texts(pair)[0] == f"a {colour_of(pair)} square"
+    assert [[c.source for c in pair.captions] for pair in pairs.values()] == [["original"]] + 2 * [
+        ["original", "sharegpt4v"]
+    ]
+    assert dataset.notes == [
+        "img_vae_fatures_512_multiscale holds features that PixArt's code made; they are not used",
+        "pictures with a ratio over 4, which PixArt's code leaves out and which stay here: 1, "
+        f"such as {partition}/data_info.json:1",
+    ]
+
+
+def test_a_json_list_by_itself(tmp_path):
+    put(
+        tmp_path,
+        {**pictures(), "list.json": json.dumps([{"path": f"{c}.png", "prompt": f"a {c} square"} for c in THREE])},
+    )
+    check_three(read(tmp_path / "list.json")[0])
+
+
+def test_two_layouts_in_one_folder_are_asked_about(tmp_path):
+    rows = jsonl([{"file_name": "a.png", "text": "from the manifest"}])
+    put(tmp_path, {"a.png": picture(), "a.txt": "from the side", "metadata.jsonl": rows})
+    with pytest.raises(UsageError, match=r"could be imagefolder .* and pictures with .* \(layout sidecars\)"):
+        open_dataset(tmp_path)
+    assert texts(read(open_dataset(tmp_path, layout="imagefolder"))[0]["a.png"]) == ["from the manifest"]
+    assert texts(read(open_dataset(tmp_path, layout="sidecars"))[0]["a.png"]) == ["from the side"]
+    with pytest.raises(UsageError, match="does not look like tar"):
+        open_dataset(tmp_path, layout="tar")
+    with pytest.raises(UsageError, match="There is no layout 'tars'; choose among imagefolder, "):
+        open_dataset(tmp_path, layout="tars")
+    put(tmp_path, {"metadata.csv": "file_name,text\na.png,x\n"})
+    with pytest.raises(UsageError, match=r"has metadata\.jsonl and metadata\.csv; give the one to read"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "nothing/readme.md",
+            "hello",
+            r"\(1 files and 0 folders\) holds no data set .* looked for metadata.jsonl",
+        ),
+        ("x.zip", b"PK", "is packed; unpack it first"),
+        ("x.tar.gz", b"", "is packed; unpack it first"),
+        ("x.png", picture(), "is no data set; give a folder"),
+        ("shards/0.tar.gz", b"", "is compressed; unpack it to a plain .tar"),
+        ("urls.csv", "url,text\nhttp://x/y.png,a\n", "has only web addresses; fetch the pictures first"),
+        ("bad.parquet", b"PAR1 not really", "cannot be read as a table"),
+        ("twice.csv", "file,text,text\na,b,c\n", "has the column 'text' twice"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_with_a_reason(tmp_path, name, content, reason):
+    put(tmp_path, {name: content})
+    path = tmp_path / name
+    with pytest.raises(PixArtError, match=reason):
+        open_dataset(path.parent if "/" in name else path)
+    with pytest.raises(UsageError, match="There is nothing at"):
+        open_dataset(tmp_path / "gone")
+
+
+def test_captions_written_later_join_those_that_were_there(tmp_path):
+    put(tmp_path, {**pictures(), "red.txt": "a red square"})
+    assert captions_folder(tmp_path) == tmp_path / ".pixart" / "captions"
+    before = open_dataset(tmp_path)
+    empty, data = before.captions_fingerprint(), before.fingerprint()
+    lines = [
+        {"key": "green.png", "caption": "green, second"},
+        {"key": "red.png", "caption": "a square in red"},
+        {"key": "green.png", "caption": "green, third", "hint": "x"},
+        {"key": "blue.png", "caption": None, "refused": "I cannot"},
+        {"key": "gone.png", "caption": "no one"},
+        {"key": "red.png", "caption": "  "},
+    ]
+    put(captions_folder(tmp_path), {"llava.jsonl": jsonl(lines) + '{"key": "blue.pn', "blip.jsonl": jsonl(lines[1:2])})
+    dataset = open_dataset(tmp_path)
+    pairs, problems = read(dataset)
+    assert [(c.text, c.source) for c in pairs["red.png"].captions] == [
+        ("a red square", "original"),
+        ("a square in red", "blip"),
+        ("a square in red", "llava"),
+    ]
+    assert texts(pairs["green.png"]) == ["green, second", "green, third"]
+    assert pairs["blue.png"].captions == ()
+    assert [(p.key, p.kind) for p in problems] == [
+        ("captions/llava.jsonl:6", "caption-empty"),
+        ("captions/llava.jsonl:7", "caption-row"),
+    ]
+    assert dataset.notes == ["captions in llava.jsonl of pictures that are not in this data set: 1"]
+    assert dataset.fingerprint() == data
+    assert dataset.captions_fingerprint() != empty
+    assert captions_folder(tmp_path / "a.csv") == tmp_path / "a.csv.pixart" / "captions"
+
+
+def test_the_fingerprint_follows_every_file(tmp_path):
+    put(tmp_path, {**pictures(), "red.txt": "a red square"})
+    dataset = pickle.loads(pickle.dumps(open_dataset(tmp_path)))
+    seen = {dataset.fingerprint()}
+    assert dataset.fingerprint() in seen
+    for change in (
+        lambda: put(tmp_path, {"red.txt": "a red squirrel"}),
+        lambda: put(tmp_path, {"new.png": picture()}),
+        lambda: (tmp_path / "new.png").rename(tmp_path / "newer.png"),
+        lambda: (tmp_path / "red.txt").unlink(),
+    ):
+        change()
+        assert dataset.fingerprint() not in seen
+        seen.add(dataset.fingerprint())
+
+
+def test_bytes_of_a_location(tmp_path):
+    data = picture("blue")
+    put(tmp_path, {"a.tar": tar([("a.png", data)])})
+    assert read_bytes(read(tmp_path / "a.tar")[0]["a.tar/a"].image) == data
