@@ -106,7 +106,7 @@ def test_a_network_that_knows_the_noise_has_no_error_and_gets_whole_timesteps():
     x_0 = torch.randn(512, 4, 2, 2, generator=torch.Generator().manual_seed(1))
     batch = {"latent": x_0, "classes": torch.zeros(512, 1)}
     for learned in (False, True):
-        torch.manual_seed(0)
+        batch["rng"] = np.random.default_rng(0)
         oracle = Oracle(x_0, learned)
         settings = {"condition": ("classes",), "timesteps": Timesteps(sampler="uniform"), "objective": "ddpm"}
         loss = denoising_loss(oracle, batch, **settings)
@@ -118,9 +118,7 @@ def test_a_network_that_knows_the_noise_has_no_error_and_gets_whole_timesteps():
 
 
 def levels(shift: float = 1.0, **settings: float) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return draw_levels(20_000, Timesteps(**settings), shift)
+    return draw_levels(np.random.default_rng(0), 20_000, Timesteps(**settings), shift)
 
 
 def test_noise_levels_are_logit_normal_with_a_uniform_share():

@@ -297,7 +297,7 @@ def test_folding_gives_latents_unit_scale_and_leaves_pictures_alone(data):
 @torch.no_grad()
 def test_psnr_and_the_training_view_agree_with_the_autoencoder(data):
     vae, pixels = tiny_autoencoder(), features.to_unit(read_pixels(data)[0])
-    drawn, mean, logvar = autoencoder.Reconstruction(vae)(pixels)
+    drawn, mean, logvar = autoencoder.Reconstruction(vae)(pixels, np.random.default_rng(0))
     expected, spread = autoencoder.moments(vae, pixels)
     assert torch.allclose(mean, expected, atol=1e-5) and torch.allclose(torch.exp(0.5 * logvar), spread, atol=1e-5)
     assert drawn.shape == pixels.shape
@@ -316,11 +316,11 @@ def test_the_loss_of_the_autoencoder_counts_pixels_edges_and_spread():
             super().__init__()
             self.answer = change, torch.full((1, 2, 1, 1), mean), torch.full((1, 2, 1, 1), logvar)
 
-        def forward(self, pixels):
+        def forward(self, pixels, rng):
             change, mean, logvar = self.answer
             return pixels + change, mean, logvar
 
-    batch = {"pixels": torch.zeros(1, 3, 8, 8)}
+    batch = {"pixels": torch.zeros(1, 3, 8, 8), "rng": None}
     weights = {"squared_weight": 5.0, "gradient_weight": 1.0, "kl_weight": 0.1}
     loss = lambda *given: autoencoder.loss(Given(*given), batch, **weights).item()  # noqa: E731
     assert loss(torch.tensor(0.0), 0.0, 0.0) == 0.0

@@ -35,6 +35,7 @@ from pixart.training.recipe import (
     TextRecipe,
     Timesteps,
 )
+from pixart.training.rows import Share
 from pixart.training.stages import build
 
 SIZE = Denoiser(width=32, depth=2, num_heads=2)
@@ -170,7 +171,9 @@ def test_stage_3_starts_from_the_weights_of_stage_2(chain):
 
 def test_a_start_from_another_network_is_refused(chain, tmp_path):
     wider = dataclasses.replace(chain.stage3, run=tmp_path / "wider", model=Denoiser(48, 2, 2))
-    with pytest.raises(PixArtError, match=r"stage2 holds another network than this recipe: .*size mismatch"):
+    with pytest.raises(
+        PixArtError, match=r"stage2 holds another network than this recipe: its model.width is 32, not 48"
+    ):
         train_recipe(wider, quiet)
     nowhere = dataclasses.replace(chain.stage3, run=tmp_path / "new", init=tmp_path)
     with pytest.raises(PixArtError, match="has no checkpoint to start from"):
@@ -208,10 +211,10 @@ class Killed(Exception):
 
 
 def kill_at(step: int, batches):
-    def batch(k: int) -> dict:
+    def batch(k: int, share: Share) -> dict:
         if k == step:
             raise Killed
-        return batches(k)
+        return batches(k, share)
 
     return batch
 
@@ -237,7 +240,9 @@ def test_a_killed_and_continued_run_ends_with_the_same_bytes(chain, tmp_path, st
         run_of(recipe, tmp_path / "killed", lambda batches: kill_at(5, batches))
     assert [path.name for path in checkpoint.found(tmp_path / "killed")] == ["checkpoint-3"]
     asked = []
-    continued = run_of(recipe, tmp_path / "killed", lambda batches: lambda k: asked.append(k) or batches(k))
+    continued = run_of(
+        recipe, tmp_path / "killed", lambda batches: lambda k, share: asked.append(k) or batches(k, share)
+    )
     assert asked == [3, 4, 5, 6, 7]
     assert unbroken.name == continued.name == "checkpoint-8"
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"):
@@ -262,7 +267,7 @@ def toy_run(run: Path, steps: int = 8, batches=None, every: int = 2, model: Toy 
         batches or toy_batch,
         steps,
         run,
-        loop=LoopConfig(save_every=every, log_every=1, evaluate_every=100, bf16=False),
+        loop=LoopConfig(save_every=every, log_every=1, evaluate_every=100, precision="fp32"),
         optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=1),
         evaluate=lambda ema, step: {"w": ema.w.item()},
         report=quiet,
@@ -270,16 +275,16 @@ def toy_run(run: Path, steps: int = 8, batches=None, every: int = 2, model: Toy 
     return model
 
 
-def toy_batch(step: int) -> dict:
+def toy_batch(step: int, share: Share) -> dict:
     return {"x": torch.full((4,), 1.0 + step % 3), "count": 4}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, number):
-    def batch(step: int) -> dict:
+    def batch(step: int, share: Share) -> dict:
         if step == 4:
             signal.raise_signal(number)
-        return toy_batch(step)
+        return toy_batch(step, share)
 
     before = signal.getsignal(number)
     with pytest.raises(Preempted, match="Stopped by a signal at step 5") as caught:
@@ -291,10 +296,10 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, number):
 
 
 def test_a_second_interrupt_acts_at_once(tmp_path):
-    def batch(step: int) -> dict:
+    def batch(step: int, share: Share) -> dict:
         signal.raise_signal(signal.SIGINT)  # os.kill may be delivered late, and two become one
         signal.raise_signal(signal.SIGINT)
-        return toy_batch(step)
+        return toy_batch(step, share)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
@@ -306,8 +311,8 @@ def test_a_second_interrupt_acts_at_once(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, bad):
-    def batch(step: int) -> dict:
-        return toy_batch(step) if step < 5 else {"x": torch.tensor([bad]), "count": 1}
+    def batch(step: int, share: Share) -> dict:
+        return toy_batch(step, share) if step < 5 else {"x": torch.tensor([bad]), "count": 1}
 
     model, before = Toy(), signal.getsignal(signal.SIGINT)
     with pytest.raises(PixArtError, match=r"Step 5: loss nan|Step 5: loss inf") as caught:
@@ -327,13 +332,13 @@ def test_a_damaged_checkpoint_names_the_file_and_the_way_out(tmp_path, name):
     with pytest.raises(PixArtError) as caught:
         toy_run(tmp_path)
     assert str(file) in str(caught.value)
-    assert "Remove checkpoint-4 to continue from checkpoint-2." in str(caught.value)
+    assert "Remove checkpoint-4 to continue from checkpoint-2, which is whole." in str(caught.value)
     shutil.rmtree(tmp_path / "checkpoint-4")
     toy_run(tmp_path)
     assert checkpoint.found(tmp_path)[-1].name == "checkpoint-8"
     if name == "ema.safetensors":
         (tmp_path / "checkpoint-8" / name).write_bytes(b"")
-        with pytest.raises(PixArtError, match=r"checkpoint-8.ema\.safetensors cannot be read"):
+        with pytest.raises(PixArtError, match=r"checkpoint-8.ema\.safetensors cannot be loaded: it has 0 bytes"):
             checkpoint.ema_state(tmp_path)
 
 
@@ -361,7 +366,7 @@ def test_figures_of_steps_taken_again_are_not_kept_twice(tmp_path):
 
 def test_the_ema_follows_the_weights(tmp_path):
     model, weights = Toy(), []
-    toy_run(tmp_path, batches=lambda step: weights.append(model.w.item()) or toy_batch(step), model=model)
+    toy_run(tmp_path, batches=lambda step, share: weights.append(model.w.item()) or toy_batch(step, share), model=model)
     weights.append(model.w.item())
     expected = weights[0]
     for step, weight in enumerate(weights[1:]):
@@ -378,7 +383,7 @@ def test_the_denoiser_learns_what_its_classes_look_like(tmp_path, name):
     model = DiT(DiTConfig(class_counts=(2,), in_channels=2, out_channels=2, width=32, depth=2, num_heads=2))
     pictures = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 2, 4, 4)
 
-    def batch(step: int) -> dict:
+    def batch(step: int, share: Share) -> dict:
         classes = torch.arange(32).view(32, 1) % 2
         return {"latent": pictures[classes[:, 0]], "classes": classes, "count": 32}
 

@@ -35,14 +35,16 @@ class Timesteps:
         return self.shift * (math.sqrt(height * width) / self.shift_base if self.shift_base else 1.0)
 
 
-def draw_levels(count: int, timesteps: Timesteps, shift: float = 1.0) -> "torch.Tensor":  # noqa: F821
-    """Noise levels (count,) in (0, 1), from torch's global stream; `shift` is `timesteps.shift_for` the picture."""
+def draw_levels(rng, count: int, timesteps: Timesteps, shift: float = 1.0) -> "torch.Tensor":  # noqa: F821
+    """Noise levels (count,) fp32 in (0, 1); `shift` is `timesteps.shift_for` the picture.
+
+    `rng` has the methods `random` and `standard_normal` of numpy's Generator.
+    """
     import torch
 
-    if timesteps.sampler == "uniform":
-        levels = torch.rand(count)
-    else:
-        levels = torch.sigmoid(torch.randn(count))
-        uniform = torch.rand(count)
-        levels = torch.where(torch.rand(count) < timesteps.uniform_share, uniform, levels)
+    levels = torch.from_numpy(rng.random(count))
+    if timesteps.sampler == "logit_normal":
+        normal = torch.from_numpy(rng.standard_normal(count))
+        levels = torch.where(torch.from_numpy(rng.random(count)) < timesteps.uniform_share, levels, normal.sigmoid())
+    levels = levels.float()
     return shift * levels / (1 + (shift - 1) * levels)

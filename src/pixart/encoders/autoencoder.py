@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -45,10 +46,12 @@ class Reconstruction(torch.nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: torch.Tensor, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`rng` gives normal numbers by `standard_normal(shape, dtype)`, as numpy's Generator does."""
         mean, logvar = self.vae.quant_conv(self.vae.encoder(pixels)).float().chunk(2, dim=1)  # (B, C, H/8, W/8) each
         logvar = logvar.clamp(-30.0, 20.0)
-        latent = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), np.float32)).to(mean.device)
+        latent = mean + noise * torch.exp(0.5 * logvar)
         return self.vae.decoder(self.vae.post_quant_conv(latent)).float(), mean, logvar
 
 
@@ -57,10 +60,10 @@ def loss(
 ) -> torch.Tensor:
     """L1 and L2 of the pixels, L1 of their horizontal and vertical differences (crisp edges), and a small KL term.
 
-    `batch["pixels"]`: (B, 3, H, W) in [-1, 1].
+    `batch["pixels"]`: (B, 3, H, W) in [-1, 1]; `batch["rng"]` draws the latents.
     """
     pixels = batch["pixels"]
-    drawn, mean, logvar = model(pixels)
+    drawn, mean, logvar = model(pixels, batch["rng"])
     error = drawn - pixels
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
@@ -77,8 +80,9 @@ def moments(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def psnr(vae, pixels: torch.Tensor, batch_size: int = 16) -> float:
     """Mean over pictures of the peak signal-to-noise ratio in dB; `pixels` is (N, 3, H, W) in [-1, 1]."""
-    values = []
+    values, device = [], next(vae.parameters()).device
     for part in pixels.split(batch_size):
+        part = part.to(device)
         mean, _ = moments(vae, part)
         drawn = vae.decode(mean).sample.clamp(-1, 1)
         mse = ((drawn - part) / 2).square().mean(dim=(1, 2, 3))

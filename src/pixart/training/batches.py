@@ -1,10 +1,12 @@
 """Batches by number: batch k is a pure function of the seed and k, so the data position of a run is its step.
 
 `batches(step, share)` gives the rows of one process, or of one part of an accumulated batch: row r of batch k is a
-pure function of the seed, k and r (see rows.py), whoever asks for it. `count` is the number of rows given.
+pure function of the seed, k and r (see rows.py), whoever asks for it. `count` is the number of rows given, `keys`
+names their pictures, and `batches.fingerprint()` is a hash of all that they are taken from.
 A recipe's phases say how many steps are done at which picture size; each batch holds pictures of one size.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -118,6 +120,14 @@ def weights_of(records: list[Record], sampling: Sampling) -> np.ndarray:
     return weights / weights.sum()
 
 
+def _digest(*tensors: Tensor) -> str:
+    """SHA-256 of what is trained on: a run is not continued on other data. A second per gigabyte."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(np.ascontiguousarray(tensor.numpy()).view(np.uint8))
+    return digest.hexdigest()
+
+
 class PixelBatches:
     """Random pictures or random crops of them: `{"pixels": (B, 3, H, W) in [-1, 1], "count": B}`."""
 
@@ -136,6 +146,9 @@ class PixelBatches:
         corners = (rng.random((len(rows), 2)) * (phase.size - side + 1)).astype(int)
         parts = [pictures[i, :, y : y + side, x : x + side] for i, (y, x) in zip(chosen, corners, strict=True)]
         return {"pixels": to_unit(torch.stack(parts)), "count": len(rows)}
+
+    def fingerprint(self) -> str:
+        return _digest(*self.pictures.values())
 
 
 class LatentBatches:
@@ -157,6 +170,10 @@ class LatentBatches:
         batch = {"latent": mean + std * noise, "count": len(rows), **self.condition(chosen, rng)}
         return batch | spared_tokens(phase, batch["latent"], rng)
 
+    def fingerprint(self) -> str:
+        tensors = [part for moments in self.moments.values() for part in moments]
+        return _digest(*tensors, torch.from_numpy(self.cumulative), *self.condition.tensors())
+
 
 def spared_tokens(phase: Phase, latent: Tensor, rng: RowStreams) -> dict[str, Tensor]:
     """`routed` or `visible` (B, K) for latents (B, C, h, w), where the phase spares tokens."""
@@ -177,6 +194,9 @@ class ClassCondition:
         classes = self.classes[chosen].clone()
         classes[rng.random(len(chosen)) < self.dropout] = torch.tensor(self.counts)
         return {"classes": classes}
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.classes,)
 
 
 @dataclass(frozen=True)
@@ -208,3 +228,6 @@ class TextCondition:
             text[row, : len(s)] = s
             mask[row, : len(s)] = True
         return {"text": text, "text_mask": mask}
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.text.states, self.text.starts, self.text.first_caption, self.text.null

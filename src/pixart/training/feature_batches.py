@@ -1,5 +1,8 @@
 """Batches from a feature folder (`pixart data extract`): buckets, captions, classes and micro-conditions by number."""
 
+import hashlib
+import json
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,6 +81,10 @@ class FeatureBatches:
         rng = RowStreams(self.seed, step, mine, purpose=1)
         batch = self.rows.read(kept[choose(step - first).indices[mine]], rng, self.dropout)
         return batch | spared_tokens(phase, batch["latent"], rng)
+
+    def fingerprint(self) -> str:
+        """A hash of the folder's manifest, which has the content hashes of its shards."""
+        return hashlib.sha256(json.dumps(self.store.manifest, sort_keys=True).encode()).hexdigest()
 
 
 class _Rows:

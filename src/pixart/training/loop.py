@@ -1,57 +1,72 @@
 """The one training loop: autoencoder, three stages, and whatever comes later bring a model and a `loss(model, batch)`.
 
-Every step seeds its own random stream from (seed, step) and asks for its own batch by number, so a run that is
-continued from a checkpoint takes exactly the steps that an unbroken run would take; no random state is saved.
+What a step does follows from the seed and its number: batches come by number, and every row of a batch has its own
+random stream (rows.py). So a run that is continued takes the steps that an unbroken one takes, and any number of
+processes takes the steps that one process takes; no random state is saved.
 """
 
-import signal
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint as recomputed
 
-from pixart.errors import PixArtError, UsageError
-from pixart.training import checkpoint, metrics
+from pixart.errors import UsageError
+from pixart.training import checkpoint, distributed, metrics, nonfinite
+from pixart.training.clock import Clock
+from pixart.training.distributed import Device, Parallel, World
 from pixart.training.ema import Ema
 from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
-
-EXIT_PREEMPTED = 75  # stopped by a signal with a good checkpoint: run the same command again
+from pixart.training.precision import LossScale, Precision, autocast
+from pixart.training.rows import RowStreams, Share
+from pixart.training.stopping import Preempted, StopOnSignal
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How the loop runs; how long it runs is the sum of the recipe's phases."""
+    """How the loop runs; how long it runs is the sum of the recipe's phases.
+
+    `accumulate` parts of a batch are computed one after the other, for less memory, and `checkpoint_activations`
+    computes each block again in the backward pass; neither changes the result by more than rounding. `parallel` and
+    `device` say who computes: auto takes what is there, DDP where torchrun started several processes.
+    """
 
     seed: int = 0
-    bf16: bool = True
+    precision: Precision = "bf16"
+    accumulate: int = 1
+    checkpoint_activations: bool = False
     compile: bool = False
+    parallel: Parallel = "auto"
+    device: Device = "auto"
     ema_decay: float = 0.999
     log_every: int = 50
     evaluate_every: int = 1000
     save_every: int = 500
 
     def __post_init__(self):
-        if min(self.log_every, self.evaluate_every, self.save_every) < 1 or not 0 <= self.ema_decay < 1:
-            raise UsageError(
-                f"loop: log_every {self.log_every}, evaluate_every {self.evaluate_every} and save_every "
-                f"{self.save_every} must be at least 1, ema_decay {self.ema_decay} from 0 to below 1."
-            )
-        if self.seed < 0:
-            raise UsageError(f"loop: seed {self.seed} must not be negative.")
+        for name in ("accumulate", "log_every", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"loop: {name} {getattr(self, name)} must be at least 1.")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"loop: ema_decay {self.ema_decay} must be from 0 to below 1.")
+        if not 0 <= self.seed < 2**40:
+            raise UsageError(f"loop: seed {self.seed} must not be negative, nor above 2^40.")
 
 
-class Preempted(PixArtError):
-    """SIGINT or SIGTERM arrived; the checkpoint is on disk."""
-
-    exit_code = EXIT_PREEMPTED
+# What may differ when a run is continued: who computes how, and how often it is looked at.
+MAY_CHANGE = (
+    *("accumulate", "checkpoint_activations", "compile", "parallel", "device"),
+    *("log_every", "evaluate_every", "save_every"),
+)
 
 
 def train(
     model: torch.nn.Module,
     loss: Callable[[torch.nn.Module, dict], torch.Tensor],
-    batches: Callable[[int], dict],
+    batches: Callable[[int, Share], dict],
     steps: int,
     run: Path,
     *,
@@ -60,78 +75,127 @@ def train(
     evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
     report: Callable[[str], None] = print,
     record: Callable[[int, dict[str, float]], None] | None = None,
+    data: str | None = None,
+    world: World | None = None,
 ) -> torch.nn.Module:
     """Train `model` for `steps` steps inside the run folder `run` and return a copy with the EMA weights.
 
     Args:
         model: trained in place, weights in fp32.
-        loss: `loss(model, batch) -> scalar`; it draws its own noise from torch's global stream.
-        batches: `batches(step) -> batch`, a pure function of the step. `batch["count"]` is its number of pictures.
-        evaluate: `evaluate(ema_model, step) -> {name: figure}`, every `loop.evaluate_every` steps and at the end.
+        loss: `loss(model, batch) -> scalar`, the mean over the rows. It calls `model` and nothing of its parts, and
+            takes its random numbers from `batch["rng"]` (see rows.py).
+        batches: `batches(step, share) -> batch`, a pure function of both. `batch["count"]` is its number of pictures,
+            `batch["keys"]`, where there, their names.
+        evaluate: `evaluate(ema_model, step) -> {name: figure}`, every `loop.evaluate_every` steps and at the end, by
+            the main process only.
         report: takes one line of progress.
         record: `record(step, figures)` gets all figures that also go to `metrics.jsonl`.
+        data: names what is trained on; a checkpoint that was trained on something else is refused.
+        world: the processes that train together, as `distributed.joined` gives them; one if left out.
 
     Raises:
-        PixArtError: a loss or gradient is not finite (the last good checkpoint stays); a checkpoint cannot be read.
+        PixArtError: a loss or gradient is not finite (the last good checkpoint stays); a checkpoint cannot be read;
+            another process was lost; the disk is full.
         Preempted: SIGINT or SIGTERM, after a checkpoint was written.
     """
+    world = world or distributed.alone(loop.device)
+    check(loop, optimizer, model, world)
     run.mkdir(parents=True, exist_ok=True)
-    ema = Ema(model, decay=loop.ema_decay)
-    optim = Optimizer(model, optimizer)
-    start = checkpoint.restore(run, model, ema, optim)
-    if start:
-        report(f"continuing {run} at step {start:,} of {steps:,}")
-    metrics.forget_after(run, start)
-    forward = torch.compile(model) if loop.compile else model
-    stop = _StopOnSignal()
+    with distributed.noticing_the_lost(world, run), StopOnSignal() as stop:
+        model.to(world.device)
+        distributed.make_equal(model, world)
+        averages = Ema(model, decay=loop.ema_decay)
+        saved = checkpoint.newest(run)
+        if saved:
+            saved.refuse_other_data(data)
+            saved.load_weights(model, averages)
+        if loop.checkpoint_activations:
+            for block in model.blocks:
+                block.forward = partial(recomputed, block.forward, use_reentrant=False)
+        spread = distributed.spread(model, world, loop.parallel)
+        if loop.parallel == "fsdp" and world.size > 1:
+            averages.shard(model, main=world.main)
+        forward = torch.compile(spread) if loop.compile else spread
+        optim, scale = Optimizer(model, optimizer), LossScale(loop.precision)
+        start = 0
+        if saved:
+            start = saved.step
+            saved.load_optimizer(optim)
+            scale.load_state(saved.state.get("loss_scale", scale.state()))
+        world.wait()  # nobody sweeps before all have read
+        if world.main:
+            checkpoint.sweep(run)
+            metrics.forget_after(run, start)
+            if start:
+                report(f"continuing {run} at step {start:,} of {steps:,}")
 
-    def log(step: int, figures: dict[str, float]) -> None:
-        metrics.append(run, step, figures)
-        if record:
-            record(step, figures)
+        def log(step: int, figures: dict[str, float]) -> None:
+            metrics.append(run, step, figures)
+            if record:
+                record(step, figures)
 
-    begun, seen, last_log = time.perf_counter(), 0, time.perf_counter()
-
-    try:
+        clock = Clock(start, steps)
         for step in range(start, steps):
-            torch.manual_seed(loop.seed * 1_000_003 + step)
-            batch = batches(step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
-                value = loss(forward, batch)
             optim.zero_grad()
-            value.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
-            if not (torch.isfinite(value) and torch.isfinite(norm)):
-                raise PixArtError(
-                    f"Step {step}: loss {value.item()}, gradient norm {norm.item()}; stopped before the update. "
-                    f"The last good checkpoint in {run} is kept. Try a lower --optimizer.learning-rate."
-                )
-            rate = learning_rate(step, steps, optimizer)
-            optim.step(rate)
-            ema.update(model, step)
+            value, parts = torch.zeros((), device=world.device), []
+            shares = world.shares(loop.accumulate)
+            for share in shares:
+                with clock.loading():
+                    batch = _prepared(batches(step, share), step, share, loop.seed, world.device)
+                with distributed.gradients(spread, exchanged=share is shares[-1]):
+                    with autocast(loop.precision, world.device):
+                        part = loss(forward, batch) / len(shares)
+                    (part * scale.scale).backward()
+                value += part.detach()
+                parts.append(batch)
+            scale.unscale(list(model.parameters()))
+            norm = distributed.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)).item()
+            value, stopping = world.agree(value, stop.requested)
+            value, rate = value.item(), learning_rate(step, steps, optimizer)
+            if math.isfinite(value) and math.isfinite(norm):
+                optim.step(rate)
+                averages.update(model, step)
+                scale.good_step()
+            elif not (math.isfinite(value) and scale.halve()):
+                raise nonfinite.error(step, value, norm, parts, run, world)
 
-            done, seen = step + 1, seen + batch["count"]
-            if done % loop.log_every == 0 or done == steps:
-                now = time.perf_counter()
-                figures = {"loss": value.item(), "lr": rate, "grad_norm": norm.item()}
-                figures["images_per_second"] = seen / (now - last_log)
-                left = (now - begun) / (done - start) * (steps - done)
+            done = step + 1
+            clock.step(done, sum(batch["count"] for batch in parts) * world.size)
+            if world.main and (done % loop.log_every == 0 or done == steps):
+                figures = {"loss": value, "lr": rate, "grad_norm": norm, **clock.figures()}
                 log(done, figures)
-                report(_line(done, steps, figures, left))
-                seen, last_log = 0, now
+                report(_line(done, steps, figures, clock.left_s))
             if done % loop.evaluate_every == 0 or done == steps:
-                paused = time.perf_counter()
-                figures = evaluate(ema.model, done)
-                log(done, figures)
-                report(f"step {done:,}: " + ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
-                last_log += time.perf_counter() - paused
-            if done % loop.save_every == 0 or done == steps or stop.requested:
-                checkpoint.save(run, done, model, ema, optim)
-            if stop.requested and done < steps:
+                whole = averages.whole()
+                with clock.paused():
+                    if world.main:
+                        figures = evaluate(whole, done)
+                        log(done, figures)
+                        report(f"step {done:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+                    world.wait()
+            if done % loop.save_every == 0 or done == steps or stopping:
+                extra = {"data": data, "loss_scale": scale.state()}
+                checkpoint.save(run, done, model, averages, optim, main=world.main, extra=extra)
+            if stopping and done < steps:
                 raise Preempted(f"Stopped by a signal at step {done:,}; run the same command again to continue.")
-    finally:
-        stop.restore()
-    return ema.model
+        whole = averages.whole()
+        return whole.cpu() if world.main else whole
+
+
+def check(loop: LoopConfig, optimizer: OptimizerConfig, model: torch.nn.Module, world: World) -> None:
+    """Raises UsageError for what cannot be trained together."""
+    if loop.checkpoint_activations and not hasattr(model, "blocks"):
+        raise UsageError("loop.checkpoint_activations: this network has no blocks to compute again. Leave it out.")
+    if loop.parallel == "fsdp" and world.size > 1 and optimizer.name != "adamw":
+        raise UsageError(f"loop.parallel is fsdp, but {optimizer.name} needs whole matrices. Give adamw, or ddp.")
+
+
+def _prepared(batch: dict, step: int, share: Share, seed: int, device: torch.device) -> dict:
+    """The batch on its device, with the random streams of its rows in `rng`."""
+    rows = share.rows(batch["count"] * share.parts)
+    torch.manual_seed((seed * 1_000_003 + step) * share.parts + share.part)  # for what does not ask `rng`
+    moved = {name: part.to(device) if torch.is_tensor(part) else part for name, part in batch.items()}
+    return {**moved, "rng": RowStreams(seed, step, rows)}
 
 
 def _line(done: int, steps: int, figures: dict[str, float], left_s: float) -> str:
@@ -139,24 +203,3 @@ def _line(done: int, steps: int, figures: dict[str, float], left_s: float) -> st
         f"step {done:,}/{steps:,}  loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  "
         f"grad {figures['grad_norm']:.2f}  {figures['images_per_second']:.1f} images/s  {left_s / 60:.1f} min left"
     )
-
-
-class _StopOnSignal:
-    """Turns the first SIGINT or SIGTERM into a request that the loop honours after the step; a second acts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.old = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.old[number] = signal.signal(number, self._request)
-            except ValueError:  # not in the main thread (a test or a notebook): signals stay with their owner
-                break
-
-    def _request(self, *_: object) -> None:
-        self.requested = True
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)

@@ -3,10 +3,18 @@
 import json
 from pathlib import Path
 
+from pixart.errors import PixArtError
+from pixart.training.files import write_whole
+
 
 def append(run: Path, step: int, figures: dict[str, float]) -> None:
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **figures}) + "\n")
+    """Raises PixArtError where the disk refuses."""
+    path = run / "metrics.jsonl"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+    except OSError as error:
+        raise PixArtError(f"{path} cannot be written: {error.strerror or error}. The checkpoints are kept.") from None
 
 
 def forget_after(run: Path, step: int) -> None:
@@ -15,12 +23,10 @@ def forget_after(run: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, "".join(kept))

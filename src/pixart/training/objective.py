@@ -1,12 +1,15 @@
 """The loss of all three stages, under either objective: noise the latents, predict, compare."""
 
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pixart.diffusion import ddpm, flow
 from pixart.diffusion.timesteps import Timesteps, draw_levels
+from pixart.training.masking import visible_patches
 
 ObjectiveName = Literal["flow", "ddpm"]
 LATENT_SCALE = 8  # pixels per latent
@@ -27,21 +30,25 @@ def denoising_loss(
     loss of each picture, both without gradient.
 
     Args:
-        batch: `latent` (B, C, h, w) and what `condition` names.
+        batch: `latent` (B, C, h, w), `rng`, the random streams of its rows (rows.py), and what `condition` names;
+            also `routed` or `visible` where tokens are spared (tread.py, masking.py).
         condition: what the network reads besides x_t and timestep: classes, or text, its mask and maybe the size.
     """
     x_0 = batch["latent"]
-    eps = torch.randn_like(x_0)
+    eps = torch.from_numpy(batch["rng"].standard_normal(tuple(x_0.shape), np.float32)).to(x_0.device)
     shift = timesteps.shift_for(LATENT_SCALE * x_0.shape[2], LATENT_SCALE * x_0.shape[3])
-    levels = draw_levels(len(x_0), timesteps, shift).to(x_0.device)
+    levels = draw_levels(batch["rng"], len(x_0), timesteps, shift).to(x_0.device)
     read = [batch[name] for name in condition]
+    spared = {name: batch[name] for name in ("routed", "visible") if name in batch}
+    compared = partial(visible_patches, visible=batch["visible"]) if "visible" in batch else lambda latent: latent
     if objective == "flow":
-        velocity = model(flow.add_noise(x_0, eps, levels), 1000 * levels, *read)
-        losses = flow.losses(velocity, x_0, eps)
+        velocity = model(flow.add_noise(x_0, eps, levels), 1000 * levels, *read, **spared)
+        losses = flow.losses(velocity, compared(x_0), compared(eps))
     else:
         timestep = ddpm.whole(levels)
         x_t = ddpm.add_noise(x_0, eps, timestep)
-        prediction = model(x_t, timestep, *read)
-        losses = ddpm.losses(prediction, x_0, x_t, eps, timestep, min_snr_gamma=min_snr_gamma)
+        prediction = model(x_t, timestep, *read, **spared)
+        parts = compared(x_0), compared(x_t), compared(eps)
+        losses = ddpm.losses(prediction, *parts, timestep, min_snr_gamma=min_snr_gamma)
     batch["levels"], batch["losses"] = levels, losses.detach()
     return losses.mean()
