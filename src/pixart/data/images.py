@@ -1,23 +1,27 @@
 """Bytes to an RGB picture, safely: an allow-list of decoders, limits, and one way for every colour mode."""
 
 import io
+import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixart.data.pairs import ImageProblem
+from pixart.data.pairs import ImageProblem, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; the number from which Pillow, too, speaks of a bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes the phones' MPO
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
 # Endings of pictures that are not read: they are reported, where other files are only counted.
 UNREAD_EXTENSIONS = frozenset(
     (".svg", ".pdf", ".eps", ".psd", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".exr", ".hdr", ".dng", ".raw")
 )
+_READ_HERE = "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read."
+_STARTS = ((b"\x89PNG\r\n", "a PNG"), (b"\xff\xd8\xff", "a JPEG"), (b"GIF8", "a GIF"), (b"RIFF", "a WebP"))
 _OTHERS = (  # first bytes of what people rename to .png, so that the refusal can say what it is
     (b"%PDF", "a PDF document"),
     (b"%!PS", "an EPS or PostScript document"),
@@ -58,17 +62,16 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
     what it is instead), bomb (more than `max_pixels`, or a text chunk that unpacks to megabytes), truncated, broken,
     mode (pixels whose range nobody can know).
     """
-    import warnings
-
     from PIL import Image
 
     if not data:
         raise ImageProblem("empty", "The picture has no bytes.")
-    # Pillow's own warning would come on top of the refusal below, or where a larger limit was asked for.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    _quiet_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
+            if image.format == "PNG":
+                _check_sums(data)
             orientation = _orientation(image)
             image.load()  # the first frame
             rgb, alpha = _on_white(image)
@@ -87,11 +90,22 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
     except ImageProblem:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageProblem("format", f"This is {_what_it_is(data)}; {_read_here()}") from None
+        begins = next((name for first, name in _STARTS if data.startswith(first)), None)
+        if begins is not None:
+            raise ImageProblem("broken", f"This begins as {begins}, but its header is damaged.") from None
+        raise ImageProblem("format", f"This is {_what_it_is(data)}; {_READ_HERE}") from None
     except Image.DecompressionBombError:
         raise ImageProblem("bomb", "The picture claims more than 178,956,970 pixels.") from None
     except Exception as error:  # decoders fed with bad bytes raise nearly everything: struct.error, KeyError, ...
         raise _from_decoder(error) from None
+
+
+@cache
+def _quiet_pillow() -> None:
+    """Its warnings (bombs, damaged EXIF) come without a name of the file, on top of what is said here."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 # What to do for each EXIF orientation (TIFF 6.0, tag 274), as numbers of Image.Transpose.
@@ -112,6 +126,25 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageProblem("bomb", f"The picture claims {width} x {height} pixels; at most {max_pixels:,} are decoded.")
     if width < 1 or height < 1:
         raise ImageProblem("broken", f"The picture claims {width} x {height} pixels.")
+
+
+def _check_sums(data: bytes) -> None:
+    """Refuse a PNG whose critical chunks do not have their CRC, which Pillow does not look at in pixels."""
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise ImageProblem("truncated", "The picture ends too early (within a PNG chunk).")
+        name = data[at + 4 : at + 8]
+        if name[:1].isupper() and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ImageProblem(
+                "broken", f"The picture is damaged: a wrong check sum in {printable(name.decode('latin-1'))}."
+            )
+        if name == b"IEND":
+            return
+        at = end + 4
+    raise ImageProblem("truncated", "The picture ends too early (a PNG without its end).")
 
 
 def _from_decoder(error: Exception) -> ImageProblem:
@@ -136,11 +169,7 @@ def _what_it_is(data: bytes) -> str:
     for first, name in _OTHERS:
         if data.startswith(first):
             return name
-    return "no picture that is known here, or it is damaged at its start"
-
-
-def _read_here() -> str:
-    return "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read."
+    return "no picture that is known here"
 
 
 def _on_white(image: "Image.Image") -> tuple["Image.Image", bool]:

@@ -57,9 +57,8 @@ class WrittenCaptions:
         """After a whole pass: lines whose key no picture has."""
         for source in self._sources:
             if source.strangers():
-                notes.say(
-                    f"{source.strangers():,} captions in {source.path.name} belong to no picture of this data set"
-                )
+                what = f"captions in {source.path.name} of pictures that are not in this data set"
+                notes.say(f"{what}: {source.strangers():,}")
 
 
 class _Source:
