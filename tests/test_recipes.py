@@ -71,7 +71,7 @@ def test_a_file_of_ones_own(toml):
         ("cache =", "cahce =", "no key 'cahce'. Did you mean 'cache'?"),
         ("batch_size = 4", "batchsize = 4", "no key 'batchsize'. Did you mean 'batch_size'?"),
         ("batch_size = 4", "batch_size = 4\nzzz = 1", "It knows steps, size, batch_size, crop"),
-        ('data = "data"', "", "needs the key 'data'"),
+        ('data = "data"', "", "needs either data and cache"),
         ("steps = 5", 'steps = "5"', "steps is '5'; it must be int"),
         ("steps = 5", "steps = 5.5", "steps is 5.5; it must be int"),
         ("steps = 5", "steps = true", "steps is True; it must be int"),
@@ -80,7 +80,11 @@ def test_a_file_of_ones_own(toml):
         ("3D = 3", '3D = "often"', "style_weights.3D is 'often'; it must be float"),
         ('autoencoder = "vae"', "autoencoder = 3", "autoencoder is 3; it must be Path"),
         ('autoencoder = "vae"', 'autoencoder = "vae"\nloop = 3', "loop must be a table, not 3"),
-        ("[[phases]]", '[optimizer]\nname = "sgd"\n[[phases]]', "name is 'sgd'; it must be one of 'adamw', 'muon'"),
+        (
+            "[[phases]]",
+            '[optimizer]\nname = "sgd"\n[[phases]]',
+            "name is 'sgd'; it must be one of 'adamw', 'adamw8bit'",
+        ),
         ("[[phases]]", "[optimizer]\nbetas = [0.9]\n[[phases]]", "betas needs 2 values, not 1"),
         ('kind = "class"', 'kind = "clas"', "it must be one of autoencoder, class, text"),
         ('kind = "class"', "kind = ", "is not valid TOML"),
@@ -90,7 +94,7 @@ def test_mistakes_in_a_recipe_are_named(toml, old, new, words):
     with pytest.raises(UsageError) as caught:
         recipes.load(toml(old, new))
     assert words in str(caught.value)
-    assert "my.toml" in str(caught.value) or "phase" in str(caught.value) or "Size" in str(caught.value)
+    assert "my.toml" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,11 @@ def test_a_recipe_needs_phases_and_a_dropout_below_one(toml):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("emoji/stage11", "Did you mean emoji/stage1?"), ("coco", "recipes are: emoji/autoencoder"), ("no.toml", "")],
+    [
+        ("emoji/stage11", "Did you mean emoji/stage1?"),
+        ("coco", "recipes are: emoji/all, emoji/autoencoder"),
+        ("no.toml", ""),
+    ],
 )
 def test_unknown_recipes(name, words):
     with pytest.raises(UsageError, match=r"No recipe") as caught:
@@ -134,7 +142,8 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(toml, tmp_path, ca
     shown = json.loads(capsys.readouterr().out)
     assert shown["kind"] == "class" and shown["run"] == "other"
     assert shown["optimizer"]["learning_rate"] == 0.002 and shown["optimizer"]["name"] == "muon"
-    assert shown["phases"] == [{"steps": 7, "size": 64, "batch_size": 4, "crop": None}]
+    plain = {"crop": None, "route_share": 0.0, "mask_share": 0.0}
+    assert shown["phases"] == [{"steps": 7, "size": 64, "batch_size": 4, **plain}]
     assert shown["sampling"]["style_weights"] == {"3D": 3.0}
     assert [path.name for path in tmp_path.iterdir()] == ["my.toml"]
 
@@ -145,12 +154,61 @@ def test_every_shipped_recipe_can_be_overridden(capsys):
         assert json.loads(capsys.readouterr().out)["loop"]["seed"] == 5
 
 
-@pytest.mark.parametrize("words", [["--optimizer.learning-rte", "1"], ["--phases.0.steps", "many"]])
-def test_bad_overrides_exit_with_2(toml, words, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run([toml(), *words, "--dry-run"])
-    assert caught.value.code == 2
-    assert words[0].split(".")[-1] in "".join(capsys.readouterr())
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--optimizer.learning-rte 1", "my.toml has no option --optimizer.learning-rte. Did you mean --optimizer.lea"),
+        ("--phases.1.steps 3", "Did you mean --phases.0.steps?"),
+        ("--zzz 3", "has no option --zzz. pixart train my.toml --help lists them."),
+        ("--phases.0.steps many", "steps is 'many'; it must be int"),
+        ("--phases.0.steps", "--phases.0.steps takes one value, and none was given"),
+        ("--loop.seed 1 2", "--loop.seed takes one value, not 2: 1 2"),
+        ("--loop.compile maybe", "compile is 'maybe'; it must be bool"),
+        ("--optimizer.betas 0.9", "betas needs 2 values, not 1"),
+        ("--optimizer 3", "--optimizer is a table"),
+        ("--phases.0 3", "--phases.0 is a table"),
+        ("--run.deeper 3", "has no option --run.deeper"),
+        ("seed 3", "'seed' stands alone"),
+        ("--optimizer.learning-rate 0", "learning_rate 0.0 must be between 0 and 1"),
+        ("--optimizer.learning-rate nan", "learning_rate nan must be between 0 and 1"),
+        ("--phases.0.batch-size 0", "batch_size of at least 1, not 0"),
+        ("--sampling.style-weights.3D -1", "the weight 3D is -1.0; it must be 0 or more"),
+        ("--model.width 30", "width 30 must be a multiple of 4 and of num_heads"),
+        ("--model.sample-size 48", "sample_size 48 must be one of 32, 64 and 128"),
+        ("--min-snr-gamma 5", "for objective 'ddpm' only"),
+        ("--features somewhere", "needs either data and cache"),
+    ],
+)
+def test_bad_overrides_are_one_sentence(toml, words, complaint):
+    with pytest.raises(UsageError) as caught:
+        run([toml(), *words.split(), "--dry-run"])
+    assert complaint in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_overrides_of_every_kind(toml, capsys):
+    words = (
+        "--optimizer.betas 0.5 0.6 --loop.compile --sampling.style-weights.Noto=2 --sampling.style_weights.3D 1.5 "
+        "--timesteps.sampler uniform --model.width=64 --phases.0.crop none --init ../earlier --objective ddpm "
+        "--min-snr-gamma 5 --classes style"
+    )
+    assert run([toml(), *words.split(), "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["optimizer"]["betas"] == [0.5, 0.6] and shown["loop"]["compile"] is True
+    assert shown["sampling"]["style_weights"] == {"3D": 1.5, "Noto": 2.0}
+    assert (shown["model"]["width"], shown["init"], shown["classes"]) == (64, "../earlier", ["style"])
+    assert (shown["objective"], shown["min_snr_gamma"], shown["phases"][0]["crop"]) == ("ddpm", 5.0, None)
+    assert run([toml(), "--loop.compile", "true", "--loop.no-compile", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["loop"]["compile"] is False
+
+
+def test_an_older_run_is_still_read(tmp_path):
+    table = recipes.to_json(recipes.load("emoji/stage2"))
+    table["denoiser"] = {name: table["model"][name] for name in ("width", "depth", "num_heads")}  # session 1
+    table["loop"]["bf16"] = table["loop"].pop("precision") == "bf16"
+    for key in ("model", "objective", "min_snr_gamma", "expected", "features"):
+        del table[key]
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    assert recipes.from_run(tmp_path) == recipes.load("emoji/stage2")
 
 
 def test_help_lists_the_recipes(capsys):

@@ -176,7 +176,7 @@ def test_a_start_from_another_network_is_refused(chain, tmp_path):
     ):
         train_recipe(wider, quiet)
     nowhere = dataclasses.replace(chain.stage3, run=tmp_path / "new", init=tmp_path)
-    with pytest.raises(PixArtError, match="has no checkpoint to start from"):
+    with pytest.raises(PixArtError, match="is no run and no model folder"):
         train_recipe(nowhere, quiet)
 
 

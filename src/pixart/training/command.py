@@ -1,64 +1,134 @@
 """`pixart train RECIPE`: read the recipe, apply the overrides, build the parts, run the loop, write the result."""
 
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
 from pixart.errors import PixArtError, UsageError
+from pixart.training.files import write_whole
+from pixart.training.lock import NAME as LOCK
+from pixart.training.lock import held
 
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart train`. Returns the exit code.
 
     `RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]`. The same command continues an unfinished
-    run of the same recipe and reports a finished one; it refuses a run folder made with another recipe.
+    run of the same recipe and reports a finished one; it refuses a run folder made with another recipe. For a chain,
+    it does so with every recipe in turn.
     """
+    from pixart.training import recipe as recipes
+    from pixart.training.chain import resolve
+
+    dry_run = "--dry-run" in arguments
+    resume, arguments = _take_resume([a for a in arguments if a != "--dry-run"])
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: pixart train RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]\n\n"
+            "`pixart train RECIPE --help` lists what a recipe sets. The recipes:\n  "
+            + "\n  ".join(recipes.names())
+            + "\nand chains of them, which run one after the other:\n  "
+            + "\n  ".join(recipes.chains())
+        )
+        return 0 if arguments else 2
+    name, *overrides = arguments
+    if {"-h", "--help"} & set(overrides):
+        return _help(name)
+    if resume:
+        if recipes.chain(name) is not None:
+            raise UsageError(f"{name} is a chain and continues by itself; leave --resume out.")
+        overrides += ["--run", resume]
+    stages = resolve(name, overrides)
+    if resume:
+        _check_resume(Path(resume), dry_run)
+    if dry_run:
+        return _dry_run(name, stages)
+    for number, stage in enumerate(stages, 1):
+        if len(stages) > 1 and os.environ.get("RANK", "0") == "0":
+            _to_stderr(f"{stage.name}, {number} of {len(stages)}")
+        train_recipe(stage.recipe)
+    return 0
+
+
+def _dry_run(name: str, stages: list) -> int:
+    """The resolved recipe on stdout as JSON; parts, network and phases on stderr."""
+    from pixart.training.recipe import to_json
+    from pixart.training.summary import summary
+
+    for stage in stages:
+        for line in summary(stage):
+            _to_stderr(line)
+    tables = [{"name": stage.name, **to_json(stage.recipe)} for stage in stages]
+    shown = to_json(stages[0].recipe) if stages[0].name == name else {"kind": "chain", "name": name, "stages": tables}
+    print(json.dumps(shown, indent=2))
+    return 0
+
+
+def _help(name: str) -> int:
     import tyro
 
     from pixart.training import recipe as recipes
 
-    dry_run = "--dry-run" in arguments
-    arguments = [a for a in arguments if a != "--dry-run"]
-    resume, arguments = _take_resume(arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            "usage: pixart train RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]\n\n"
-            "`pixart train RECIPE --help` lists what a recipe sets. The recipes:\n  " + "\n  ".join(recipes.names())
-        )
-        return 0 if arguments else 2
-    base = recipes.load(arguments[0])
-    recipe = tyro.cli(type(base), default=base, args=arguments[1:], prog=f"pixart train {arguments[0]}")
-    if resume and resume != "auto":
-        recipe = _with_run(recipe, Path(resume))
-        if not (recipe.run / "config.json").is_file():
-            raise UsageError(f"--resume {resume}: there is no run in that folder to continue.")
-    if dry_run:
-        print(json.dumps(recipes.to_json(recipe), indent=2))
+    listed = recipes.chain(name)
+    if listed is None:
+        base = recipes.load(name)
+        with contextlib.suppress(SystemExit):
+            tyro.cli(type(base), default=base, args=["--help"], prog=f"pixart train {name}")
         return 0
-    return train_recipe(recipe)
+    print(
+        f"usage: pixart train {name} [--run FOLDER] [--dotted.override VALUE ...] [--dry-run]\n\n"
+        "Runs these recipes one after the other, skips what is finished and continues what is not:\n  "
+        + "\n  ".join(listed)
+        + "\n\nAn override applies to every recipe that has the key; --STAGE.dotted.override to one. With --run, all\n"
+        "runs go into FOLDER. `pixart train RECIPE --help` lists what a recipe sets."
+    )
+    return 0
+
+
+def _check_resume(run: Path, dry_run: bool) -> None:
+    if not (run / "config.json").is_file():
+        raise UsageError(f"--resume {run}: there is no run in that folder to continue.")
+    if not dry_run and not any(run.glob("checkpoint-*/state.json")):
+        raise UsageError(
+            f"--resume {run}: that run has no checkpoint yet. Give the command without --resume to begin it."
+        )
 
 
 def train_recipe(recipe, report=None) -> int:
-    """Train a resolved recipe in its run folder. Returns 0; raises PixArtError with one sentence."""
-    report = report or _to_stderr
-    finished = recipe.run / "finished.json"
-    claimed = _check_claim(recipe)
-    if finished.is_file():
-        result = json.loads(finished.read_text(encoding="utf-8"))["result"]
-        report(f"{recipe.run} is finished. Give another --run to train again.")
-        print(result)
-        return 0
+    """Train a resolved recipe in its run folder. Returns 0; raises PixArtError with one sentence.
 
+    Where torchrun has started several processes, each calls this, and they train as one.
+    """
+    from pixart.training.distributed import joined
+
+    with joined(recipe.loop.parallel, recipe.loop.device) as world, contextlib.ExitStack() as locks:
+        report = (report or _to_stderr) if world.main else _to_nobody
+        return _train(recipe, report, world, locks)
+
+
+def _train(recipe, report, world, locks: contextlib.ExitStack) -> int:
     from pixart.training.batches import total_steps
     from pixart.training.loop import train
     from pixart.training.stages import build
 
-    stage = build(recipe, report)  # before the folder is claimed: a wrong path in the recipe leaves nothing behind
-    if not claimed:
-        _claim(recipe)
+    finished = recipe.run / "finished.json"
+    world.main_first(lambda: world.main and _enter(recipe, locks))
+    if finished.is_file():
+        if world.main:
+            report(f"{recipe.run} is finished. Give another --run to train again.")
+            print(json.loads(finished.read_text(encoding="utf-8"))["result"])
+        return 0
+    for phase in recipe.phases:
+        world.shares(recipe.loop.accumulate)[0].rows(phase.batch_size)  # refuses what cannot be shared out
+    # Before the folder is claimed: a wrong path in the recipe leaves nothing behind.
+    stage = world.main_first(lambda: build(recipe, report))
+    world.main_first(lambda: world.main and _claim(recipe, locks, report))
     count = sum(p.numel() for p in stage.model.parameters())
     steps = total_steps(recipe.phases)
-    report(f"{recipe.run}: {type(stage.model).__name__} with {count / 1e6:.1f} M parameters, {steps:,} steps")
+    together = f", {world.size} processes" if world.size > 1 else ""
+    report(f"{recipe.run}: {type(stage.model).__name__} with {count / 1e6:.1f} M parameters, {steps:,} steps{together}")
     ema = train(
         stage.model,
         stage.loss,
@@ -69,64 +139,73 @@ def train_recipe(recipe, report=None) -> int:
         optimizer=recipe.optimizer,
         evaluate=stage.evaluate,
         report=report,
+        data=stage.batches.fingerprint(),
+        world=world,
     )
-    result = stage.finish(ema)
-    _write(finished, {"steps": steps, "result": str(result)})
-    print(result)
+    if world.main:
+        result = stage.finish(ema)
+        write_whole(finished, json.dumps({"steps": steps, "result": str(result)}, indent=1))
+        print(result)
+    world.wait()
     return 0
 
 
-def _check_claim(recipe) -> bool:
-    """Whether the run folder is this recipe's already; False where there is none. Refuses any other folder."""
-    from pixart.training.recipe import to_json
+def _enter(recipe, locks: contextlib.ExitStack) -> None:
+    """Refuse a folder that is not this recipe's, and hold one that exists."""
+    _check_claim(recipe)
+    if recipe.run.is_dir():
+        locks.enter_context(held(recipe.run))
 
-    wanted, file = to_json(recipe), recipe.run / "config.json"
-    if file.is_file():
-        try:
-            there = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise PixArtError(f"{file} is damaged. Remove it, or give another --run.") from None
+
+def _check_claim(recipe) -> list[str]:
+    """What the recipe asks to be done in another way than so far. Refuses a folder that is not this recipe's."""
+    from pixart.training.loop import MAY_CHANGE
+    from pixart.training.recipe import from_run, to_json
+
+    if (recipe.run / "config.json").is_file():
+        there, wanted = to_json(from_run(recipe.run)), to_json(recipe)
+        changed = {key: (there["loop"].pop(key), wanted["loop"].pop(key)) for key in MAY_CHANGE}
         if there != wanted:
             differ = ", ".join(key for key in wanted if there.get(key) != wanted[key])
             raise UsageError(f"{recipe.run} was made with another recipe (different: {differ}). Give another --run.")
-        return True
-    if recipe.run.exists() and (not recipe.run.is_dir() or any(recipe.run.iterdir())):
+        return [f"loop.{key} {new} instead of {old}" for key, (old, new) in changed.items() if old != new]
+    if recipe.run.exists() and (not recipe.run.is_dir() or {path.name for path in recipe.run.iterdir()} - {LOCK}):
         raise UsageError(f"{recipe.run} is not empty and not a run folder. Give another --run.")
-    return False
+    return []
 
 
-def _claim(recipe) -> None:
-    """Make the run folder, with the recipe in its config.json."""
+def _claim(recipe, locks: contextlib.ExitStack, report) -> None:
+    """Make the run folder, if need be, and write the recipe into its config.json."""
     from pixart.training.recipe import to_json
 
-    try:
-        recipe.run.mkdir(parents=True, exist_ok=True)
-        _write(recipe.run / "config.json", to_json(recipe))
-    except OSError as error:
-        raise PixArtError(f"The run folder {recipe.run} cannot be made: {error.strerror}.") from None
+    if not recipe.run.is_dir():
+        try:
+            recipe.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PixArtError(f"The run folder {recipe.run} cannot be made: {error.strerror}.") from None
+        locks.enter_context(held(recipe.run))
+    changed = _check_claim(recipe)
+    if changed:
+        report(f"continuing with {', '.join(changed)}")
+    if changed or not (recipe.run / "config.json").is_file():
+        write_whole(recipe.run / "config.json", json.dumps(to_json(recipe), indent=1))
 
 
 def _take_resume(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The folder to continue in, if one is named, and the other arguments. "auto" is what happens anyway."""
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--resume=") else [a])]
     if "--resume" not in arguments:
         return None, arguments
     at = arguments.index("--resume")
     if at + 1 >= len(arguments):
         raise UsageError("--resume needs a run folder, or auto.")
-    return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
-
-
-def _with_run(recipe, run: Path):
-    import dataclasses
-
-    return dataclasses.replace(recipe, run=run)
-
-
-def _write(path: Path, value: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    partial.rename(path)
+    given = arguments[at + 1]
+    return None if given == "auto" else given, arguments[:at] + arguments[at + 2 :]
 
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _to_nobody(line: str) -> None:
+    pass

@@ -204,7 +204,12 @@ def check_denoising(recipe: ClassRecipe | TextRecipe) -> None:
 
 def names() -> list[str]:
     """The recipes that come with the package, as `pixart train` takes them."""
-    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
+    return [name for name in _shipped() if chain(name) is None]
+
+
+def chains() -> list[str]:
+    """The chains of recipes that come with the package."""
+    return [name for name in _shipped() if chain(name) is not None]
 
 
 def load(name: str) -> Recipe:
@@ -213,19 +218,51 @@ def load(name: str) -> Recipe:
     Raises:
         UsageError: no such recipe, an unknown kind or key, or a value of the wrong type.
     """
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not path.is_file():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"No recipe {name!r}.{hint} The recipes are: {', '.join(names())}; or give a .toml file.")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    path, table = _read(name)
     kind = table.pop("kind", None)
     if kind not in KINDS:
         raise UsageError(f"{path}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
-    return structure(table, KINDS[kind], str(path.name))
+    try:
+        return structure(table, KINDS[kind], path.name)
+    except UsageError as error:
+        said = str(error)
+        raise error if path.name in said else UsageError(f"{path.name}: {said}") from None
+
+
+def chain(name: str) -> list[str] | None:
+    """The names of the recipes of a chain, in order; None if `name` is a recipe.
+
+    Recipes of a chain that are files are named by their path from the file of the chain.
+
+    Raises:
+        UsageError: there is neither a recipe nor a chain of that name, or the chain is not one.
+    """
+    path, table = _read(name)
+    if table.get("kind") != "chain":
+        return None
+    stages = table.get("stages")
+    if set(table) != {"kind", "stages"} or not isinstance(stages, list) or not stages or len(set(stages)) < len(stages):
+        raise UsageError(f"{path}: a chain has stages, a list of different recipes, and nothing else.")
+    return [str(path.parent / stage) if str(stage).endswith(".toml") else str(stage) for stage in stages]
+
+
+def _shipped() -> list[str]:
+    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
+
+
+def _read(name: str) -> tuple[Path, dict]:
+    """The TOML file behind a name, and what it says. Raises UsageError."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, _shipped(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"No recipe {name!r}.{hint} The recipes are: {', '.join(_shipped())}; or give a .toml file.")
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def structure(value: object, target: typing.Any, where: str) -> typing.Any:
@@ -302,4 +339,6 @@ def from_run(run: Path) -> Recipe:
         raise PixArtError(f"{run} is not a run folder: {path} cannot be read ({error}).") from None
     if "denoiser" in table:  # what the table was called before it had the name of its override, --model.width
         table["model"] = table.pop("denoiser")
+    if "bf16" in table.get("loop", {}):  # before there was fp16
+        table["loop"]["precision"] = "bf16" if table["loop"].pop("bf16") else "fp32"
     return structure(table, kind, str(path))

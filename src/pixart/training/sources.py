@@ -1,7 +1,5 @@
 """Where a stage's latents, texts and classes come from: pictures that are encoded as training begins, or features."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pixart.data import features
-from pixart.data.feature_shards import Features
 from pixart.data.imagefolder import Record, read_split
 from pixart.errors import UsageError
 from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of
@@ -26,12 +23,11 @@ HELD_OUT = "test_cells"
 class Source:
     """What a stage learns from.
 
-    `data` names by hash what is trained on. `channels` are those of the latents, `text_dim` the width of the text
+    `channels` are those of the latents, `text_dim` the width of the text
     states (None for classes), `classes` the names of every kind of class, `styles` what prompts may be dressed in.
     `held_out` are batches that training never sees, whose captions or classes are not dropped.
     """
 
-    data: str
     channels: int
     batches: Callable[..., dict]
     held_out: tuple[dict, ...]
@@ -65,7 +61,7 @@ def _class_pictures(recipe: ClassRecipe, report) -> Source:
     batches = LatentBatches(moments, weights_of(records, recipe.sampling), condition, recipe.phases, recipe.loop.seed)
     held_condition = ClassCondition(_class_indices(read_split(recipe.data / HELD_OUT), names), counts, dropout=0.0)
     held_out = _held_out_latents(recipe, held_condition, report)
-    return Source(_data(moments), _channels(moments), batches, (held_out,), classes=names)
+    return Source(_channels(moments), batches, (held_out,), classes=names)
 
 
 def _class_name(record: Record, kind: str) -> str:
@@ -90,8 +86,7 @@ def _text_pictures(recipe: TextRecipe, report) -> Source:
     held_text = features.text_states(recipe.data, HELD_OUT, encoder, tokenizer, recipe.cache, report)
     held_out = _held_out_latents(recipe, TextCondition(held_text, dropout=0.0, short_share=1.0), report)
     styles = tuple(sorted({record.style for record in records}))
-    data, channels, text_dim = _data(moments, text.states), _channels(moments), text.null.shape[1]
-    return Source(data, channels, batches, (held_out,), text_dim=text_dim, styles=styles)
+    return Source(_channels(moments), batches, (held_out,), text_dim=text.null.shape[1], styles=styles)
 
 
 def _class_features(recipe: ClassRecipe) -> Source:
@@ -101,14 +96,14 @@ def _class_features(recipe: ClassRecipe) -> Source:
     batches = FeatureBatches(store, recipe, dropout=recipe.class_dropout)
     held_out = held_out_batches(store, recipe)
     classes = {"class": list(store.class_names)}
-    return Source(_manifest(store), store.latent_channels, batches, held_out, classes=classes)
+    return Source(store.latent_channels, batches, held_out, classes=classes)
 
 
 def _text_features(recipe: TextRecipe) -> Source:
     store = open_for(recipe)
     batches = FeatureBatches(store, recipe, dropout=recipe.caption_dropout)
     held_out = held_out_batches(store, recipe)
-    return Source(_manifest(store), store.latent_channels, batches, held_out, text_dim=store.text_dim)
+    return Source(store.latent_channels, batches, held_out, text_dim=store.text_dim)
 
 
 def _latents(recipe: ClassRecipe | TextRecipe, report) -> dict[int, tuple[Tensor, Tensor]]:
@@ -116,23 +111,6 @@ def _latents(recipe: ClassRecipe | TextRecipe, report) -> dict[int, tuple[Tensor
     return {
         size: features.latents(recipe.data, "train", size, recipe.autoencoder, recipe.cache, report) for size in sizes
     }
-
-
-def _data(moments: dict[int, tuple[Tensor, Tensor]], *others: Tensor) -> str:
-    return hash_of(*(part for size in sorted(moments) for part in moments[size]), *others)
-
-
-def hash_of(*tensors: Tensor) -> str:
-    """SHA-256 over the bytes of tensors."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _manifest(store: Features) -> str:
-    """The manifest names every shard by its content hash."""
-    return hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _channels(moments: dict[int, tuple[Tensor, Tensor]]) -> int:

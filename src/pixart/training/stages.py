@@ -22,21 +22,19 @@ from pixart.training.networks import class_config, text_config, text_network
 from pixart.training.objective import denoising_loss
 from pixart.training.precision import autocast
 from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe
-from pixart.training.sources import HELD_OUT, class_source, hash_of, spread, text_folders, text_source
+from pixart.training.sources import HELD_OUT, class_source, spread, text_folders, text_source
 from pixart.training.start import check_start, start_from
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`finish(ema)` writes what the run is for into the run folder, and returns its path. `data` names, by hash, what
-    is trained on."""
+    """`finish(ema)` writes what the run is for into the run folder, and returns its path."""
 
     model: torch.nn.Module
     loss: Callable[[torch.nn.Module, dict], Tensor]
     batches: Callable[[int], dict]
     evaluate: Callable[[torch.nn.Module, int], dict[str, float]]
     finish: Callable[[torch.nn.Module], Path]
-    data: str
 
 
 def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
@@ -81,7 +79,7 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
         kl_weight=config.kl_weight,
     )
     batches = PixelBatches(pictures, recipe.phases, recipe.loop.seed)
-    return Stage(model, loss, batches, evaluate, finish, hash_of(*pictures.values()))
+    return Stage(model, loss, batches, evaluate, finish)
 
 
 def _class_stage(recipe: ClassRecipe, report) -> Stage:
@@ -98,7 +96,7 @@ def _class_stage(recipe: ClassRecipe, report) -> Stage:
 
     loss = _loss(recipe, ("classes",))
     evaluate = _held_out_evaluation(recipe, loss, source.held_out)
-    return Stage(model, loss, source.batches, evaluate, finish, source.data)
+    return Stage(model, loss, source.batches, evaluate, finish)
 
 
 def _text_stage(recipe: TextRecipe, report) -> Stage:
@@ -140,7 +138,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
     read = ("text", "text_mask", "size") if config.micro_conditions else ("text", "text_mask")
     loss = _loss(recipe, read)
     evaluate = _held_out_evaluation(recipe, loss, source.held_out)
-    return Stage(model, loss, source.batches, evaluate, finish, source.data)
+    return Stage(model, loss, source.batches, evaluate, finish)
 
 
 def _loss(recipe: ClassRecipe | TextRecipe, condition: tuple[str, ...]) -> Callable[[torch.nn.Module, dict], Tensor]:

@@ -26,8 +26,9 @@ def check_start(recipe: ClassRecipe | TextRecipe) -> None:
     init = recipe.init
     if init is None or is_model_folder(init):
         return
-    if not init.is_dir():
-        raise PixArtError(f"There is no run {init} to start from. Train it first, or give another run with --init.")
+    if not (init / "config.json").is_file():
+        what = "no run and no model folder" if init.exists() else "not there"
+        raise PixArtError(f"{init}, to start from, is {what}. Train it first, or give another with --init.")
     earlier = from_run(init)
     if not (init / "finished.json").is_file():
         there = checkpoint.found(init)
