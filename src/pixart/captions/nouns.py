@@ -76,8 +76,8 @@ class NounCounts:
     counts: Counter[str] = field(default_factory=Counter)
     runs: list[IO[str]] = field(default_factory=list)
 
-    def add(self, nouns: list[str]) -> None:
-        self.total += len(nouns)
+    def add(self, nouns: Counter[str]) -> None:
+        self.total += nouns.total()
         self.counts.update(nouns)
         if len(self.counts) > self.most_words:
             run = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - it lives until the counts are read
