@@ -21,7 +21,13 @@ UNREAD_EXTENSIONS = frozenset(
     (".svg", ".pdf", ".eps", ".psd", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".exr", ".hdr", ".dng", ".raw")
 )
 _READ_HERE = "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read."
-_STARTS = ((b"\x89PNG\r\n", "a PNG"), (b"\xff\xd8\xff", "a JPEG"), (b"GIF8", "a GIF"), (b"RIFF", "a WebP"))
+_STARTS = (
+    (0, b"\x89PNG\r\n", "a PNG"),
+    (0, b"\xff\xd8\xff", "a JPEG"),
+    (0, b"GIF8", "a GIF"),
+    (0, b"RIFF", "a WebP"),
+    (4, b"ftypavi", "an AVIF"),
+)
 _OTHERS = (  # first bytes of what people rename to .png, so that the refusal can say what it is
     (b"%PDF", "a PDF document"),
     (b"%!PS", "an EPS or PostScript document"),
@@ -90,7 +96,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
     except ImageProblem:
         raise
     except Image.UnidentifiedImageError:
-        begins = next((name for first, name in _STARTS if data.startswith(first)), None)
+        begins = next((name for at, first, name in _STARTS if data.startswith(first, at)), None)
         if begins is not None:
             raise ImageProblem("broken", f"This begins as {begins}, but its header is damaged.") from None
         raise ImageProblem("format", f"This is {_what_it_is(data)}; {_READ_HERE}") from None
@@ -165,7 +171,7 @@ def _what_it_is(data: bytes) -> str:
     if start.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if data[4:8] == b"ftyp":
-        return f"a file of type {data[8:12].decode('ascii', 'replace').strip()} (HEIC or a video)"
+        return f"a file of type {printable(data[8:12].decode('ascii', 'replace').strip())} (HEIC or a video)"
     for first, name in _OTHERS:
         if data.startswith(first):
             return name

@@ -11,6 +11,7 @@ from pixart.data.pairs import Problem
 from pixart.errors import PixArtError, UsageError
 
 MAX_LINE = 4 * 1024**2
+PIECE = 1024**2  # characters of a JSON list that are read at a time
 Row = tuple[str, dict | Problem]  # where it stands ("metadata.jsonl:17"), and the row or what is wrong with it
 
 
@@ -58,19 +59,19 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
         text = _Pieces(file)
         number = 0
 
-        def end(kind: str, reason: str) -> Row:
+        def end(reason: str) -> Row:
             where = f"{name}:{number}"
-            return where, Problem(where, kind, f"{reason}; nothing after it can be read.")
+            return where, Problem(where, "row", f"{reason}; nothing after it can be read.")
 
         try:
             if text.next() != "[":
-                yield end("row", f"{name} is not a JSON list of objects")
+                yield end(f"{name} is not a JSON list of objects")
                 return
             text.at += 1
             while (sign := text.next()) != "]":
                 if number:
                     if sign != ",":
-                        yield end("row", f"Entry {number - 1} is followed by neither a comma nor the end of the list")
+                        yield end(f"Entry {number - 1} is followed by neither a comma nor the end of the list")
                         return
                     text.at += 1
                     text.next()
@@ -78,12 +79,10 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
                 where = f"{name}:{number}"
                 yield where, row if isinstance(row, dict) else Problem(where, "row", f"Entry {number} is no object.")
                 number += 1
-        except UnicodeDecodeError:
-            yield end("row-encoding", f"The text is not UTF-8 near entry {number}")
         except RecursionError:
-            yield end("row", f"Entry {number} is nested too deeply")
+            yield end(f"Entry {number} is nested too deeply")
         except ValueError as error:
-            yield end("row", f"Entry {number} is not JSON ({error})")
+            yield end(f"Entry {number} is not JSON ({error})")
 
 
 class _Pieces:
@@ -91,13 +90,13 @@ class _Pieces:
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")  # names and captions refuse these
         self._text = ""
         self._ended = False
         self.at = 0
 
     def _more(self) -> None:
-        piece = self._file.read(1024**2)
+        piece = self._file.read(PIECE)
         self._ended = not piece
         self._text = self._text[self.at :] + self._decoder.decode(piece, final=self._ended)
         self.at = 0

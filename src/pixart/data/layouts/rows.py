@@ -199,18 +199,19 @@ def locate(value: object, where: str, manifest: Manifest) -> tuple[str, str] | P
         return Problem(where, "url", f"{shown} is a web address; fetch the pictures first (img2dataset does).")
     if "\0" in value or unusable_name(value):
         return Problem(where, "path", f"{shown} cannot be the name of a file.")
+    outside = Problem(
+        where, "path", f"{shown} lies outside the data set, {manifest.root}; --image-root allows another."
+    )
     key = _key(value, manifest)
-    if key is None and "\\" in value:
-        key = _key(value.replace("\\", "/"), manifest)
     if key is None:
-        reason = f"{shown} lies outside the data set, {manifest.root}; --image-root allows another folder."
-        return Problem(where, "path", reason)
+        return outside
+    about = _stat(os.path.join(manifest.root, key))
+    if about is None and "\\" in value:  # written on Windows
+        key = _key(value.replace("\\", "/"), manifest)
+        if key is None:
+            return outside
+        about = _stat(os.path.join(manifest.root, key))
     path = os.path.join(manifest.root, key)
-    about = _stat(path)
-    if about is None and "\\" in value:
-        key = _key(value.replace("\\", "/"), manifest) or key
-        path = os.path.join(manifest.root, key)
-        about = _stat(path)
     if isinstance(about, str):
         return Problem(where, "unreadable", f"{printable(key)} cannot be reached: {about}.")
     if about is None:

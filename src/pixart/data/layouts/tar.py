@@ -71,7 +71,11 @@ def _read(file: BinaryIO, total: int, shard: str) -> Iterator[Member | Problem]:
             if long_name is not None or pax:
                 raise _Damaged("The shard ends after an extended header")
             if empty == 2 and _more(file, header):
-                yield Problem(printable(shard), "after-end", "More follows behind the end mark: joined tars? Not read.")
+                yield Problem(
+                    printable(shard),
+                    "after-end",
+                    "More follows behind the end mark, as in joined tars; it is not read.",
+                )
             elif empty == 0:
                 yield Problem(printable(shard), "no-end", "The shard has no end mark; members may be missing.")
             return
@@ -126,7 +130,7 @@ def _read(file: BinaryIO, total: int, shard: str) -> Iterator[Member | Problem]:
 
 def _more(file: BinaryIO, header: bytes) -> bool:
     """Whether anything but the zeros that fill the last record follows; these are rarely more than 10 KB."""
-    return any(header) or any(file.read(1024**2))
+    return any(header) or any(file.read(64 * 1024))
 
 
 def _plain(name: str) -> str:

@@ -178,7 +178,7 @@ def _finish(sample: _Sample, root: Path, notes: Notes) -> Pair | Problem:
         return Problem(key, "no-image", f"There is no picture beside {names}.")
     if len(pictures) > 1:
         names = ", ".join(printable(picture.name) for picture in pictures[:3])
-        return Problem(key, "several-images", f"The sample has {len(pictures)} pictures ({names}); which one is meant?")
+        return Problem(key, "several-images", f"The sample has {len(pictures)} pictures ({names}), and one is needed.")
     path = str(root / sample.shard)
     texts: list[object] = []
     about: dict = {}

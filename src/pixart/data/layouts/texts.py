@@ -29,7 +29,7 @@ def as_caption(value: object, key: str, source: str = ORIGINAL) -> Caption | Pro
         reason = f"The caption has {len(value):,} characters; at most {MAX_CAPTION:,} are taken."
         return Problem(key, "caption-long", reason)
     if "\0" in value:
-        return Problem(key, "caption-nul", "The caption has a NUL character; is it UTF-16? Save it as UTF-8.")
+        return Problem(key, "caption-nul", "The caption has a NUL character, as UTF-16 has; save it as UTF-8.")
     if not value.isascii():
         try:
             value.encode("utf-8")
