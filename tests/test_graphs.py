@@ -149,6 +149,19 @@ def test_the_decoder_equals_diffusers(tmp_path, attention):
     assert relative(graph.run(None, {"latent": latent.numpy()})[0], theirs) < 1e-5
 
 
+def test_int8_is_near_and_a_picture_does_not_depend_on_its_neighbours(tiny_model_with_graphs):
+    exact, near = (pixart.Pipeline.from_pretrained(tiny_model_with_graphs, dtype=d) for d in ("float32", "int8"))
+    several = near("a red apple", seed=1, num_images=3, **SMALL)
+    assert (several.settings[0]["engine"], several.settings[0]["dtype"]) == ("onnx", "int8")
+    for index, image in enumerate(several.images):
+        alone = near("a red apple", seed=1 + index, **SMALL).images[0]
+        assert image.tobytes() == alone.tobytes()
+        difference = np.asarray(image).astype(float) - np.asarray(
+            exact("a red apple", seed=1 + index, **SMALL).images[0]
+        )
+        assert 0 < np.sqrt((difference**2).mean()) < 12  # of 255; different, and hardly so
+
+
 def test_the_positions_equal_those_of_torch():
     for rows, columns, base, scale in ((16, 16, 16, 1), (8, 12, 16, 1), (64, 40, 64, 2), (7, 9, 16, 0.5)):
         theirs = torch_positions(rows, columns, 48, base, scale, torch.device("cpu"), torch.float32)
@@ -188,13 +201,13 @@ def test_longer_padding_does_not_change_a_byte(tiny_model_with_graphs):
     assert alone.tobytes() == beside.tobytes()
 
 
-def test_the_graphs_hold_no_weights(tmp_path):
+def test_the_graphs_hold_no_weights():
     for name in GRAPHS:
         model = onnx.load(DEFAULT_MODEL / name, load_external_data=False)
         inside = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
         assert sum(len(t.raw_data) for t in inside) < 10_000
         assert len(model.graph.initializer) - len(inside) > 50
-    assert sum((DEFAULT_MODEL / name).stat().st_size for name in GRAPHS) < 200_000
+    assert sum((DEFAULT_MODEL / name).stat().st_size for name in GRAPHS) < 300_000
 
 
 def test_the_shipped_graphs_are_those_that_convert_writes():

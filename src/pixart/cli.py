@@ -21,6 +21,7 @@ PixArt-α {__version__}: text to image, from data to pictures.
   generate PROMPT     draw pictures and write them as PNG
   convert FOLDER      write a model in another form
   train RECIPE        train a model by a recipe
+  plan RECIPE         what a training needs: memory, hours, energy, money, CO2
   data COMMAND ...    build, check and prepare data sets
 
 pixart COMMAND --help shows what a command takes; pixart --version the version."""
@@ -28,6 +29,7 @@ pixart COMMAND --help shows what a command takes; pixart --version the version."
 DATA_HELP = """usage: pixart data COMMAND ...
 
   emoji DEST          build the emoji data set
+  check PATH          look a data set over: what is broken, double, cut, dropped
 
 pixart data COMMAND --help shows what a command takes."""
 
@@ -70,7 +72,7 @@ class Generate:
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
     dtype: Annotated[str, arg(metavar="NAME")] = "float32"
-    """float32, or bfloat16 with the engine torch."""
+    """float32; or int8, faster and not quite the same picture, with the engine onnx; or bfloat16 with torch."""
     output: Annotated[str | None, _shown("PATH", "the current folder")] = None
     """A .png file or a folder. An existing file is kept: the next free name is taken."""
     json: bool = False
@@ -139,8 +141,17 @@ def _dispatch(arguments: list[str]) -> int:
 
             with _quiet_libraries():
                 return run(rest)
+        case ["plan", *rest]:
+            from pixart.training.plan_command import run
+
+            with _quiet_libraries():
+                return run(rest)
         case ["data", "emoji", *rest]:
             return _parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
+        case ["data", "check", *rest]:
+            from pixart.data.check.command import run
+
+            return run(rest)
         case ["data", "-h" | "--help"]:
             print(DATA_HELP)
             return 0

@@ -42,7 +42,7 @@ def convert(options: Convert) -> int:
 
     def check(names: tuple[str, ...]) -> None:
         pictures = []
-        for engine in ("torch", OnnxEngine(folder, names)):
+        for engine in ("torch", OnnxEngine(folder, graphs=names)):
             pipeline = Pipeline(folder, engine=engine)
             drawn = pipeline("a red apple", negative_prompt="a house", seed=0, steps=4).images[0]
             pictures.append(np.asarray(drawn).astype(int))

@@ -18,50 +18,64 @@ FILE = "transformer/diffusion_pytorch_model.safetensors"
 FREQUENCIES = 128  # cosines and sines each (model/embed.py)
 
 
-def build_denoiser(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
+def build_denoiser(folder: Path, config: dict[str, Any], *, int8: bool = False) -> onnx.ModelProto:
     """The graph of a model folder's transformer; `config` is its checked config.json.
 
-    Inputs: x_t (B, C, H, W); timestep (1,); positions (N, D); text (2·depth, B, h, L, d), keys and values in turn;
-    text_mask (B, L) int32; and size (1, 3) where the network has micro-conditions. Output: prediction
-    (B, out_channels, H, W). All floats are fp32.
+    With `int8` the linear layers of the blocks compute in 8-bit whole numbers. Their inputs are scaled by the largest
+    value of the whole batch, so pictures must then be drawn one at a time.
+
+    Inputs: x_t (pictures, C, H, W); timestep (1,); positions (N, D); text (2·depth, B, h, L, d), keys and values in
+    turn, where B is pictures times texts, all pictures with the first text first; text_mask (B, L) int32; and size
+    (1, 3) where the network has micro-conditions. Output: prediction (B, out_channels, H, W). All floats are fp32.
+    What comes before the first look at a text is computed once per picture.
     """
     graph = Graph(folder)
     heads, depth, patch = config["num_attention_heads"], config["num_layers"], config["patch_size"]
     channels, out_channels = config["in_channels"], config["out_channels"]
     width = heads * config["attention_head_dim"]
-    x_t = graph.input("x_t", np.float32, ["B", channels, "H", "W"])
+    x_t = graph.input("x_t", np.float32, ["pictures", channels, "H", "W"])
     timestep = graph.input("timestep", np.float32, [1])
     positions = graph.input("positions", np.float32, ["N", width])
     text = graph.input("text", np.float32, [2 * depth, "B", heads, "L", width // heads])
     mask = graph.input("text_mask", np.int32, ["B", "L"])
 
     rows, columns = (_size(graph, x_t, axis, patch) for axis in (2, 3))
-    batch = graph.op("Shape", [x_t], {"start": 0, "end": 1})
-    x = _patchify(graph, x_t, batch, rows, columns, channels, patch)  # (B·N, C·P·P)
+    pictures = graph.op("Shape", [x_t], {"start": 0, "end": 1})
+    batch = graph.op("Shape", [mask], {"start": 0, "end": 1})
+    texts = graph.op("Concat", [graph.op("Div", [batch, pictures]), graph.constant([1])], {"axis": 0})
+    x = _patchify(graph, x_t, pictures, rows, columns, channels, patch)  # (pictures·N, C·P·P)
     kernel = graph.reshape(graph.weight(FILE, "pos_embed.proj.weight"), [width, channels * patch * patch])
     x = graph.op("Gemm", [x, kernel, graph.weight(FILE, "pos_embed.proj.bias")], {"transB": 1})
-    by_picture = graph.op("Concat", [batch, graph.constant([-1, width])], {"axis": 0})
+    by_picture = graph.op("Concat", [pictures, graph.constant([-1, width])], {"axis": 0})
     x = graph.op("Add", [graph.reshape(x, by_picture), positions])
-    x = graph.reshape(x, [-1, width])  # (B·N, D)
+    x = graph.reshape(x, [-1, width])  # (pictures·N, D)
 
     time = _embedded(graph, timestep, 1, "adaln_single.emb.timestep_embedder")  # (1, D)
     if config["use_additional_conditions"]:
         time = graph.op("Add", [time, _micro_conditions(graph)])
+    product = graph.quantized_linear if int8 else graph.stacked_linear
+
+    def linear(x: str, names: list[str]) -> str:
+        return product(x, FILE, names)
+
     modulations, final_shift, final_scale = _modulations(graph, time, depth, width)
     for i in range(depth):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations[6 * i : 6 * i + 6]
         name = f"transformer_blocks.{i}"
         normed = _modulated_norm(graph, x, shift_attn, scale_attn)
-        qkv = graph.stacked_linear(normed, FILE, [f"{name}.attn1.{part}" for part in ("to_q", "to_k", "to_v")])
+        qkv = linear(normed, [f"{name}.attn1.{part}" for part in ("to_q", "to_k", "to_v")])
         attended = _self_attention(graph, qkv, by_picture, width, heads)
-        attended = graph.linear(attended, FILE, f"{name}.attn1.to_out.0")
+        attended = linear(attended, [f"{name}.attn1.to_out.0"])
         x = graph.op("Add", [x, graph.op("Mul", [attended, gate_attn])])
-        query = graph.linear(x, FILE, f"{name}.attn2.to_q")
+        if i == 0:
+            x = graph.op("Tile", [x, texts])  # (B·N, D)
+            by_picture = graph.op("Concat", [batch, graph.constant([-1, width])], {"axis": 0})
+        query = linear(x, [f"{name}.attn2.to_q"])
         read = _cross_attention(graph, query, text, 2 * i, mask, by_picture, width, heads)
-        x = graph.op("Add", [x, graph.linear(read, FILE, f"{name}.attn2.to_out.0")])
+        x = graph.op("Add", [x, linear(read, [f"{name}.attn2.to_out.0"])])
         normed = _modulated_norm(graph, x, shift_mlp, scale_mlp)
-        hidden = graph.op("Gelu", [graph.linear(normed, FILE, f"{name}.ff.net.0.proj")], {"approximate": "tanh"})
-        x = graph.op("Add", [x, graph.op("Mul", [graph.linear(hidden, FILE, f"{name}.ff.net.2"), gate_mlp])])
+        hidden = graph.op("Gelu", [linear(normed, [f"{name}.ff.net.0.proj"])], {"approximate": "tanh"})
+        x = graph.op("Add", [x, graph.op("Mul", [linear(hidden, [f"{name}.ff.net.2"]), gate_mlp])])
 
     patches = graph.linear(_modulated_norm(graph, x, final_shift, final_scale), FILE, "proj_out")
     prediction = _unpatchify(graph, patches, batch, rows, columns, out_channels, patch)

@@ -16,7 +16,7 @@ MAX_BYTES = 4_000_000_000  # of weights; ONNX Runtime holds them in fp32, and la
 
 
 def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
-    """The three graphs of a checked model folder, by their file names.
+    """The graphs of a checked model folder, by their file names.
 
     Raises:
         PixArtError: the model is too large, in several files, or has a part that graphs do not know.
@@ -33,11 +33,12 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
         part: json.loads((folder.path / part / "config.json").read_text(encoding="utf-8"))
         for part in ("text_encoder", "vae")
     }
-    text, denoiser, decoder = GRAPHS
+    text, denoiser, decoder, denoiser_int8 = GRAPHS
     graphs = {
         text: build_text(folder.path, configs["text_encoder"], folder.transformer),
         denoiser: build_denoiser(folder.path, folder.transformer),
         decoder: build_decoder(folder.path, configs["vae"]),
+        denoiser_int8: build_denoiser(folder.path, folder.transformer, int8=True),
     }
     made_for = fingerprint(folder.path)
     for graph in graphs.values():

@@ -11,7 +11,7 @@ from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.prompts import unknown
 
 ENGINES = ("auto", "onnx", "torch")
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"float32": ("onnx", "torch"), "int8": ("onnx",), "bfloat16": ("torch",)}  # and who can draw in them
 
 # x_t (B, C, h, w) and a timestep -> one prediction (B, out_channels, h, w) for each text.
 Predict = Callable[[Any, int], list[Any]]
@@ -54,7 +54,7 @@ class Engine(Protocol):
 def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32") -> str:
     """Which engine a request for one of ENGINES means for this folder; loads nothing.
 
-    "auto" is ONNX Runtime where the folder has graphs and fp32 is asked for, else torch.
+    "auto" is ONNX Runtime where the folder has graphs and it can draw in this dtype, else torch.
 
     Raises:
         UsageError: no such engine or dtype. PixArtError: the folder has no graphs, or torch is not installed.
@@ -63,13 +63,16 @@ def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float
         raise UsageError(unknown("engine", str(engine), ENGINES))
     if dtype not in DTYPES:
         raise UsageError(unknown("dtype", str(dtype), DTYPES))
-    if engine == "onnx" and dtype != "float32":
-        raise UsageError(f"The engine onnx draws in float32 only, not {dtype}; take --engine torch.")
+    able = DTYPES[dtype]
+    if engine != "auto" and engine not in able:
+        raise UsageError(f"The engine {engine} does not draw in {dtype}; take --engine {able[0]}.")
+    if dtype == "int8":
+        engine = "onnx"
     if engine == "onnx" and not folder.has_graphs:
         raise PixArtError(
             f"{folder.path} has no graphs for ONNX Runtime. Write them with: pixart convert {folder.path} --to onnx"
         )
-    if engine == "onnx" or (engine == "auto" and folder.has_graphs and dtype == "float32"):
+    if engine == "onnx" or (engine == "auto" and folder.has_graphs and "onnx" in able):
         return "onnx"
     if not _installed("torch"):
         why = "" if folder.has_graphs else f" ({folder.path} has no graphs for ONNX Runtime)"
@@ -82,7 +85,7 @@ def open_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32
     if choose_engine(folder, engine, dtype) == "onnx":
         from pixart.sampling.onnx_engine import OnnxEngine
 
-        return OnnxEngine(folder)
+        return OnnxEngine(folder, dtype)
     from pixart.sampling.torch_engine import TorchEngine
 
     return TorchEngine(folder, dtype)

@@ -25,7 +25,7 @@ WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx")
+GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
 MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
 
 

@@ -30,8 +30,10 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, folder: ModelFolder, graphs: tuple[str, ...] = GRAPHS):
-        """Load from disk only, the three graphs side by side; `graphs` are their file names in the folder.
+    def __init__(self, folder: ModelFolder, dtype: str = "float32", graphs: tuple[str, ...] = GRAPHS):
+        """Load from disk only, the three graphs that `dtype` ("float32" or "int8") needs, side by side.
+
+        `graphs` are the file names in the folder.
 
         Raises:
             PixArtError: the graphs were made for other weights, or cannot be loaded.
@@ -40,9 +42,12 @@ class OnnxEngine:
         self.tokenizer = Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder")
         self.max_tokens = self.tokenizer.max_tokens
         self.threads = _threads()
+        self.dtype = dtype
+        text, denoiser, decoder, denoiser_int8 = graphs
+        wanted = (text, denoiser_int8 if dtype == "int8" else denoiser, decoder)
         fingerprint_now = fingerprint(folder.path)
-        with ThreadPoolExecutor(len(graphs)) as pool:
-            loading: list[Future] = [pool.submit(self._load, name, fingerprint_now) for name in graphs]
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            loading: list[Future] = [pool.submit(self._load, name, fingerprint_now) for name in wanted]
         self.text, self.denoiser, self.decoder = (future.result() for future in loading)
 
     def _load(self, name: str, fingerprint_now: str):
@@ -71,7 +76,8 @@ class OnnxEngine:
         return Text(self.text.run(["text"], feed)[0], mask), cut
 
     def pictures_at_once(self, tokens: int) -> int:
-        return max(1, TOKENS_AT_ONCE // tokens)
+        # In int8 the largest value of a batch scales all of it, and a picture must not depend on its neighbours.
+        return 1 if self.dtype == "int8" else max(1, TOKENS_AT_ONCE // tokens)
 
     def latents(self, noise: np.ndarray) -> np.ndarray:
         return noise
@@ -88,7 +94,7 @@ class OnnxEngine:
             feed["size"] = np.array([[height, width, height / width]], np.float32)
 
         def predict(x_t: np.ndarray, timestep: int) -> list[np.ndarray]:
-            feed["x_t"] = np.concatenate([x_t] * len(texts))
+            feed["x_t"] = x_t
             feed["timestep"] = np.array([timestep], np.float32)
             return np.split(self.denoiser.run(["prediction"], feed)[0], len(texts))
 
@@ -116,7 +122,7 @@ class OnnxEngine:
         return {
             "engine": self.name,
             "device": "cpu",
-            "dtype": "float32",
+            "dtype": self.dtype,
             "threads": self.threads,
             "versions": {
                 "pixart": pixart.__version__,

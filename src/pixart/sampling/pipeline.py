@@ -60,7 +60,7 @@ class Pipeline:
             folder: the model folder.
             engine: "onnx" (ONNX Runtime on the CPU, for folders with graphs), "torch", or "auto": the first where it
                 can be had.
-            dtype: "float32", or "bfloat16" for the denoiser of the torch engine.
+            dtype: of the denoiser: "float32"; "int8" (onnx: faster, not quite the same picture); "bfloat16" (torch).
 
         Raises:
             PixArtError: names the first file that is missing or damaged, or the extra to install.

@@ -1,0 +1,150 @@
+"""Drawing speed beside stock Diffusers: the same model folder, prompt, steps, guidance and machine, in one run.
+
+    python benchmarks/draw.py [--model FOLDER] [--rounds 5] [--steps 20] [--sizes 128 256]
+
+Cold is the time from the start of a process to the saved file. Warm is a loaded pipeline that has drawn before, for one
+picture a call and for eight. Every arm draws once before it is timed, arms take turns in each round, and the table
+gives the median, the spread (lowest to highest) and how many times as fast it is as stock Diffusers.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+PROMPT = "a red apple, 3D"
+STOCK = (
+    """
+import sys, torch
+from diffusers import PixArtAlphaPipeline
+folder, size, steps, path, dtype = sys.argv[1:6]
+pipe = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+pipe.set_progress_bar_config(disable=True)
+image = pipe(%r, width=int(size), height=int(size), num_inference_steps=int(steps), clean_caption=False,
+             use_resolution_binning=False, generator=torch.Generator().manual_seed(0)).images[0]
+image.save(path)
+"""
+    % PROMPT
+)  # noqa: UP031  braces would have to be doubled in an f-string
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=None, help="model folder with graphs (default: the shipped one)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--only", choices=["cold", "warm"], default=None)
+    options = parser.parse_args()
+    from pixart.sampling.model_folder import DEFAULT_MODEL
+
+    folder = options.model or DEFAULT_MODEL
+    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores; ", end="")
+    print(", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "onnxruntime", "transformers")))
+    for size in options.sizes:
+        if options.only != "warm":
+            table(
+                f"cold, {size} px, {options.steps} steps: seconds",
+                cold_arms(folder, size, options.steps),
+                options.rounds,
+            )
+        if options.only != "cold":
+            for count in (1, 8):
+                arms = warm_arms(folder, size, options.steps, count)
+                table(
+                    f"warm, {size} px, {options.steps} steps, {count} at a time: seconds a picture",
+                    arms,
+                    options.rounds,
+                    count,
+                )
+
+
+Arms = dict[str, tuple[str, Callable[[], object]]]  # name -> the stock arm to compare with, and what to time
+
+
+def cold_arms(folder: Path, size: int, steps: int) -> Arms:
+    path = Path(tempfile.mkdtemp()) / "picture.png"
+    own = [sys.executable, "-m", "pixart", "generate", PROMPT, "--model", str(folder), "--output", str(path)]
+    own += ["--width", str(size), "--height", str(size), "--steps", str(steps), "--seed", "0"]
+
+    def run(command: list[str]) -> Callable[[], object]:
+        def once() -> None:
+            path.unlink(missing_ok=True)
+            subprocess.run(command, check=True, capture_output=True)
+            assert path.is_file()
+
+        return once
+
+    def stock(dtype: str) -> list[str]:
+        return [sys.executable, "-c", STOCK, str(folder), str(size), str(steps), str(path), dtype]
+
+    return {
+        "stock Diffusers, fp32": ("", run(stock("float32"))),
+        "stock Diffusers, bf16": ("", run(stock("bfloat16"))),
+        "pixart, torch, fp32": ("stock Diffusers, fp32", run([*own, "--engine", "torch"])),
+        "pixart, torch, bf16": ("stock Diffusers, bf16", run([*own, "--engine", "torch", "--dtype", "bfloat16"])),
+        "pixart, onnx, fp32": ("stock Diffusers, fp32", run([*own, "--engine", "onnx"])),
+        "pixart, onnx, int8": ("stock Diffusers, bf16", run([*own, "--engine", "onnx", "--dtype", "int8"])),
+    }
+
+
+def warm_arms(folder: Path, size: int, steps: int, count: int) -> Arms:
+    import torch
+    from diffusers import PixArtAlphaPipeline
+
+    import pixart
+
+    def stock(dtype: torch.dtype) -> Callable[[], object]:
+        pipe = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=dtype)
+        pipe.set_progress_bar_config(disable=True)
+        return lambda: pipe(
+            PROMPT, width=size, height=size, num_inference_steps=steps, num_images_per_prompt=count,
+            clean_caption=False, use_resolution_binning=False, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+    def own(engine: str, dtype: str) -> Callable[[], object]:
+        pipe = pixart.Pipeline.from_pretrained(folder, engine=engine, dtype=dtype)
+        return lambda: pipe(PROMPT, width=size, height=size, steps=steps, num_images=count, seed=0)
+
+    return {
+        "stock Diffusers, fp32": ("", stock(torch.float32)),
+        "stock Diffusers, bf16": ("", stock(torch.bfloat16)),
+        "pixart, torch, fp32": ("stock Diffusers, fp32", own("torch", "float32")),
+        "pixart, torch, bf16": ("stock Diffusers, bf16", own("torch", "bfloat16")),
+        "pixart, onnx, fp32": ("stock Diffusers, fp32", own("onnx", "float32")),
+        "pixart, onnx, int8": ("stock Diffusers, bf16", own("onnx", "int8")),
+    }
+
+
+def table(title: str, arms: Arms, rounds: int, pictures: int = 1) -> None:
+    """Time every arm `rounds` times, taking turns, and print a Markdown table and a JSON line."""
+    for _, run in arms.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, (_, run) in arms.items():
+            started = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - started) / pictures)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(
+        f"\n{title}\n\n| Arm | Median | Spread | Against stock, same dtype | Against stock fp32 |\n|---|---|---|---|---|"
+    )
+    for name, (against, _) in arms.items():
+        spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
+        same = f"{medians[against] / medians[name]:.1f}" if against else ""
+        fp32 = f"{medians['stock Diffusers, fp32'] / medians[name]:.1f}"
+        print(f"| {name} | {medians[name]:.2f} | {spread} | {same} | {fp32} |")
+    print(json.dumps({"title": title, "seconds": times}), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
