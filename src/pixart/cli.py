@@ -30,6 +30,8 @@ DATA_HELP = """usage: pixart data COMMAND ...
 
   emoji DEST          build the emoji data set
   check PATH          look a data set over: what is broken, double, cut, dropped
+  caption PATH        let a vision-language model caption the pictures
+  statistics PATH     count the nouns of the captions, beside the paper's table
 
 pixart data COMMAND --help shows what a command takes."""
 
@@ -152,6 +154,14 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.data.check.command import run
 
             return run(rest)
+        case ["data", "caption", *rest]:
+            from pixart.data.caption_command import run as caption
+
+            return caption(rest)
+        case ["data", "statistics", *rest]:
+            from pixart.data.statistics_command import run as statistics
+
+            return statistics(rest)
         case ["data", "-h" | "--help"]:
             print(DATA_HELP)
             return 0
