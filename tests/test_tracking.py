@@ -1,4 +1,4 @@
-"""Tracking: the real services, offline, read back; and services that are down, hang or raise, which nobody waits for."""
+"""Tracking: the real services, offline, read back; and services that are down, hang or raise: nobody waits for them."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""Figures and pictures to Weights & Biases, trackio or TensorBoard: one small face for training, drawing, evaluation."""
+"""Figures and pictures to Weights & Biases, trackio or TensorBoard: one face for training, drawing and evaluation."""

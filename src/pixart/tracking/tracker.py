@@ -1,8 +1,8 @@
 """The face: `Tracker.figures` and `Tracker.pictures`, which never wait, never raise and never slow the caller down.
 
-The service runs in a process of its own (worker.py), fed by a thread from a bounded queue. A thread alone is not enough:
-with no network, Weights & Biases kept a finished program from ending for 13 to 22 seconds, since it waits when Python
-exits. A process that hangs is ended, its prints go to a log file, and its work is done on another core.
+The service runs in a process of its own (worker.py), fed by a thread from a bounded queue. A thread alone is not
+enough: with no network, Weights & Biases kept a finished program from ending for 13 to 22 seconds, since it waits when
+Python exits. A process that hangs is ended, its prints go to a log file, and its work is done on another core.
 """
 
 import contextlib
@@ -121,8 +121,8 @@ class Tracker:
         lost = self.offered - self.delivered
         if lost:
             self.report(
-                f"{self.config.to} did not get {lost:,} of {self.offered:,} records; metrics.jsonl has all figures, and "
-                f"{self.log} what {self.config.to} said."
+                f"{self.config.to} did not get {lost:,} of {self.offered:,} records; metrics.jsonl has all figures, "
+                f"and {self.log} what {self.config.to} said."
             )
 
     def __enter__(self) -> "Tracker":

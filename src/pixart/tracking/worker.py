@@ -1,5 +1,6 @@
 """The process that talks to a service: JSON records from stdin, one answer per record on stdout. See tracker.py."""
 
+import contextlib
 import json
 import os
 import sys
@@ -11,8 +12,8 @@ from pixart.tracking.services import Service, open_service
 
 
 def main() -> int:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)  # the services print to stdout whatever they like
-    os.dup2(2, 1)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # the services print to stdout whatever they like; it goes to the log
     os.nice(10)  # training comes first
     service: Service | None = None
     for line in sys.stdin:
@@ -25,10 +26,8 @@ def main() -> int:
             answer: dict[str, Any] = {"ok": record["step"]}
         except BaseException as error:  # a service may raise anything, SystemExit too
             answer = {"error": reason(error)}
-        try:
-            print(json.dumps(answer), file=answers)
-        except BrokenPipeError:  # the run is gone; what it said is still to be delivered
-            answers = open(os.devnull, "w")
+        with contextlib.suppress(BrokenPipeError):  # the run is gone; what it said is still to be delivered
+            os.write(answers, json.dumps(answer).encode() + b"\n")
         if service is None:
             return 1
     if service is not None:

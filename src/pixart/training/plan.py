@@ -1,0 +1,164 @@
+"""What a training will need, before it is paid for: memory, hours, energy, money and CO2, here and on other machines.
+
+FLOPs and memory are worked out from the sizes of the network (flops.py). Hours on this machine come from a few real
+steps of the recipe's own network on random data (speed.py); on other machines from a data sheet and an assumed
+utilisation (hardware.py). Making features, evaluation and the start of the program are not in it, and the tokens that
+routing or masking spares are not taken off.
+"""
+
+from dataclasses import dataclass
+
+from pixart.training.flops import training_flops, training_memory
+from pixart.training.hardware import Hardware
+
+OPERATIONS_PER_BLOCK = 100  # assumed: forward and backward of a block, without torch.compile
+
+
+@dataclass(frozen=True)
+class Work:
+    """One phase of a recipe: so many steps on pictures of one size. FLOPs are those of training, memory in bytes.
+
+    `operations` is how many a GPU is told to start in one step.
+    """
+
+    size: int
+    steps: int
+    batch_size: int
+    flops_per_image: int
+    state_bytes: int
+    image_bytes: int
+    operations: int
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.batch_size
+
+    @property
+    def flops(self) -> int:
+        return self.images * self.flops_per_image
+
+    def memory(self, processors: int = 1) -> int:
+        """Bytes on each of so many processors that share the batch and hold the state each (DDP)."""
+        return self.state_bytes + -(-self.batch_size // processors) * self.image_bytes
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What some work costs on some hardware. Hours are those of one processor."""
+
+    images: int
+    flops: float
+    memory: int
+    hours: float
+    kwh: float
+    usd: float
+    co2_kg: float
+
+    def __add__(self, other: "Bill") -> "Bill":
+        return Bill(
+            self.images + other.images,
+            self.flops + other.flops,
+            max(self.memory, other.memory),
+            self.hours + other.hours,
+            self.kwh + other.kwh,
+            self.usd + other.usd,
+            self.co2_kg + other.co2_kg,
+        )
+
+
+def bill(work: Work, hardware: Hardware, *, grid: float, processors: int = 1) -> Bill:
+    """`grid` is in g CO2 per kWh. Processors draw their full power all the time; the building is not in it.
+
+    `processors` share each batch; hours, energy and money are those of all of them together.
+    """
+    arithmetic = work.flops / (hardware.peak * hardware.utilisation)
+    seconds = max(arithmetic, work.steps * work.operations * hardware.launch * processors)
+    return priced(work.images, work.flops, work.memory(processors), seconds / 3600, hardware, grid=grid)
+
+
+def priced(images: int, flops: float, memory: int, hours: float, hardware: Hardware, *, grid: float) -> Bill:
+    """The bill for hours that are known."""
+    kwh = hours * hardware.watts / 1000
+    return Bill(images, flops, memory, hours, kwh, hours * hardware.price, kwh * grid / 1000)
+
+
+def network_config(recipe):
+    """The denoiser's config as training will build it, without opening the data; None for an autoencoder."""
+    from pixart.training.networks import expected_config
+    from pixart.training.recipe import AutoencoderRecipe
+
+    return None if isinstance(recipe, AutoencoderRecipe) else expected_config(recipe)
+
+
+def text_tokens(recipe) -> int:
+    """What the captions of a batch are padded to; 0 where there are none."""
+    from pixart.training.recipe import TextRecipe
+
+    return recipe.expected.text_tokens if isinstance(recipe, TextRecipe) else 0
+
+
+def build_network(recipe, config):
+    """The recipe's network with fresh weights, on torch's default device."""
+    from pixart.encoders import autoencoder
+    from pixart.model.dit import DiT, DiTConfig
+    from pixart.model.pixart import PixArt
+
+    if config is None:
+        return autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder))
+    return DiT(config) if isinstance(config, DiTConfig) else PixArt(config)
+
+
+def works(recipe, *, fused_attention: bool = True) -> list[Work]:
+    """The phases of a recipe, with what they take."""
+    import torch
+
+    config, tokens, found = network_config(recipe), text_tokens(recipe), []
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_network(recipe, config).parameters())
+    blocks = 4 * len(recipe.autoencoder.block_out_channels) if config is None else config.depth
+    operations = OPERATIONS_PER_BLOCK * (blocks + 1)
+    for phase in recipe.phases:
+        side = phase.crop or phase.size
+        if config is None:
+            flops, (state, image) = 3 * _autoencoder_flops(recipe, side), _autoencoder_memory(recipe, parameters, side)
+        else:
+            flops = training_flops(config, side // 8, tokens, again=recipe.loop.checkpoint_activations)
+            options = {
+                "bf16": recipe.loop.precision != "fp32",
+                "fused_attention": fused_attention,
+                "again": recipe.loop.checkpoint_activations,
+            }
+            none = training_memory(parameters, config, side // 8, 0, tokens, **options).total
+            one = training_memory(parameters, config, side // 8, 1, tokens, **options).total
+            state, image = none, one - none
+        found.append(Work(phase.size, phase.steps, phase.batch_size, flops, state, image, operations))
+    return found
+
+
+def _autoencoder_flops(recipe, side: int) -> int:
+    """Forward FLOPs of one picture, counted by torch on tensors without contents."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_network(recipe, None)(torch.zeros(1, 3, side, side), np.random.default_rng(0))
+    return counter.get_total_flops()
+
+
+def _autoencoder_memory(recipe, parameters: int, side: int) -> tuple[int, int]:
+    """Bytes of the state (weights, gradients, AdamW, EMA) and for each picture: what torch keeps for the way back."""
+    import numpy as np
+    import torch
+
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
+        alive.append(tensor)  # so that no two have the same id
+        return tensor
+
+    alive: list = []
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        build_network(recipe, None)(torch.zeros(1, 3, side, side), np.random.default_rng(0))
+    return 20 * parameters, max(0, sum(kept.values()) - 4 * parameters)

@@ -1,0 +1,136 @@
+"""How fast this machine trains a recipe's network: a few real steps on random data."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+
+from pixart.training.flops import training_flops
+from pixart.training.plan import build_network, network_config, text_tokens, works
+
+MEASURED_STEPS = 3  # after one that is not counted
+LARGEST_SHARE = 0.25  # of the memory that is free: what the measured network may take
+LONGEST_STEP = 1e11  # FLOPs that a measured step may have: about a second on two cores
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps here took: `speed` in FLOP/s, of a network of `depth` blocks in batches of `batch_size`."""
+
+    size: int
+    batch_size: int
+    depth: int | None
+    seconds_per_step: float
+    speed: float
+
+
+def measure(recipe, *, steps: int = MEASURED_STEPS) -> list[Measured]:
+    """Take a few real training steps per picture size of the recipe, on random data, and say how fast they were.
+
+    Where the network or the batch is too large for a short measurement, fewer blocks and pictures are taken; speed is
+    in FLOP/s, which both leave nearly as it is.
+    """
+    import torch
+
+    config = network_config(recipe)
+    if config is not None:
+        free = _free_memory()
+        depth = config.depth
+        while depth > 1 and 20 * _parameters(recipe, replace(config, depth=depth)) > LARGEST_SHARE * free:
+            depth //= 2
+        config = replace(config, depth=depth)
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    model = build_network(recipe, config)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    found = {}
+    for work, phase in zip(works(recipe), recipe.phases, strict=True):
+        if work.size in found:
+            continue
+        side = phase.crop or phase.size
+        per_image = work.flops_per_image
+        if config is not None:
+            per_image = training_flops(config, side // 8, text_tokens(recipe))
+        count = max(1, min(work.batch_size, int(LONGEST_STEP * max(1, threads / 2) / per_image)))
+        seconds = _time_steps(model, recipe, config, side, count, steps)
+        depth = None if config is None else config.depth
+        found[work.size] = Measured(work.size, count, depth, seconds, per_image * count / seconds)
+    return list(found.values())
+
+
+def _time_steps(model, recipe, config, side: int, count: int, steps: int) -> float:
+    """Seconds of one training step of `count` pictures, the mean over `steps` after a first one."""
+    import numpy as np
+    import torch
+
+    from pixart.encoders import autoencoder
+    from pixart.training.ema import Ema
+    from pixart.training.optimizer import Optimizer
+    from pixart.training.precision import autocast
+
+    device = next(model.parameters()).device
+    optimizer, average = Optimizer(model, recipe.optimizer), Ema(model, decay=0.999)
+    batch = _random_batch(recipe, config, side, count, device)
+    begun = 0.0
+    for step in range(steps + 1):
+        if step == 1:
+            _wait(device)
+            begun = time.perf_counter()
+        with autocast(recipe.loop.precision, device):
+            if config is None:
+                weights = recipe.autoencoder
+                value = autoencoder.loss(
+                    model,
+                    {"pixels": batch[0], "rng": np.random.default_rng(0)},
+                    squared_weight=weights.squared_weight,
+                    gradient_weight=weights.gradient_weight,
+                    kl_weight=weights.kl_weight,
+                )
+            else:
+                value = model(*batch).float().square().mean()
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
+        optimizer.step(0.0)  # a rate of zero: the weights stay as they are, the work is the same
+        average.update(model, step)
+    _wait(device)
+    return (time.perf_counter() - begun) / steps
+
+
+def _random_batch(recipe, config, side: int, count: int, device) -> tuple:
+    import torch
+
+    from pixart.model.pixart import PixArtConfig
+
+    if config is None:
+        return (torch.rand(count, 3, side, side, device=device) * 2 - 1,)
+    x_t = torch.randn(count, config.in_channels, side // 8, side // 8, device=device)
+    timestep = torch.full((count,), 500.0, device=device)
+    if isinstance(config, PixArtConfig):
+        tokens = text_tokens(recipe)
+        text = torch.randn(count, tokens, config.text_dim, device=device)
+        size = torch.tensor([[1024.0, 1024.0, 1.0]], device=device).expand(count, 3)
+        return x_t, timestep, text, torch.ones(count, tokens, dtype=torch.bool, device=device), size
+    return x_t, timestep, torch.zeros(count, len(config.class_counts), dtype=torch.int64, device=device)
+
+
+def _wait(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _parameters(recipe, config) -> int:
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_network(recipe, config).parameters())
+
+
+def _free_memory() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
