@@ -7,7 +7,8 @@ from pathlib import Path
 from pixart.data.layouts import columns as table
 from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.lines import Row, count_lines, csv_header, csv_rows, json_lines
-from pixart.data.layouts.rows import Manifest, pairs_of_rows, roles
+from pixart.data.layouts.places import Manifest
+from pixart.data.layouts.rows import pairs_of_rows, roles
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.walk import Folder, Glance, glance_two_deep, is_picture, walk
 from pixart.data.pairs import Pair, Problem

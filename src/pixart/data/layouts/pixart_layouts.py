@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.lines import Row, json_list
-from pixart.data.layouts.rows import Manifest, locate, pairs_of_rows
+from pixart.data.layouts.places import Manifest, locate
+from pixart.data.layouts.rows import pairs_of_rows
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.texts import gather, read_caption_file
 from pixart.data.layouts.walk import Glance

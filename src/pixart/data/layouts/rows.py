@@ -4,19 +4,15 @@ Rows one after the other that name the same picture become one pair with all the
 stand in many tables); the same picture further on is reported.
 """
 
-import os
-import posixpath
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pixart.data.layouts.layout import Columns
 from pixart.data.layouts.lines import Row
+from pixart.data.layouts.places import Manifest, locate
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.texts import as_caption, gather
-from pixart.data.layouts.walk import unusable_name
-from pixart.data.pairs import METADATA, ORIGINAL, Caption, InFile, Pair, Problem, kind_of_file, printable
+from pixart.data.pairs import METADATA, ORIGINAL, Caption, InFile, Pair, Problem, printable
 from pixart.errors import UsageError
 
 IMAGE_COLUMNS = (
@@ -29,18 +25,6 @@ WEB_COLUMNS = ("url", "image_url")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
 SECOND = "sharegpt4v"
 MAX_EXTRA = 200  # characters of a value that is kept in Pair.extra
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A manifest that is read: `name` in keys and problems, `folder` from which its paths start.
-
-    `root` is the folder that paths must not leave, and that keys start from.
-    """
-
-    name: str
-    folder: Path
-    root: Path
 
 
 @dataclass(frozen=True)
@@ -183,68 +167,3 @@ def size(value: object) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if 0 < number < 2**31 else None
-
-
-def locate(value: object, where: str, manifest: Manifest) -> tuple[str, str] | Problem:
-    """Key and path of the picture that a row names, or why there is none.
-
-    Paths must not leave `manifest.root`: neither upwards with "..", nor absolutely. Links inside it are followed.
-    """
-    if isinstance(value, dict):
-        value = value.get("path") or value.get("file_name")  # as Hugging Face writes pictures
-    if not isinstance(value, str) or not value.strip():
-        return Problem(where, "no-image", "The row names no picture.")
-    shown = printable(value[:200])
-    if value.startswith(("http://", "https://", "s3://", "gs://", "ftp://", "data:")):
-        return Problem(where, "url", f"{shown} is a web address; fetch the pictures first (img2dataset does).")
-    if "\0" in value or unusable_name(value):
-        return Problem(where, "path", f"{shown} cannot be the name of a file.")
-    outside = Problem(
-        where, "path", f"{shown} lies outside the data set, {manifest.root}; --image-root allows another."
-    )
-    key = _key(value, manifest)
-    if key is None:
-        return outside
-    about = _stat(os.path.join(manifest.root, key))
-    if about is None and "\\" in value:  # written on Windows
-        key = _key(value.replace("\\", "/"), manifest)
-        if key is None:
-            return outside
-        about = _stat(os.path.join(manifest.root, key))
-    path = os.path.join(manifest.root, key)
-    if isinstance(about, str):
-        return Problem(where, "unreadable", f"{printable(key)} cannot be reached: {about}.")
-    if about is None:
-        return Problem(where, "missing", f"{printable(key)} is not there{_other_case(path)}.")
-    if not stat.S_ISREG(about.st_mode):
-        return Problem(where, "not-a-file", f"{printable(key)} is a {kind_of_file(about.st_mode)}, not a file.")
-    return key, path
-
-
-def _key(value: str, manifest: Manifest) -> str | None:
-    """The path from `manifest.root`, or None if it leaves it."""
-    whole = posixpath.normpath(posixpath.join(manifest.folder.as_posix(), value))
-    root = manifest.root.as_posix()
-    root = root if root.endswith("/") else root + "/"
-    if not whole.startswith(root):
-        return None
-    return whole[len(root) :]
-
-
-def _stat(path: str) -> os.stat_result | str | None:
-    try:
-        return os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        return error.strerror if isinstance(error, OSError) else str(error)
-
-
-def _other_case(path: str) -> str:
-    """A remark if the file is there in other letters: the commonest reason for a missing one."""
-    folder, name = os.path.split(path)
-    stem, ext = os.path.splitext(name)
-    for other in (stem + ext.lower(), stem + ext.upper(), name.lower(), name.upper()):
-        if other != name and os.path.exists(os.path.join(folder, other)):
-            return f" (but {printable(other)} is)"
-    return ""

@@ -9,7 +9,8 @@ from pixart.data.layouts import columns as table
 from pixart.data.layouts.imagefolder import NAMES as IMAGEFOLDER_NAMES
 from pixart.data.layouts.imagefolder import check_columns, manifest_count, manifest_rows
 from pixart.data.layouts.layout import Columns, Notes
-from pixart.data.layouts.rows import Manifest, captions_of, pairs_of_rows, roles, size
+from pixart.data.layouts.places import Manifest
+from pixart.data.layouts.rows import captions_of, pairs_of_rows, roles, size
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.walk import Glance, ending
 from pixart.data.pairs import Pair, Problem

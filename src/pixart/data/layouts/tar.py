@@ -153,10 +153,12 @@ def _bad_name(name: str) -> str | None:
 
 def _check_sum(header: bytes, at: int) -> None:
     stored = _number(header[148:156], at)
-    plain = sum(header[:148]) + sum(header[156:]) + 8 * 32
-    signed = plain - 256 * sum(1 for byte in (*header[:148], *header[156:]) if byte > 127)  # of very old tars
-    if stored not in (plain, signed):
-        raise _Damaged(f"The header at byte {at:,} has a wrong check sum, or this is no tar file")
+    plain = sum(header) - sum(header[148:156]) + 8 * 32
+    if stored != plain:
+        # Very old tars took bytes as signed. (The field itself counts as eight spaces.)
+        signed = plain - 256 * sum(byte > 127 for byte in (*header[:148], *header[156:]))
+        if stored != signed:
+            raise _Damaged(f"The header at byte {at:,} has a wrong check sum, or this is no tar file")
 
 
 def _number(field: bytes, at: int) -> int:
