@@ -66,6 +66,10 @@ class World:
         if self.size > 1:
             dist.barrier(group=self.patient)
 
+    def once(self, error: PixArtError) -> BaseException:
+        """What to raise for what all have found out together: process 0 says it, the others end with its exit code."""
+        return error if self.main else SystemExit(error.exit_code)
+
     def main_first(self, act: Callable[[], Result]) -> Result:
         """`act` by process 0 and then by the others, who find on the disk what it made; if it fails, they end too."""
         if self.main:
@@ -136,7 +140,7 @@ def spread(model: nn.Module, world: World, parallel: Parallel) -> nn.Module:
         return model
     if parallel == "fsdp":
         return _shard(model)
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def _shard(model: nn.Module) -> nn.Module:

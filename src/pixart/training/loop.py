@@ -157,7 +157,7 @@ def train(
                 averages.update(model, step)
                 scale.good_step()
             elif not (math.isfinite(value) and scale.halve()):
-                raise nonfinite.error(step, value, norm, parts, run, world)
+                raise world.once(nonfinite.error(step, value, norm, parts, run, world))
 
             done = step + 1
             clock.step(done, sum(batch["count"] for batch in parts) * world.size)
@@ -177,7 +177,8 @@ def train(
                 extra = {"data": data, "loss_scale": scale.state()}
                 checkpoint.save(run, done, model, averages, optim, main=world.main, extra=extra)
             if stopping and done < steps:
-                raise Preempted(f"Stopped by a signal at step {done:,}; run the same command again to continue.")
+                again = "run the same command again to continue."
+                raise world.once(Preempted(f"Stopped by a signal at step {done:,}; {again}"))
         whole = averages.whole()
         return whole.cpu() if world.main else whole
 

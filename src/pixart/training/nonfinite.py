@@ -1,5 +1,6 @@
 """What to say when a loss or a gradient is not a number any more: which step, which noise levels, which pictures."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -32,7 +33,8 @@ def error(step: int, loss: float, norm: float, batches: list[dict], run: Path, w
     if world.main and shown:
         shown = [{key: _plain(value) for key, value in picture.items()} for picture in shown]
         report = {"step": step, "loss": _plain(loss), "gradient_norm": _plain(norm), "pictures": shown}
-        write_whole(run / "nonfinite.json", json.dumps(report, indent=1))
+        with contextlib.suppress(PixArtError):  # a full disk is not the news
+            write_whole(run / "nonfinite.json", json.dumps(report, indent=1))
         named = f" {which}: {named}{more} (all in {run / 'nonfinite.json'})."
     return PixArtError(
         f"Step {step}: loss {loss}, gradient norm {norm}; stopped before the update.{named} "

@@ -1,0 +1,99 @@
+"""A tiny training run for processes that are killed or train together: seconds for hundreds of them.
+
+Processes come from a fork server that has imported torch once and never used it, so that each starts in milliseconds.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from pixart.diffusion.timesteps import Timesteps
+from pixart.errors import PixArtError
+from pixart.model.pixart import PixArt, PixArtConfig
+from pixart.training import distributed
+from pixart.training.loop import LoopConfig, train
+from pixart.training.objective import denoising_loss
+from pixart.training.optimizer import OptimizerConfig
+from pixart.training.rows import WHOLE, RowStreams, Share
+
+STEPS, BATCH = 6, 8
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pixart.training.command", "pixart.training.stages", "torch.distributed.fsdp"])
+
+
+def tiny_model() -> PixArt:
+    torch.manual_seed(0)
+    model = PixArt(PixArtConfig(width=32, depth=2, num_heads=2, text_dim=16, in_channels=4, out_channels=4))
+    for block in model.blocks:  # as it is initialised the text would not matter in so few steps
+        torch.nn.init.normal_(block.cross_attn.proj.weight, std=0.1)
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    return model
+
+
+def tiny_batches(step: int, share: Share = WHOLE) -> dict:
+    rows = share.rows(BATCH)
+    rng = RowStreams(5, step, rows, purpose=1)
+    text = torch.from_numpy(rng.standard_normal((len(rows), 8, 16)))
+    mask = torch.arange(8) < torch.from_numpy(1 + 7 * rng.random(len(rows)))[:, None]
+    latent = torch.from_numpy(rng.standard_normal((len(rows), 4, 8, 8)))
+    keys = [f"picture-{step}-{row}.png" for row in rows]
+    return {"latent": latent, "text": text, "text_mask": mask, "count": len(rows), "keys": keys}
+
+
+def tiny_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    return denoising_loss(model, batch, condition=("text", "text_mask"), timesteps=Timesteps())
+
+
+def tiny_train(run: Path, *, steps: int = STEPS, batches=tiny_batches, loss=tiny_loss, data=None, world=None, **loop):
+    """Train the tiny model in `run` and return its EMA."""
+    settings = {"precision": "fp32", "log_every": 1, "save_every": 1, "evaluate_every": 4, "ema_decay": 0.9}
+    return train(
+        tiny_model(), loss, batches, steps, run,
+        loop=LoopConfig(**(settings | loop)), optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        evaluate=lambda ema, step: {"size": sum(p.square().sum().item() for p in ema.parameters())},
+        report=lambda line: None, data=data, world=world,
+    )  # fmt: skip
+
+
+def figures(run: Path, name: str = "loss") -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def predictions(ema: torch.nn.Module) -> torch.Tensor:
+    batch = tiny_batches(99)
+    with torch.no_grad():
+        return ema(batch["latent"], torch.linspace(10, 990, BATCH), batch["text"], batch["text_mask"])
+
+
+def start(act, *arguments) -> BaseProcess:
+    process = PROCESSES.Process(target=act, args=arguments)
+    process.start()
+    return process
+
+
+def together(act, size: int, *arguments) -> list[BaseProcess]:
+    """`act(world, *arguments)` in `size` processes that find each other as those of torchrun do.
+
+    The first argument is a path; what a process has to say in the end stands beside it.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(as_rank, rank, size, port, act, *arguments) for rank in range(size)]
+
+
+def as_rank(rank: int, size: int, port: int, act, *arguments) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with distributed.joined("auto", "cpu") as world:
+            act(world, *arguments)
+    except PixArtError as error:
+        arguments[0].with_suffix(f".{rank}.txt").write_text(str(error))
+        os._exit(error.exit_code)
