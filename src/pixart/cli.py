@@ -30,6 +30,7 @@ DATA_HELP = """usage: pixart data COMMAND ...
 
   emoji DEST          build the emoji data set
   check PATH          look a data set over: what is broken, double, cut, dropped
+  extract PATH DEST   encode pictures and captions into what training reads
   caption PATH        let a vision-language model caption the pictures
   statistics PATH     count the nouns of the captions, beside the paper's table
 
@@ -158,6 +159,11 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.data.caption_command import run as caption
 
             return caption(rest)
+        case ["data", "extract", *rest]:
+            from pixart.data.extract_command import run as extract
+
+            with _quiet_libraries():
+                return extract(rest)
         case ["data", "statistics", *rest]:
             from pixart.data.statistics_command import run as statistics
 
