@@ -1,4 +1,4 @@
-"""The optimisers beside AdamW: CAME is the authors' own, and AdamW in 8 bits walks as AdamW does, with less to carry."""
+"""The optimisers beside AdamW: CAME is its authors' own, and AdamW in 8 bits walks as AdamW does and carries less."""
 
 import pytest
 import torch

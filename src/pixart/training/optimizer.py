@@ -17,9 +17,9 @@ class OptimizerConfig:
     """`adamw`; `adamw8bit` and `came`, which keep less in memory; `muon` for the matrices of the blocks.
 
     With Muon the rest has AdamW. `learning_rate` is AdamW's; Muon's update is scaled to AdamW's root mean square, so
-    that one rate serves both. CAME's third beta is the paper's 0.9999 and its eps its own; its first steps are long (its
-    averages start at zero and nothing corrects for that), so give it a warm-up and a lower rate. `fused` is AdamW's step
-    in one kernel.
+    that one rate serves both. CAME's third beta is the paper's 0.9999 and its eps its own; its first steps are long
+    (its averages start at zero and nothing corrects for that), so give it a warm-up and a lower rate. `fused` is
+    AdamW's step in one kernel.
     """
 
     name: Literal["adamw", "adamw8bit", "came", "muon"] = "adamw"
