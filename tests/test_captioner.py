@@ -275,6 +275,11 @@ def test_a_template_fills_in_what_is_known_and_names_what_is_not():
 ABOUT = row_settings(Parrot({}).about(), "strip")
 
 
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "captions"
+
+
 def write_all(folder: Path, *, kill_after: int | None = None, per_picture: int = 1, size: int = 3) -> None:
     """Caption 10 pictures in batches; with `kill_after`, die of SIGKILL after that many batches."""
     keys = [f"p{n:02}" for n in range(10)]
@@ -290,55 +295,55 @@ def write_all(folder: Path, *, kill_after: int | None = None, per_picture: int =
             )
 
 
-def test_killed_at_any_batch_and_run_again_it_is_the_same_file(tmp_path):
-    write_all(tmp_path / "whole")
-    whole = (tmp_path / "whole" / "parrot.jsonl").read_bytes()
+def test_killed_at_any_batch_and_run_again_it_is_the_same_file(folder):
+    write_all(folder / "whole")
+    whole = (folder / "whole" / "parrot.jsonl").read_bytes()
     assert whole.count(b"\n") == 10
     for kill_after in range(4):
         process = get_context("fork").Process(
-            target=write_all, args=(tmp_path / f"{kill_after}",), kwargs={"kill_after": kill_after}
+            target=write_all, args=(folder / f"{kill_after}",), kwargs={"kill_after": kill_after}
         )
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        write_all(tmp_path / f"{kill_after}")
-        assert (tmp_path / f"{kill_after}" / "parrot.jsonl").read_bytes() == whole
+        write_all(folder / f"{kill_after}")
+        assert (folder / f"{kill_after}" / "parrot.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize("per_picture", [1, 3])
-def test_cut_at_any_byte_and_run_again_it_is_the_same_file(tmp_path, per_picture):
-    write_all(tmp_path, per_picture=per_picture)
-    path = tmp_path / "parrot.jsonl"
+def test_cut_at_any_byte_and_run_again_it_is_the_same_file(folder, per_picture):
+    write_all(folder, per_picture=per_picture)
+    path = folder / "parrot.jsonl"
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        write_all(tmp_path, per_picture=per_picture)
+        write_all(folder, per_picture=per_picture)
         assert path.read_bytes() == whole
 
 
-def test_what_could_not_be_read_is_named_apart_and_tried_again(tmp_path):
+def test_what_could_not_be_read_is_named_apart_and_tried_again(folder):
     lost = {"key": "a", "caption": None, "rejected": "unreadable", "error": "broken"} | ABOUT
     refused = {"key": "b", "caption": None, "rejected": "refusal", "answer": "I'm sorry"} | ABOUT
-    with CaptionFile(tmp_path, "parrot", ABOUT) as file:
+    with CaptionFile(folder, "parrot", ABOUT) as file:
         file.add([lost, refused])
-    assert json.loads((tmp_path / "failed" / "parrot.jsonl").read_text())["key"] == "a"
-    with CaptionFile(tmp_path, "parrot", ABOUT) as file:
+    assert json.loads((folder.parent / "failed-captions" / "parrot.jsonl").read_text())["key"] == "a"
+    with CaptionFile(folder, "parrot", ABOUT) as file:
         assert "a" not in file and "b" in file
         file.add([{"key": "a", "caption": "fox"} | ABOUT])
-    assert not (tmp_path / "failed" / "parrot.jsonl").exists()
-    assert [json.loads(line)["key"] for line in (tmp_path / "parrot.jsonl").open()] == ["b", "a"]
+    assert not (folder.parent / "failed-captions" / "parrot.jsonl").exists()
+    assert [json.loads(line)["key"] for line in (folder / "parrot.jsonl").open()] == ["b", "a"]
 
 
-def test_other_settings_are_refused_and_another_writer_too(tmp_path):
-    write_all(tmp_path)
+def test_other_settings_are_refused_and_another_writer_too(folder):
+    write_all(folder)
     for other in (ABOUT | {"question": "What?"}, ABOUT | {"seed": 1}, {"source": "parrot", "model": "parrot"}):
         with pytest.raises(UsageError, match="--source another name"):
-            CaptionFile(tmp_path, "parrot", other)
-    with CaptionFile(tmp_path, "parrot", ABOUT), pytest.raises(PixArtError, match="Another pixart data caption"):
-        CaptionFile(tmp_path, "parrot", ABOUT)
-    (tmp_path / "parrot.jsonl").write_text('{"key": "a"}\n[]\n')
+            CaptionFile(folder, "parrot", other)
+    with CaptionFile(folder, "parrot", ABOUT), pytest.raises(PixArtError, match="Another pixart data caption"):
+        CaptionFile(folder, "parrot", ABOUT)
+    (folder / "parrot.jsonl").write_text('{"key": "a"}\n[]\n')
     with pytest.raises(PixArtError, match="written with"):
-        CaptionFile(tmp_path, "parrot", ABOUT)
+        CaptionFile(folder, "parrot", ABOUT)
 
 
 def fill_the_disk(folder: Path) -> None:
@@ -351,16 +356,16 @@ def fill_the_disk(folder: Path) -> None:
     os._exit(4)
 
 
-def test_a_full_disk_leaves_whole_lines_and_one_sentence(tmp_path):
-    process = get_context("fork").Process(target=fill_the_disk, args=(tmp_path,))
+def test_a_full_disk_leaves_whole_lines_and_one_sentence(folder):
+    process = get_context("fork").Process(target=fill_the_disk, args=(folder,))
     process.start()
     process.join()
     assert process.exitcode == 0
-    lines = (tmp_path / "parrot.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (folder / "parrot.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) in (3, 6) and all(json.loads(line) for line in lines)
-    write_all(tmp_path)
-    write_all(tmp_path / "whole")
-    assert (tmp_path / "parrot.jsonl").read_bytes() == (tmp_path / "whole" / "parrot.jsonl").read_bytes()
+    write_all(folder)
+    write_all(folder / "whole")
+    assert (folder / "parrot.jsonl").read_bytes() == (folder / "whole" / "parrot.jsonl").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ bad models

@@ -61,7 +61,10 @@ class VisionLanguageSettings:
             object.__setattr__(self, "source", source_name(self.model))
 
     def about(self) -> dict[str, object]:
-        """What goes into every row: all that these captions depend on. Settings that change nothing are left out."""
+        """What goes into every row: all that these captions depend on but device and dtype, which only round.
+
+        Settings that change nothing are left out.
+        """
         about: dict[str, object] = {
             "source": self.source,
             "model": self.model,
@@ -70,6 +73,8 @@ class VisionLanguageSettings:
         }
         if self.temperature > 0:
             about |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        if self.captions_per_picture > 1:
+            about["num_captions"] = self.captions_per_picture
         return about
 
 

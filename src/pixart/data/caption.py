@@ -13,7 +13,7 @@ from pixart.data.dataset import Dataset
 from pixart.data.pairs import METADATA, ORIGINAL, Pair, Problem
 from pixart.errors import PixArtError
 
-EXAMPLES = 20  # pictures named on the terminal; the file in failed/ names all
+EXAMPLES = 20  # pictures named on the terminal; the file in failed-captions/ names all
 
 
 @dataclass

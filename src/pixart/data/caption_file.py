@@ -1,8 +1,8 @@
 """Where captions are kept: a file of JSON lines per source, which grows by whole lines and survives a kill.
 
 `captions_folder(path)/<source>.jsonl` holds the captions, and refusals with the caption null, which readers of the data
-set pass over. `failed/<source>.jsonl` beside it names what the last run could not read or caption; the next run tries
-those again.
+set pass over. `failed-captions/<source>.jsonl`, beside that folder, names what the last run could not read or caption;
+the next run tries those again.
 """
 
 import fcntl
@@ -40,12 +40,13 @@ class CaptionFile:
 
     def __init__(self, folder: Path, source: str, settings: dict[str, object], *, per_picture: int = 1):
         self.path = folder / f"{source}.jsonl"
-        self.failed_path = folder / "failed" / f"{source}.jsonl"
+        self.failed_path = folder.parent / "failed-captions" / f"{source}.jsonl"
         self.settings = settings
         self.taken_up = 0  # pictures that earlier runs captioned
         self.done: set[bytes] = set()
         try:
-            self.failed_path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.failed_path.parent.mkdir(exist_ok=True)
             self.file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise _unwritable(self.path, error) from None
