@@ -156,7 +156,7 @@ def test_damage_is_named(tmp_path):
     def exchange(path: Path) -> None:  # a shard of the same length from another run
         write(path.parent.parent / "other")
         tensors_of_other = (path.parent.parent / "other/64x64/00001.safetensors").read_bytes()
-        path.write_bytes(tensors_of_other.replace(b'"content":"', b'"content":"0', 1)[: path.stat().st_size])
+        path.write_bytes(tensors_of_other.replace(b'"content\\": \\"', b'"content\\": \\"0', 1)[: path.stat().st_size])
 
     with pytest.raises(PixArtError, match=r"00001\.safetensors (cannot be read|is not the shard)"):
         open_features(spoil("foreign", exchange)).read("64x64", [3])

@@ -39,6 +39,7 @@ from pixart.errors import PixArtError, UsageError
 MANIFEST = "features.json"
 NULL_TEXT = "null_text.safetensors"
 FORMAT = "pixart-features-1"
+HEADER = "pixart_features"  # the one entry of a shard's metadata: JSON
 CODE = 1  # raise this when the numbers that extraction computes change: older folders are then refused
 OPEN_SHARDS = 4096  # memory maps held at a time; Linux allows a process 65,530
 PAD_TO = 16
@@ -312,13 +313,15 @@ def pad(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return text, mask
 
 
-def map_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def map_shard(path: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors of a shard, memory-mapped, and its header. Raises PixArtError for what is no shard."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise PixArtError(f"The feature shard {path} cannot be read: {error}. Extract the features again.") from None
+    return tensors, header if isinstance(header, dict) else {}
 
 
 def content_hash(tensors: dict[str, Tensor]) -> str:
@@ -377,4 +380,6 @@ def _key(part: dict[str, Tensor], row: int) -> str:
 
 
 def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "none" if value is None else str(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "all"
+    return "none" if value is None else str(value)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pixart.data.feature_shards import FORMAT, MANIFEST, NULL_TEXT, Origin, content_hash
+from pixart.data.feature_shards import FORMAT, HEADER, MANIFEST, NULL_TEXT, Origin, content_hash
 from pixart.data.storage import Folder
 
 RECORDS = "progress"
@@ -51,8 +51,9 @@ class Shard:
 class BatchRecord:
     """What became of one batch of the data. `data` is the digest of its rows, `glance` of their sizes and times.
 
-    `skipped`: of each row left out, its key and why. `cut` counts captions that were too long. `failure` is why the
-    whole batch is in quarantine.
+    `rows` counts the pictures, also those that no pair could be made of. `skipped`: of each one left out, its key and
+    why; `remarks`: the same of captions that could not be used, which cost no picture. `cut` counts captions that were
+    too long. `failure` is why the whole batch is in quarantine.
     """
 
     number: int
@@ -61,6 +62,7 @@ class BatchRecord:
     glance: str
     shards: dict[str, Shard] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
     failure: str | None = None
 
@@ -89,11 +91,13 @@ def write_batch(
         tensors = _tensors(rows[bucket])
         content = content_hash(tensors)
         header = {
-            "format": FORMAT, "origin": json.dumps(asdict(origin), sort_keys=True), "data": record.data,
-            "batch": str(record.number), "bucket": bucket, "count": str(len(rows[bucket])), "content": content,
+            "format": FORMAT, "origin": asdict(origin), "data": record.data, "batch": record.number, "bucket": bucket,
+            "count": len(rows[bucket]), "content": content,
         }  # fmt: skip
+        # One entry only: safetensors writes several in an order that is another one each time.
+        metadata = {HEADER: json.dumps(header, sort_keys=True)}
         file = f"{record.number:05d}.safetensors"
-        size = folder.write_with(f"{bucket}/{file}", lambda path, t=tensors, h=header: save_file(t, path, metadata=h))
+        size = folder.write_with(f"{bucket}/{file}", lambda path, t=tensors, m=metadata: save_file(t, path, metadata=m))
         shards[bucket] = Shard(file, len(rows[bucket]), size, content)
     record = BatchRecord(**{**vars(record), "shards": shards})
     write_record(folder, record)
@@ -113,7 +117,8 @@ def read_records(folder: Folder) -> dict[int, BatchRecord]:
         try:
             values = json.loads(folder.read(f"{RECORDS}/{name}") or b"")
             values["shards"] = {bucket: Shard(**shard) for bucket, shard in values["shards"].items()}
-            values["skipped"] = [(key, reason) for key, reason in values["skipped"]]
+            for name in ("skipped", "remarks"):
+                values[name] = [(key, reason) for key, reason in values[name]]
             records[values["number"]] = BatchRecord(**values)
         except (ValueError, KeyError, TypeError):
             continue
@@ -135,7 +140,8 @@ def write_manifest(folder: Folder, records: Sequence[BatchRecord], about: About,
         for bucket, shard in record.shards.items():
             buckets.setdefault(bucket, []).append(asdict(shard))
     skipped = [{"key": key, "reason": reason} for record in records for key, reason in record.skipped]
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in skipped]
+    remarks = [{"key": key, "caption": reason} for record in records for key, reason in record.remarks]
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in skipped + remarks]
     folder.write(SKIPPED, "".join(lines).encode())
     digest = json.dumps([sorted(buckets.items()), null_text, asdict(about.origin)], sort_keys=True)
     manifest = {
@@ -146,7 +152,7 @@ def write_manifest(folder: Folder, records: Sequence[BatchRecord], about: About,
         "cut_captions": sum(record.cut for record in records),
         "null_text": null_text,
         "content": content_hash({"manifest": torch.frombuffer(bytearray(digest.encode()), dtype=torch.uint8)}),
-        "batches": [[record.data, record.glance] for record in records],
+        "batches": [[record.number, record.rows, record.data, record.glance] for record in records],
         "buckets": dict(sorted(buckets.items())),
     }
     folder.write(MANIFEST, (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())

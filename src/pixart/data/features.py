@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pixart.data.encode import encode_captions
 from pixart.data.imagefolder import Record, read_split
 from pixart.encoders import autoencoder
 from pixart.encoders.text import TextEncoder
@@ -104,31 +105,13 @@ def text_states(
         captions = [caption for record in records for caption in record.captions]
         report(f"encoding {len(captions):,} captions of {split}")
         encoder = TextEncoder(text_encoder, tokenizer, "BertModel")
-        encoded = encode_captions(encoder, [*captions, ""])
+        encoded, _ = encode_captions(encoder, [*captions, ""])
         starts = torch.tensor([0, *np.cumsum([len(states) for states in encoded[:-1]])])
         first_caption = torch.tensor([0, *np.cumsum([len(record.captions) for record in records])])
         states = torch.cat(encoded[:-1])
         return {"states": states, "starts": starts, "first_caption": first_caption, "null": encoded[-1]}
 
     return TextStates(**_shard(cache / f"{split}-text.safetensors", origin, make))
-
-
-@torch.inference_mode()
-def encode_captions(encoder: TextEncoder, captions: list[str], batch_size: int = 128) -> list[Tensor]:
-    """Unpadded token states (tokens, T) fp16 of each caption, encoded with others of like length for speed."""
-    ids = [encoder.tokenize(caption.lower().strip())[0] for caption in captions]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    out: list[Tensor] = [torch.empty(0)] * len(ids)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        length = len(ids[chosen[-1]])
-        tokens = torch.tensor([ids[i] + [0] * (length - len(ids[i])) for i in chosen])
-        mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in chosen])
-        with torch.autocast("cpu", torch.bfloat16):
-            states = encoder.model(input_ids=tokens, attention_mask=mask)[0].half()
-        for row, i in enumerate(chosen):
-            out[i] = states[row, : len(ids[i])].clone()
-    return out
 
 
 def to_unit(pictures: Tensor) -> Tensor:

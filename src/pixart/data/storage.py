@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pixart.errors import PixArtError, UsageError
 
+PARTIAL = ".partial"  # how names end of files that are being written
+
 
 def is_url(path: str | Path) -> bool:
     """Whether `path` names a place that fsspec knows (s3://bucket/folder), and not a local path."""
@@ -79,7 +81,7 @@ class Folder:
                 filesystem.put_file(str(path), f"{root}/{name}")
                 return path.stat().st_size
         target = self.local / name
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write(partial)

@@ -1,0 +1,95 @@
+"""The two encoders as extraction uses them: many pictures or captions at once, on the CPU or a GPU."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixart.encoders import autoencoder
+from pixart.encoders.text import TEXT_ENCODERS, TextEncoder
+from pixart.errors import PixArtError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PRECISIONS = ("bf16", "fp32")
+
+
+def load_vae(folder: Path, device: str = "cpu"):
+    """A Diffusers AutoencoderKL for encoding. Raises PixArtError, naming the folder, where it is not whole."""
+    from diffusers import AutoencoderKL
+
+    try:
+        vae, info = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # a damaged folder can fail anywhere inside the library
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"The autoencoder in {folder} cannot be loaded: {reason}") from error
+    if info["missing_keys"]:
+        raise PixArtError(f"The autoencoder in {folder} lacks weights, among them {sorted(info['missing_keys'])[0]}.")
+    # Channels last: 2.6 times as fast on a CPU at 256 px
+    return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def load_text_encoder(folder: Path, tokenizer: Path, device: str = "cpu") -> TextEncoder:
+    """A BERT or T5 encoder folder, by the class that its config names."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise PixArtError(f"{folder / 'config.json'} does not describe a text encoder: {error}.") from None
+    name = next((name for name in names if name in TEXT_ENCODERS), str(names[0]) if names else "nameless model")
+    encoder = TextEncoder(folder, tokenizer, name)
+    encoder.model.to(device)
+    return encoder
+
+
+@torch.inference_mode()
+def encode_pictures(vae, pictures: Sequence["Image"], *, flip: bool, precision: str) -> list[tuple[Tensor, ...]]:
+    """Mean and deviation, fp16 (C, H/8, W/8), of each RGB picture; all of one size. With `flip` also mirrored."""
+    device = next(vae.parameters()).device
+    # Not torch.stack of single tensors: one copy less of what is most of the memory.
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+    pixels = (pixels.to(device).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+    parts: list[Tensor] = []
+    for batch in (pixels, pixels.flip(-1)) if flip else (pixels,):
+        with autocast(device.type, precision):
+            mean, std = autoencoder.moments(vae, batch)
+        parts += [mean.half().cpu().contiguous(), std.half().cpu().contiguous()]
+    return [tuple(part[i].clone() for part in parts) for i in range(len(pictures))]
+
+
+@torch.inference_mode()
+def encode_captions(
+    encoder: TextEncoder, captions: Sequence[str], batch_size: int = 128, *, precision: str = "bf16"
+) -> tuple[list[Tensor], int]:
+    """Unpadded token states (tokens, T) fp16 of each caption, encoded with others of like length for speed.
+
+    Also how many captions were too long and were cut.
+    """
+    device = next(encoder.model.parameters()).device
+    tokenized = [encoder.tokenize(caption.lower().strip()) for caption in captions]
+    ids = [tokens for tokens, _ in tokenized]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out: list[Tensor] = [torch.empty(0)] * len(ids)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        length = len(ids[chosen[-1]])
+        tokens = torch.tensor([ids[i] + [0] * (length - len(ids[i])) for i in chosen], device=device)
+        mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in chosen], device=device)
+        with autocast(device.type, precision):
+            states = encoder.model(input_ids=tokens, attention_mask=mask)[0].half().cpu()
+        for row, i in enumerate(chosen):
+            out[i] = states[row, : len(ids[i])].clone()
+    return out, sum(bool(cut) for _, cut in tokenized)
+
+
+def autocast(device: str, precision: str):
+    """bf16 where it is asked for: half the time and as exact as training needs."""
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
