@@ -1,0 +1,240 @@
+"""`pixart data check PATH`."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+
+from pixart.buckets import bucket_table
+from pixart.data.check.duplicates import PictureTable
+from pixart.data.check.flagged import FlaggedFile, check_aside, set_aside
+from pixart.data.check.measure import measure, read_encoders
+from pixart.data.check.report import GROUPS, Report, as_json, make_report
+from pixart.data.check.tally import Tally, gather
+from pixart.data.check.tokens import TokenCounter
+from pixart.data.dataset import Dataset, open_dataset
+from pixart.errors import PixArtError, UsageError
+
+FEW = 256  # pictures for which no other process is started
+
+
+def _shown(metavar: str, default: str):
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Look a data set over before anything is trained on it: what is broken, double, cut or dropped, and what to do.
+
+    Prints a report; nothing in the data set is changed (but see --set-aside).
+    """
+
+    path: Annotated[Path, arg(metavar="PATH")]
+    """Folder or file with pictures; docs/data.md lists what is read."""
+    html: Annotated[Path | None, _shown("FILE", "none")] = None
+    """Write the report as a page with pictures too: one file that needs no network."""
+    list: Annotated[Path | None, _shown("FILE", "none")] = None
+    """Write every single finding, one JSON object a line: kind, key, reason, path."""
+    set_aside: Annotated[Path | None, _shown("FOLDER", "none")] = None
+    """Move pictures that cannot be used, and later copies of duplicates, with their captions out of the data set."""
+    json: bool = False
+    """Print the report as one JSON object."""
+    strict: bool = False
+    """Exit with 1 if there is anything to look at."""
+    base_size: Annotated[int, arg(metavar="PIXELS")] = 256
+    """The size to train at: buckets have about as many pixels as a square of this side."""
+    step: Annotated[int | None, _shown("PIXELS", "the official buckets, else 16")] = None
+    """Compute buckets whose sides are multiples of this."""
+    batch_size: Annotated[int, arg(metavar="N")] = 32
+    """Buckets with fewer pictures than this are named."""
+    sample: Annotated[int | None, _shown("N", "all")] = None
+    """Open only N pictures, drawn evenly from the whole data set; captions are all read."""
+    no_images: bool = False
+    """Open no picture: only the names and captions."""
+    max_tokens: Annotated[int | None, _shown("N", "the text encoder's, at most 120")] = None
+    """Tokens of a caption that the text encoder reads."""
+    model: Annotated[Path | None, _shown("FOLDER", "the model in the package")] = None
+    """Model folder whose tokenizer and encoders will be used."""
+    tokenizer: Annotated[Path | None, _shown("FOLDER", "the model's")] = None
+    """Another tokenizer, in Hugging Face layout."""
+    measure: bool = False
+    """Run the model's encoders for some seconds to estimate how long extraction will take here. Needs torch."""
+    workers: Annotated[int | None, _shown("N", "one per core, at most 8")] = None
+    """Processes that open pictures."""
+    layout: Annotated[str | None, _shown("NAME", "found out")] = None
+    """The data set's layout, where more than one fits."""
+    image_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    """The column with pictures or their paths."""
+    caption_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    """The column with the captions."""
+    image_root: Annotated[Path | None, _shown("FOLDER", "the manifest's")] = None
+    """Folder that the paths in a manifest start from."""
+
+
+def run(arguments: list[str]) -> int:
+    """Everything after `pixart data check`. Returns the exit code; raises PixArtError with one sentence."""
+    import tyro
+
+    try:
+        options = tyro.cli(
+            CheckOptions, args=arguments, prog="pixart data check", config=(PositionalRequiredArgs, FlagCreatePairsOff)
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    _check_options(options)
+    dataset = open_dataset(
+        options.path,
+        layout=options.layout,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        image_root=options.image_root,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="pixart-check-", ignore_cleanup_errors=True) as scratch,
+        closing(FlaggedFile(Path(scratch) / "findings.jsonl")) as flagged,
+    ):
+        report = _check(options, dataset, Path(scratch), flagged)
+        _tell(options, report, flagged)
+    if not report.tally.rows:
+        raise PixArtError(f"{options.path} ({dataset.layout}) holds no pictures.")
+    return 1 if options.strict and report.troubles else 0
+
+
+def _check_options(options: CheckOptions) -> None:
+    for name, value, least in (
+        ("--sample", options.sample, 1), ("--workers", options.workers, 1), ("--batch-size", options.batch_size, 1)
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}; give {least} or more.")
+    if options.sample is not None and options.no_images:
+        raise UsageError("--sample and --no-images do not go together; give one of them.")
+    if options.base_size > 4096:
+        raise UsageError(f"The base size is {options.base_size} px; give at most 4096.")
+    if options.set_aside is not None:
+        check_aside(options.path, options.set_aside)
+        if options.no_images or options.sample is not None:
+            raise UsageError("--set-aside needs every picture to be opened; leave --sample and --no-images out.")
+    for name, file in (("--html", options.html), ("--list", options.list)):
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UsageError(f"{name} {file} cannot be written: give a file in a folder that is there.")
+
+
+def _check(options: CheckOptions, dataset: Dataset, scratch: Path, flagged: FlaggedFile) -> Report:
+    model = options.model or Path(__file__).parents[2] / "default_model"
+    begun = time.monotonic()
+    table = bucket_table(options.base_size, step=options.step)
+    encoders = read_encoders(model, shipped=options.model is None)
+    counter = TokenCounter(options.tokenizer or model / "tokenizer", model / "text_encoder", options.max_tokens)
+    tally = Tally(table, counter.max_tokens)
+    if options.list or options.set_aside:
+        tally.record = flagged.add
+    hint = dataset.count_hint()
+    sample = 0 if options.no_images else options.sample
+    workers = options.workers or min(8, os.cpu_count() or 1)
+    to_open = min(part for part in (hint, sample, sys.maxsize) if part is not None)
+    if options.workers is None and to_open <= FEW:
+        workers = 1
+    with closing(PictureTable(scratch / "pictures.sqlite")) as pictures:
+        with Progress(hint, sample) as progress:
+            gather(dataset, tally, counter, pictures, sample=sample, workers=workers, tick=progress.tick)
+            progress.stage("comparing")
+            near = pictures.near(GROUPS)
+            if options.list or options.set_aside:
+                flagged.add_duplicates(pictures, near)
+            if options.measure:
+                progress.stage("measuring")
+                encoders = measure(model, encoders, tally, options.base_size)
+        return make_report(
+            options.path, dataset.layout, list(dataset.notes), tally, pictures, encoders,
+            near=near, batch_size=options.batch_size, workers=workers, seconds=time.monotonic() - begun,
+        )  # fmt: skip
+
+
+def _tell(options: CheckOptions, report: Report, flagged: FlaggedFile) -> None:
+    if options.json:
+        print(json.dumps(as_json(report)), flush=True)
+    else:
+        from rich.console import Console
+
+        from pixart.data.check.terminal import show
+
+        show(report, Console(markup=False, highlight=False, emoji=False))
+    if options.html is not None:
+        from pixart.data.check.page import page
+
+        _write(options.html, page(replace(report, path=report.path.absolute())))
+        _say(f"{options.html} shows it with pictures.")
+    if options.list is not None:
+        flagged.copy_to(options.list)
+        _say(f"{options.list} lists every finding.")
+    if options.set_aside is not None:
+        moved, stay = set_aside(options.path, options.set_aside, flagged.read())
+        stays = f"; {stay:,} cannot be moved (inside a shard or table, or the name is taken)" if stay else ""
+        _say(f"{moved:,} pictures were moved to {options.set_aside}{stays}.")
+
+
+def _write(target: Path, text: str) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise PixArtError(f"{target} cannot be written: {error.strerror}.") from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """On stderr: a bar with the time left on a terminal, elsewhere a line every half minute."""
+
+    def __init__(self, pairs: int | None, sample: int | None):
+        """`pairs` is about how many there are, None where unknown; `sample` how many are opened, None for all."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self.pairs, self.sample, self.live = pairs, sample, console.is_terminal
+        self.begun = self.said = time.monotonic()
+        self.name = ""
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bar = Bar(*columns, console=console, transient=True, disable=not self.live)
+        self.task = self.bar.add_task("reading", total=None)
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()
+
+    def stage(self, name: str) -> None:
+        """The next thing to wait for, of unknown length."""
+        if name != self.name:
+            self.name, self.begun = name, time.monotonic()
+            self.bar.reset(self.task, description=name, total=None)
+
+    def tick(self, name: str, done: int) -> None:
+        """`done` pairs were read, or pictures looked at; when all are opened, looking goes on beside reading."""
+        if name == "reading" and self.sample is None:
+            return
+        self.stage(name)
+        total = self.pairs if name == "reading" or self.sample is None else min(self.sample, self.pairs or self.sample)
+        self.bar.update(self.task, completed=done, total=max(total, done) if total else None)
+        now = time.monotonic()
+        if not self.live and now - self.said >= 30:
+            self.said = now
+            rate = done / max(now - self.begun, 1e-9)
+            left = f", about {(total - done) / rate / 60:.0f} min left" if total and total > done else ""
+            _say(f"{name}: {done:,}{f' of about {total:,}' if total else ''}, {rate:,.0f} a second{left}.")
