@@ -106,6 +106,14 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
             assert tyro.cli(Generate, args=rest, config=config).prompt
         case ["data", "emoji", *rest]:
             assert tyro.cli(DataEmoji, args=rest, config=config).dest
+        case ["data", "caption", *rest]:
+            from pixart.data.caption_command import CaptionOptions
+
+            assert tyro.cli(CaptionOptions, args=rest, config=config).path
+        case ["data", "statistics", *rest]:
+            from pixart.data.statistics_command import StatisticsOptions
+
+            assert tyro.cli(StatisticsOptions, args=rest, config=config).path
         case ["train", *rest]:
             assert main(["train", *rest, "--dry-run"]) == 0
             assert '"phases"' in capsys.readouterr().out
