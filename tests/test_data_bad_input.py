@@ -5,7 +5,9 @@ import json
 import os
 import socket
 import tarfile
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from reader_data import COLOURS, colour_of, jsonl, kinds, picture, put, read, tar, texts
@@ -301,6 +303,32 @@ def test_names_that_differ_in_case_are_two_pictures(tmp_path):
     assert texts(pairs["cat.png"]) == ["a blue square"]
     assert pairs["Cat.png"].captions == ()
     assert "cat.txt differs in its letters" in pairs["Cat.png"].caption_problem.reason
+
+
+def test_what_may_not_be_read_is_named():
+    with tempfile.TemporaryDirectory() as place:
+        path = put(Path(place), {"a.png": picture(), "b.png": picture("green"), "b.txt": "x", "deep/c.png": picture()})
+        locked = [path / name for name in ("a.png", "b.txt", "deep")]
+        for one in locked:
+            one.chmod(0)
+        path.chmod(0o755)
+        root = os.geteuid() == 0  # whom nothing is forbidden
+        try:
+            if root:
+                os.seteuid(65534)
+            pairs, problems = read(path)
+            assert kinds(problems) == {"deep": "unreadable"}
+            assert pairs["b.png"].caption_problem.kind == "caption-unreadable"
+            with pytest.raises(ImageProblem, match=r"a\.png cannot be opened: Permission denied"):
+                read_bytes(pairs["a.png"].image)
+            for name in ("deep", "a.png"):
+                with pytest.raises(PixArtError, match="may not be read by this user"):
+                    open_dataset(path / name)
+        finally:
+            if root:
+                os.seteuid(0)
+            for one in locked:
+                one.chmod(0o700)
 
 
 def test_special_files_are_no_data_sets(tmp_path):

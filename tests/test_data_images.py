@@ -13,6 +13,8 @@ from reader_data import picture
 from pixart.data.images import MAX_PIXELS, open_image
 from pixart.data.pairs import ImageProblem
 
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")  # pytest undoes what images.py says
+
 
 def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
     file = io.BytesIO()

@@ -24,6 +24,8 @@ from pixart.data.layouts.texts import as_caption
 from pixart.data.pairs import Caption, ImageProblem, InFile, Pair, Problem, printable, read_bytes
 from pixart.errors import PixArtError
 
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")  # pytest undoes what images.py says
+
 PICTURES = {colour: picture(colour) for colour in COLOURS}
 bounded = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -7,6 +7,7 @@ described in docs/data.md, one small file each in `pixart.data.layouts`.
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from pixart.data.layouts.layout import Columns, Layout, Notes
 from pixart.data.layouts.walk import Folder, Glance, ending, glance, walk
 from pixart.data.pairs import Pair, Problem, kind_of_file, printable
 from pixart.data.written_captions import WrittenCaptions
-from pixart.errors import UsageError
+from pixart.errors import PixArtError, UsageError
 
 LAYOUTS = (
     "imagefolder", "sidecars", "pictures", "tar", "table", "class-folders", "sam", "interndata", "huggingface",
@@ -84,7 +85,7 @@ class Dataset:
     def captions_fingerprint(self) -> str:
         """The same for what `pixart data caption` has written for this data set (all sources)."""
         folder = captions_folder(self.path)
-        return _fingerprint("captions", (folder,) if folder.is_dir() else ())
+        return _fingerprint("captions", (folder,) if os.path.isdir(folder) else ())
 
 
 def open_dataset(
@@ -106,19 +107,23 @@ def open_dataset(
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"There is no layout {layout!r}; choose among {', '.join(LAYOUTS)}.")
     path = Path(os.path.abspath(path))
-    if image_root is not None and not Path(image_root).is_dir():
+    if image_root is not None and not os.path.isdir(image_root):
         raise UsageError(f"There is no folder {image_root} for the pictures.")
     columns = Columns(image_column, caption_column, image_root and Path(os.path.abspath(image_root)))
     try:
         mode = path.stat().st_mode
+    except PermissionError:
+        raise PixArtError(f"{printable(str(path))} may not be read by this user; change its permissions.") from None
     except (OSError, ValueError):
         shards = tar_shards.brace_range(path)
         if shards is None:
             raise UsageError(f"There is nothing at {printable(str(path))}; give a folder or a file.") from None
         return Dataset(path, shards)
-    if path.is_dir():
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise PixArtError(f"{printable(str(path))} may not be read by this user; change its permissions.")
+    if stat.S_ISDIR(mode):
         return Dataset(path, _in_folder(glance(path), layout, columns))
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise UsageError(f"{path} is a {kind_of_file(mode)}; give a folder or a file.")
     return Dataset(path, _one_file(path, columns))
 
@@ -189,14 +194,14 @@ def captions_folder(path: Path) -> Path:
     the captioner's own business (refusals, failures) and give no caption.
     """
     path = Path(path)
-    return path / ".pixart" / "captions" if path.is_dir() else Path(f"{path}.pixart") / "captions"
+    return path / ".pixart" / "captions" if os.path.isdir(path) else Path(f"{path}.pixart") / "captions"
 
 
 def _fingerprint(name: str, roots: tuple[Path, ...]) -> str:
     digest = hashlib.sha256(name.encode())
     for root in roots:
         digest.update(b"\0root\0")
-        if root.is_file():
+        if os.path.isfile(root):
             _add(digest, root.name, root)
             continue
         for folder in walk(root, Notes()):

@@ -1,6 +1,7 @@
 """Captions that were written later, beside a data set: `captions/<source>.jsonl`, found by key in any order."""
 
 import json
+import os
 import sys
 from array import array
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ class WrittenCaptions:
 
     def __init__(self, folder: Path):
         try:
-            paths = sorted(path for path in folder.glob("*.jsonl") if path.is_file())
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         except OSError as error:
             raise PixArtError(f"{folder} cannot be read: {error.strerror}.") from None
-        self._sources = [_Source(path) for path in paths]
+        paths = [folder / name for name in names if name.endswith(".jsonl")]
+        self._sources = [_Source(path) for path in paths if os.path.isfile(path)]
 
     def __enter__(self) -> "WrittenCaptions":
         return self

@@ -13,7 +13,7 @@ from pixart.data.layouts import columns as table
 from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.tables import beside_shard, fits, read_table
-from pixart.data.layouts.walk import Glance, glance_two_deep
+from pixart.data.layouts.walk import Glance, glance, glance_two_deep
 from pixart.data.pairs import Pair, Problem, printable
 from pixart.errors import PixArtError, UsageError
 
@@ -37,8 +37,9 @@ class HubFolder:
 
     def read(self, notes: Notes) -> Iterator[Pair | Problem]:
         """Shard after shard; the shard's name, with its split, stands in the keys."""
-        for script in sorted(self.path.glob("*.py")):
-            notes.say(f"{printable(script.name)} is a script; it is not run")
+        for script in glance(self.path).files:
+            if script.endswith(".py"):
+                notes.say(f"{printable(script)} is a script; it is not run")
         seen = Seen()
         for name in self.files:
             yield from read_table(self.path / name, name, self.path, self.columns, seen)
@@ -64,22 +65,22 @@ def find(top: Glance, columns: Columns) -> HubFolder | None:
     return HubFolder(top.path, tuple(files), columns, "Hugging Face dataset folder (save_to_disk)")
 
 
-def _saved(glance: Glance) -> list[str]:
+def _saved(here: Glance) -> list[str]:
     """The .arrow files in the order of state.json."""
-    files = _json(glance.path / "state.json").get("_data_files", [])
+    files = _json(here.path / "state.json").get("_data_files", [])
     names = [one.get("filename") for one in files if isinstance(one, dict)] if isinstance(files, list) else []
     for name in names:
-        if name not in glance.files:  # also what lies outside the folder
-            raise PixArtError(f"{glance.path / 'state.json'} names {printable(str(name))}, which is not there.")
+        if name not in here.files:  # also what lies outside the folder
+            raise PixArtError(f"{here.path / 'state.json'} names {printable(str(name))}, which is not there.")
     return names
 
 
 def _parquet(top: Glance, columns: Columns) -> HubFolder | None:
     files = [
         f"{rel}/{name}" if rel else name
-        for rel, glance in glance_two_deep(top)
-        for name in glance.files
-        if SHARD.fullmatch(name) and (rel or "-of-" in name) and not beside_shard(name, glance)
+        for rel, here in glance_two_deep(top)
+        for name in here.files
+        if SHARD.fullmatch(name) and (rel or "-of-" in name) and not beside_shard(name, here)
     ]
     if not files or not fits(top.path / files[0], columns):
         return None

@@ -16,7 +16,7 @@ from pixart.data.layouts.places import Manifest, locate
 from pixart.data.layouts.rows import pairs_of_rows
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.texts import gather, read_caption_file
-from pixart.data.layouts.walk import Glance
+from pixart.data.layouts.walk import Glance, glance
 from pixart.data.pairs import InFile, Pair, Problem, printable
 from pixart.errors import PixArtError
 
@@ -128,14 +128,14 @@ def one_file(path: Path, columns: Columns) -> InternData:
 def _images(top: Glance) -> Path:
     """Where InternData's pictures are: its code puts InternImgs beside InternData."""
     for folder in (top.path / "InternImgs", top.path.parent / "InternImgs", top.path / "images"):
-        if folder.is_dir():
+        if os.path.isdir(folder):  # unlike Path.is_dir, it never raises
             return folder
     return top.path
 
 
 def _say_features(path: Path, notes: Notes) -> None:
-    for name in sorted(os.listdir(path)):
-        if name.startswith(("img_vae_f", "caption_feature")) and (path / name).is_dir():
+    for name in glance(path).folders:
+        if name.startswith(("img_vae_f", "caption_feature")):
             notes.say(f"{printable(name)} holds features that PixArt's code made; they are not used")
 
 

@@ -5,6 +5,7 @@ follow each other; only the offsets of pictures are kept.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def brace_range(path: Path) -> TarShards | None:
         raise UsageError(f"{path}: a range goes from a smaller to a larger number, with at most a million shards.")
     width = len(matched[1])
     names = [_RANGE.sub(str(number).zfill(width), path.name, count=1) for number in range(first, last + 1)]
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(path.parent / name)]
     if missing:
         raise UsageError(f"{path}: {len(missing):,} of {len(names):,} shards are not there, such as {missing[0]}.")
     return TarShards(path.parent, tuple(names), single=True)

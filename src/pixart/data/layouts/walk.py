@@ -119,7 +119,7 @@ class Glance:
         return frozenset(ending(name) for name in self.files)
 
     def has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        return os.path.isfile(self.path / name)  # which, unlike Path.is_file, never raises
 
 
 def glance(path: Path, limit: int = 1_000_000) -> Glance:
