@@ -39,15 +39,16 @@ class OnnxEngine:
             PixArtError: the graphs were made for other weights, or cannot be loaded.
         """
         self.folder = folder
-        self.tokenizer = Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder")
-        self.max_tokens = self.tokenizer.max_tokens
         self.threads = _threads()
         self.dtype = dtype
         text, denoiser, decoder, denoiser_int8 = graphs
         wanted = (text, denoiser_int8 if dtype == "int8" else denoiser, decoder)
         fingerprint_now = fingerprint(folder.path)
-        with ThreadPoolExecutor(len(wanted)) as pool:
+        with ThreadPoolExecutor(len(wanted) + 1) as pool:
             loading: list[Future] = [pool.submit(self._load, name, fingerprint_now) for name in wanted]
+            tokenizer = pool.submit(Tokenizer, folder.path / "tokenizer", folder.path / "text_encoder")
+        self.tokenizer = tokenizer.result()
+        self.max_tokens = self.tokenizer.max_tokens
         self.text, self.denoiser, self.decoder = (future.result() for future in loading)
 
     def _load(self, name: str, fingerprint_now: str):

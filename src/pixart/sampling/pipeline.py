@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Pipeline:
         self.folder = folder
         self.engine = open_engine(folder, engine, dtype) if isinstance(engine, str) else engine
         self._provenance: dict[str, Any] | None = None
+        # Reading all weights once more takes a while, and nobody needs their hashes before the first picture is done.
+        self._hashes = ThreadPoolExecutor(1).submit(hash_weights, folder)
 
     @classmethod
     def from_pretrained(
@@ -214,7 +217,7 @@ class Pipeline:
     def _read_provenance(self) -> dict[str, Any]:
         """What drew the picture, besides the request; hashing the weights takes a while, so once per pipeline."""
         if self._provenance is None:
-            hashes = hash_weights(self.folder)
+            hashes = self._hashes.result()
             self._provenance = {
                 "model": self.folder.name,
                 "model_hash": hashes[next(name for name in hashes if name.startswith("transformer/"))],
