@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pixart.errors import UsageError
+from pixart.tracking.energy import EnergySource
+
 QUEUE_SIZE = 256  # records that wait for a slow service; more are dropped and counted
 LOG_NAME = "tracking.log"
 Service = Literal["none", "wandb", "trackio", "tensorboard"]
@@ -30,13 +33,21 @@ class TrackingConfig:
     """Where the figures of a run go besides its metrics.jsonl. No service is asked unless it is named here.
 
     `offline` (wandb only) keeps everything in the run folder, for `wandb sync` later; trackio and TensorBoard are local
-    anyway. `close_timeout` is how many seconds the end of a run may wait for the service.
+    anyway. `close_timeout` is how many seconds the end of a run may wait for the service. `energy` says who measures
+    electricity for the receipt (see energy.py).
     """
 
     to: Service = "none"
     project: str = "pixart"
     offline: bool = False
     close_timeout: float = 30.0
+    energy: EnergySource = "auto"
+
+    def __post_init__(self):
+        if not 0 <= self.close_timeout <= 3600:
+            raise UsageError(f"tracking: close_timeout {self.close_timeout} must be from 0 to 3600 seconds.")
+        if not self.project.strip():
+            raise UsageError("tracking: project must have a name.")
 
 
 class Tracker:

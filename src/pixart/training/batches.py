@@ -150,6 +150,9 @@ class PixelBatches:
     def fingerprint(self) -> str:
         return _digest(*self.pictures.values())
 
+    def data_size(self) -> int:
+        return max(len(pictures) for pictures in self.pictures.values())
+
 
 class LatentBatches:
     """Cached latents, drawn by weight, with what conditions them added by `condition(indices, rng) -> dict`."""
@@ -173,6 +176,9 @@ class LatentBatches:
     def fingerprint(self) -> str:
         tensors = [part for moments in self.moments.values() for part in moments]
         return _digest(*tensors, torch.from_numpy(self.cumulative), *self.condition.tensors())
+
+    def data_size(self) -> int:
+        return len(self.cumulative)
 
 
 def spared_tokens(phase: Phase, latent: Tensor, rng: RowStreams) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ from pixart.training.files import write_whole
 from pixart.training.lock import NAME as LOCK
 from pixart.training.lock import held
 
+TRACK, TRACK_KEY = "--track", "--tracking.to"  # the short way and the key of the recipe
+LOOKED_AT = ("tracking", "samples")  # tables of a recipe that do not change what is trained
+
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart train`. Returns the exit code.
@@ -23,10 +26,12 @@ def run(arguments: list[str]) -> int:
     from pixart.training.chain import resolve
 
     dry_run = "--dry-run" in arguments
+    arguments = [TRACK_KEY + a.removeprefix(TRACK) if a.split("=")[0] == TRACK else a for a in arguments]
     resume, arguments = _take_resume([a for a in arguments if a != "--dry-run"])
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            "usage: pixart train RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]\n\n"
+            "usage: pixart train RECIPE [--dotted.override VALUE ...] [--dry-run] [--resume PATH|auto]\n"
+            "                    [--track wandb|trackio|tensorboard]\n\n"
             "`pixart train RECIPE --help` lists what a recipe sets. The recipes:\n  "
             + "\n  ".join(recipes.names())
             + "\nand chains of them, which run one after the other:\n  "
@@ -102,10 +107,16 @@ def train_recipe(recipe, report=None) -> int:
     Where torchrun has started several processes, each calls this, and they train as one.
     """
     from pixart.training.distributed import joined
+    from pixart.training.progress import TrainingProgress
 
     with joined(recipe.loop.parallel, recipe.loop.device) as world, contextlib.ExitStack() as locks:
-        report = (report or _to_stderr) if world.main else _to_nobody
-        return _train(recipe, report, world, locks)
+        if not world.main:
+            return _train(recipe, _to_nobody, world, locks)
+        if report:
+            return _train(recipe, report, world, locks)
+        progress = TrainingProgress()
+        locks.callback(progress.close)
+        return _train(recipe, progress.report, world, locks)
 
 
 def _train(recipe, report, world, locks: contextlib.ExitStack) -> int:
@@ -129,25 +140,46 @@ def _train(recipe, report, world, locks: contextlib.ExitStack) -> int:
     steps = total_steps(recipe.phases)
     together = f", {world.size} processes" if world.size > 1 else ""
     report(f"{recipe.run}: {type(stage.model).__name__} with {count / 1e6:.1f} M parameters, {steps:,} steps{together}")
-    ema = train(
-        stage.model,
-        stage.loss,
-        stage.batches,
-        steps,
-        recipe.run,
-        loop=recipe.loop,
-        optimizer=recipe.optimizer,
-        evaluate=stage.evaluate,
-        report=report,
-        data=stage.batches.fingerprint(),
-        world=world,
-    )
+    with contextlib.ExitStack() as watching:
+        watch = watching.enter_context(_watch(recipe, stage, world, report)) if world.main else None
+        ema = train(
+            stage.model,
+            stage.loss,
+            stage.batches,
+            steps,
+            recipe.run,
+            loop=recipe.loop,
+            optimizer=recipe.optimizer,
+            evaluate=watch.evaluate if watch else stage.evaluate,
+            report=report,
+            record=watch.record if watch else None,
+            receipt=watch.receipt if watch else None,
+            data=stage.batches.fingerprint(),
+            world=world,
+        )
+        if watch:
+            result = stage.finish(ema)
+            watch.finish(result)
     if world.main:
-        result = stage.finish(ema)
         write_whole(finished, json.dumps({"steps": steps, "result": str(result)}, indent=1))
         print(result)
     world.wait()
     return 0
+
+
+def _watch(recipe, stage, world, report):
+    from pixart.training.recipe import to_json
+    from pixart.training.watch import Watch
+
+    return Watch(
+        recipe,
+        stage.evaluate,
+        settings=to_json(recipe),
+        pictures=stage.batches.data_size(),
+        sampler=stage.sampler,
+        processes=world.size,
+        report=report,
+    )
 
 
 def _enter(recipe, locks: contextlib.ExitStack) -> None:
@@ -165,6 +197,9 @@ def _check_claim(recipe) -> list[str]:
     if (recipe.run / "config.json").is_file():
         there, wanted = to_json(from_run(recipe.run)), to_json(recipe)
         changed = {key: (there["loop"].pop(key), wanted["loop"].pop(key)) for key in MAY_CHANGE}
+        for table in LOOKED_AT:
+            there.pop(table, None)
+            wanted.pop(table, None)
         if there != wanted:
             differ = ", ".join(key for key in wanted if there.get(key) != wanted[key])
             raise UsageError(f"{recipe.run} was made with another recipe (different: {differ}). Give another --run.")

@@ -86,6 +86,9 @@ class FeatureBatches:
         """A hash of the folder's manifest, which has the content hashes of its shards."""
         return hashlib.sha256(json.dumps(self.store.manifest, sort_keys=True).encode()).hexdigest()
 
+    def data_size(self) -> int:
+        return len(self.rows.training)
+
 
 class _Rows:
     """All rows of a folder under one number, and how they are read for a recipe."""

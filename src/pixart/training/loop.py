@@ -75,6 +75,7 @@ def train(
     evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
     report: Callable[[str], None] = print,
     record: Callable[[int, dict[str, float]], None] | None = None,
+    receipt: Callable[[int], dict] | None = None,
     data: str | None = None,
     world: World | None = None,
 ) -> torch.nn.Module:
@@ -90,6 +91,7 @@ def train(
             the main process only.
         report: takes one line of progress.
         record: `record(step, figures)` gets all figures that also go to `metrics.jsonl`.
+        receipt: `receipt(step)` is kept in the checkpoint: what the run has cost. Of the main process only.
         data: names what is trained on; a checkpoint that was trained on something else is refused.
         world: the processes that train together, as `distributed.joined` gives them; one if left out.
 
@@ -174,7 +176,7 @@ def train(
                         report(f"step {done:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
                     world.wait()
             if done % loop.save_every == 0 or done == steps or stopping:
-                extra = {"data": data, "loss_scale": scale.state()}
+                extra = {"data": data, "loss_scale": scale.state(), "receipt": receipt(done) if receipt else None}
                 checkpoint.save(run, done, model, averages, optim, main=world.main, extra=extra)
             if stopping and done < steps:
                 again = "run the same command again to continue."

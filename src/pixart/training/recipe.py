@@ -14,10 +14,12 @@ from pathlib import Path
 from pixart.diffusion.timesteps import Timesteps
 from pixart.encoders.autoencoder import AutoencoderConfig
 from pixart.errors import PixArtError, UsageError
+from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
 from pixart.training.loop import LoopConfig
 from pixart.training.objective import ObjectiveName
 from pixart.training.optimizer import OptimizerConfig
+from pixart.training.samples import SamplesConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SAMPLE_SIZES = (32, 64, 128)  # of the latent: what the stock pipeline draws
@@ -87,6 +89,7 @@ class AutoencoderRecipe:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self):
         check_common(self.phases, 0.0)
@@ -118,6 +121,7 @@ class ClassRecipe:
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self):
         check_common(self.phases, self.class_dropout)
@@ -156,6 +160,8 @@ class TextRecipe:
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
     def __post_init__(self):
         check_common(self.phases, self.caption_dropout)

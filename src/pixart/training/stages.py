@@ -11,9 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixart.checkpoints.folder import check_fit, read_encoder_config, write_model_folder
+from pixart.checkpoints.folder import (
+    DDPM_SCHEDULER,
+    FLOW_SCHEDULER,
+    check_fit,
+    read_encoder_config,
+    write_model_folder,
+)
 from pixart.data import features
 from pixart.encoders import autoencoder
+from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
 from pixart.model.dit import DiT
 from pixart.training import checkpoint
@@ -22,8 +29,10 @@ from pixart.training.networks import class_config, text_config, text_network
 from pixart.training.objective import denoising_loss
 from pixart.training.precision import autocast
 from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe
+from pixart.training.samples import Sampler
 from pixart.training.sources import HELD_OUT, class_source, spread, text_folders, text_source
 from pixart.training.start import check_start, start_from
+from pixart.training.watch import loss_by_level
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Stage:
     batches: Callable[[int], dict]
     evaluate: Callable[[torch.nn.Module, int], dict[str, float]]
     finish: Callable[[torch.nn.Module], Path]
+    sampler: Sampler | None = None
 
 
 def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
@@ -138,7 +148,23 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
     read = ("text", "text_mask", "size") if config.micro_conditions else ("text", "text_mask")
     loss = _loss(recipe, read)
     evaluate = _held_out_evaluation(recipe, loss, source.held_out)
-    return Stage(model, loss, source.batches, evaluate, finish)
+    return Stage(model, loss, source.batches, evaluate, finish, _sampler(recipe, vae))
+
+
+def _sampler(recipe: TextRecipe, vae: torch.nn.Module) -> Sampler | None:
+    """Draws the recipe's prompts while it trains, by the schedule that its model folder will have."""
+    if not recipe.samples.prompts:
+        return None
+    encoder, tokenizer = text_folders(recipe)
+    kind = {"bert": "BertModel", "t5": "T5EncoderModel"}[read_encoder_config(encoder / "config.json")["model_type"]]
+    flow = recipe.objective == "flow"
+    return Sampler(
+        recipe.samples,
+        recipe.run,
+        vae=vae,
+        scheduler=FLOW_SCHEDULER | {"flow_shift": recipe.flow_shift} if flow else DDPM_SCHEDULER,
+        text_encoder=partial(TextEncoder, encoder, tokenizer, kind),
+    )
 
 
 def _loss(recipe: ClassRecipe | TextRecipe, condition: tuple[str, ...]) -> Callable[[torch.nn.Module, dict], Tensor]:
@@ -157,11 +183,15 @@ def _held_out_evaluation(recipe: ClassRecipe | TextRecipe, loss, held_out: tuple
     @torch.no_grad()
     def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
         total, device, rng = 0.0, next(ema.parameters()).device, np.random.default_rng(0)
+        levels, losses = [], []
         with autocast(recipe.loop.precision, device):
             for batch in held_out:
                 here = {name: part.to(device) if torch.is_tensor(part) else part for name, part in batch.items()}
-                total += loss(ema, here | {"rng": rng}).item() * batch["count"]
+                here["rng"] = rng
+                total += loss(ema, here).item() * batch["count"]
+                levels.append(here["levels"])
+                losses.append(here["losses"])
         count = sum(batch["count"] for batch in held_out)
-        return {"held_out_loss": total / count} if count else {}
+        return {"held_out_loss": total / count, **loss_by_level(torch.cat(levels), torch.cat(losses))} if count else {}
 
     return evaluate

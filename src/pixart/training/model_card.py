@@ -1,0 +1,95 @@
+"""README.md of a finished model folder: how to draw with it, how it was trained, what that cost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pixart.training import receipt
+from pixart.training.recipe import TextRecipe
+
+HEAD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [pixart]
+---
+"""
+PYTHON = """```python
+from diffusers import PixArtAlphaPipeline
+
+PixArtAlphaPipeline.from_pretrained("model")("a prompt")
+```
+"""
+
+
+def write_card(folder: Path, recipe: TextRecipe, *, figures: dict[str, float]) -> None:
+    """Write README.md into the model folder of a finished run. `figures` are the last held-out ones."""
+    size = recipe.model
+    rows = _receipts(recipe)
+    lines = [
+        HEAD,
+        f"# {recipe.run.name}\n",
+        "A PixArt-α model, trained with pixart. Draw with it:\n",
+        f'```sh\npixart generate "a prompt" --model {folder.name}\n```\n',
+        PYTHON,
+        "## Training\n",
+        f"Width {size.width}, {size.depth} blocks, {size.num_heads} heads. Objective: {recipe.objective}. "
+        f"{recipe.caption_dropout:.0%} of the captions were replaced by the empty prompt.\n",
+        "| Steps | Pixels | Batch |\n| --- | --- | --- |",
+        *(f"| {phase.steps:,} | {phase.size} | {phase.batch_size} |" for phase in recipe.phases),
+        "",
+        *(f"- {name.replace('_', ' ')}: {figure:.4g}" for name, figure in figures.items()),
+        "" if not figures else "\nThe loss is that of pictures that training never saw.\n",
+        "## What it cost\n",
+        *_cost(rows),
+    ]
+    partial = folder / "README.partial"
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(folder / "README.md")
+
+
+def _cost(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| Run | Pictures | FLOPs | Hours | Energy | Money | CO2 |\n| --- | --- | --- | --- | --- | --- | --- |",
+        *(f"| {name} | {_cells(row)} |" for name, row in rows),
+    ]
+    if len(rows) > 1:
+        names = ("images", "flops", "hours", "energy_kwh", "usd", "co2_kg")
+        total = {name: sum(row[name] for _, row in rows) for name in names}
+        lines.append(f"| all | {_cells(total)} |")
+    if rows:
+        row = rows[-1][1]
+        lines += [
+            f"\nMachine: {row['machine']}. Energy: {row['energy_source']}. Money at {row['usd_per_hour']:g} USD an "
+            f"hour, CO2 at {row['grid_g_per_kwh']:g} g per kWh: both are assumptions. Hours are those of the training "
+            "loop, evaluation included, making features not."
+        ]
+    return lines
+
+
+def _cells(row: dict[str, Any]) -> str:
+    return (
+        f"{row['images']:,} | {row['flops']:.2g} | {row['hours']:.2f} | {row['energy_kwh']:.3g} kWh | "
+        f"{row['usd']:.2f} USD | {row['co2_kg']:.2g} kg"
+    )
+
+
+def _receipts(recipe: TextRecipe) -> list[tuple[str, dict[str, Any]]]:
+    """The receipts of this run and of those that it builds on, the first first; runs without a receipt are left out."""
+    found, run, seen = [], recipe.run, set()
+    while run is not None and run.resolve() not in seen:
+        seen.add(run.resolve())
+        if row := receipt.read(run):
+            found.insert(0, (run.name, row))
+        run = _init_of(run)
+    autoencoder = recipe.autoencoder.parent
+    if row := receipt.read(autoencoder):
+        found.insert(0, (autoencoder.name, row))
+    return found
+
+
+def _init_of(run: Path) -> Path | None:
+    try:
+        init = json.loads((run / "config.json").read_text(encoding="utf-8")).get("init")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return Path(init) if init else None
