@@ -1,0 +1,150 @@
+"""`pixart train .../all`: every stage in turn, from the weights of the one before, however often it is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_data import write_tiny_data
+
+from pixart.errors import PixArtError, UsageError
+from pixart.training import checkpoint
+from pixart.training import recipe as recipes
+from pixart.training.chain import resolve
+from pixart.training.command import run
+
+SHIPPED = ["emoji/autoencoder", "emoji/stage1", "emoji/stage2", "emoji/stage3", "emoji/stage3_256"]
+STEPS = {"first": 8, "second": 150, "third": 8}  # the second so long that a signal cannot come too late
+STAGE = """
+kind = "KIND"
+run = "runs/NAME"
+data = "data"
+cache = "cache"
+autoencoder = "AUTOENCODER"
+MORE
+[[phases]]
+steps = STEPS
+size = 64
+batch_size = 8
+[model]
+width = 32
+depth = 2
+num_heads = 2
+[loop]
+save_every = 4
+log_every = 4
+[optimizer]
+warmup_steps = 2
+"""
+
+
+@pytest.fixture
+def home(tmp_path, tiny_model, monkeypatch) -> Path:
+    """A folder with data and a chain of three recipes, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_data(tmp_path / "data")
+    encoder = f'text_encoder = "{tiny_model / "text_encoder"}"\n'
+    more = {"first": "", "second": f'{encoder}init = "runs/first"', "third": f'{encoder}init = "runs/second"'}
+    for name, lines in more.items():
+        kind = "class" if name == "first" else "text"
+        text = STAGE.replace("KIND", kind).replace("NAME", name).replace("MORE", lines)
+        text = text.replace("STEPS", str(STEPS[name])).replace("AUTOENCODER", str(tiny_model / "vae"))
+        Path(f"{name}.toml").write_text(text)
+    Path("all.toml").write_text('kind = "chain"\nstages = ["first.toml", "second.toml", "third.toml"]\n')
+    return tmp_path
+
+
+def weights(root: Path, name: str) -> bytes:
+    return (root / name / "model" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def test_the_shipped_chain_is_linked_and_follows_its_runs():
+    assert recipes.chain("emoji/all") == SHIPPED and recipes.chain("emoji/stage1") is None
+    assert "emoji/all" in recipes.chains() and "emoji/all" not in recipes.names()
+    stages = {stage.short: stage.recipe for stage in resolve("emoji/all", ["--run", "second/try"])}
+    assert [stage.run for stage in stages.values()] == [Path("second/try") / name for name in stages]
+    assert all(stages[name].autoencoder == Path("second/try/autoencoder/vae") for name in list(stages)[1:])
+    assert stages["stage2"].init == Path("second/try/stage1") and stages["stage3_256"].init == Path("second/try/stage3")
+    unmoved = [stage.recipe for stage in resolve("emoji/all", [])]
+    assert unmoved == [recipes.load(name) for name in SHIPPED]
+
+
+def test_overrides_reach_every_stage_that_has_the_key_and_those_with_a_stage_reach_one():
+    words = "--loop.seed 5 --model.width 64 --stage2.loop.seed 6 --phases.1.steps 9 --stage3-256.flow-shift 2"
+    stages = {stage.short: stage.recipe for stage in resolve("emoji/all", words.split())}
+    assert [r.loop.seed for r in stages.values()] == [5, 5, 6, 5, 5]
+    assert {r.model.width for name, r in stages.items() if name != "autoencoder"} == {64}
+    assert [len(r.phases) > 1 and r.phases[1].steps for r in stages.values()] == [9, False, False, 9, False]
+    assert (stages["stage3_256"].flow_shift, stages["stage3"].flow_shift) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--loop.sed 3", "emoji/all has no option --loop.sed. Did you mean --loop.seed?"),
+        ("--stage2.lop.seed 3", "Did you mean --stage2.loop.seed?"),
+        ("--init runs/x", "say which stage: --autoencoder.init FOLDER"),
+        ("--run", "--run takes one folder"),
+        ("--resume runs/x", "is a chain and continues by itself"),
+        ("--stage1.loop.seed many", "emoji/stage1: loop: seed is 'many'"),
+    ],
+)
+def test_what_a_chain_cannot_do_is_refused(words, complaint):
+    with pytest.raises(UsageError) as caught:
+        run(["emoji/all", *words.split()])
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['kind = "chain"', 'kind = "chain"\nstages = []', 'kind = "chain"\nstages = ["a", "a"]', 'kind = "chain"\nx = 1'],
+)
+def test_a_chain_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "all.toml").write_text(text)
+    with pytest.raises(UsageError, match="a chain has stages"):
+        run([str(tmp_path / "all.toml")])
+
+
+def test_dry_run_and_help_show_the_chain(home, capsys):
+    assert run(["all.toml", "--dry-run", "--loop.seed", "4"]) == 0
+    shown = capsys.readouterr()
+    stages = json.loads(shown.out)["stages"]
+    assert [(stage["name"], stage["loop"]["seed"]) for stage in stages] == [
+        (f"{n}.toml", 4) for n in ("first", "second", "third")
+    ]
+    assert shown.err.count("8 steps of 8 pictures at 64 px, 16 tokens each: 64 pictures") == 2
+    assert "init          runs/first (not there yet)" in shown.err
+    assert not Path("runs").exists()
+    assert run(["emoji/all", "--help"]) == 0
+    assert "emoji/stage3_256" in capsys.readouterr().out
+
+
+def test_a_chain_stopped_in_its_middle_goes_on_and_ends_as_an_unbroken_one(home, capsys):
+    assert run(["all.toml", "--run", "unbroken"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:] == ["unbroken/second/model", "unbroken/third/model"]
+    command = [sys.executable, "-m", "pixart", "train", "all.toml", "--run", "broken"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while not checkpoint.found(Path("broken/second")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 75, process.stderr.read()
+    assert Path("broken/first/finished.json").exists() and not Path("broken/second/finished.json").exists()
+    stopped_at = int(checkpoint.found(Path("broken/second"))[-1].name.split("-")[1])
+    assert 0 < stopped_at < 150
+    assert run(["all.toml", "--run", "broken"]) == 0
+    said = capsys.readouterr().err
+    assert "broken/first is finished" in said and f"continuing broken/second at step {stopped_at} of 150" in said
+    for name in ("second", "third"):
+        assert weights(Path("broken"), name) == weights(Path("unbroken"), name)
+
+
+def test_a_later_stage_alone_waits_for_the_one_before(home):
+    with pytest.raises(PixArtError, match=r"runs/first, to start from, is not there. Train it first"):
+        run(["second.toml"])
+    assert not Path("runs/second").exists()
