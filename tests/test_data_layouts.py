@@ -361,7 +361,7 @@ def test_two_layouts_in_one_folder_are_asked_about(tmp_path):
     with pytest.raises(UsageError, match="There is no layout 'tars'; choose among imagefolder, "):
         open_dataset(tmp_path, layout="tars")
     put(tmp_path, {"metadata.csv": "file_name,text\na.png,x\n"})
-    with pytest.raises(UsageError, match=r"has metadata\.jsonl and metadata\.csv; give the one to read"):
+    with pytest.raises(UsageError, match=r"has metadata\.csv and metadata\.jsonl; give the one to read"):
         open_dataset(tmp_path)
 
 
@@ -444,3 +444,13 @@ def test_bytes_of_a_location(tmp_path):
     data = picture("blue")
     put(tmp_path, {"a.tar": tar([("a.png", data)])})
     assert read_bytes(read(tmp_path / "a.tar")[0]["a.tar/a"].image) == data
+
+
+def test_folders_are_looked_into_deeply_and_all_of_them(tmp_path):
+    for number in range(70):
+        put(tmp_path / "tars", {f"part{number}/0.tar": tar([("a.png", picture())])})
+        put(tmp_path / "splits", {f"{number}/a.png": picture(), f"{number}/metadata.jsonl": '{"file_name": "a.png"}'})
+    put(tmp_path / "deep", {"a/b/c/d/e.png": picture(), "a/b/c/d/e.txt": "a red square"})
+    assert len(read(tmp_path / "tars")[0]) == 70
+    assert len(read(tmp_path / "splits")[0]) == 70
+    assert texts(read(tmp_path / "deep")[0]["a/b/c/d/e.png"]) == ["a red square"]

@@ -13,7 +13,7 @@ from pixart.data.layouts import columns as table
 from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.tables import beside_shard, fits, read_table
-from pixart.data.layouts.walk import Glance, glance, glance_two_deep
+from pixart.data.layouts.walk import Glance, find_all, glance, look_around
 from pixart.data.pairs import Pair, Problem, printable
 from pixart.errors import PixArtError, UsageError
 
@@ -76,12 +76,15 @@ def _saved(here: Glance) -> list[str]:
 
 
 def _parquet(top: Glance, columns: Columns) -> HubFolder | None:
-    files = [
-        f"{rel}/{name}" if rel else name
-        for rel, here in glance_two_deep(top)
-        for name in here.files
-        if SHARD.fullmatch(name) and (rel or "-of-" in name) and not beside_shard(name, here)
-    ]
+    def is_shard(rel: str, name: str) -> bool:
+        return SHARD.fullmatch(name) is not None and (rel != "" or "-of-" in name)
+
+    if not any(is_shard(rel, name) for rel, here in look_around(top) for name in here.files):
+        return None
+    files = find_all(
+        top.path,
+        lambda folder, name: is_shard(folder.rel, name) and not beside_shard(name, folder.files),
+    )
     if not files or not fits(top.path / files[0], columns):
         return None
     return HubFolder(top.path, tuple(files), columns, "Hugging Face dataset folder (Parquet shards)")

@@ -1,5 +1,7 @@
 """Hugging Face's imagefolder: metadata.jsonl, .csv or .parquet beside the pictures, in one folder or one per split."""
 
+import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pixart.data.layouts.lines import Row, count_lines, csv_header, csv_rows, js
 from pixart.data.layouts.places import Manifest
 from pixart.data.layouts.rows import pairs_of_rows, roles
 from pixart.data.layouts.seen import Seen
-from pixart.data.layouts.walk import Folder, Glance, glance_two_deep, is_picture, walk
+from pixart.data.layouts.walk import Folder, Glance, find_all, is_picture, look_around, walk
 from pixart.data.pairs import Pair, Problem
 from pixart.errors import UsageError
 
@@ -60,17 +62,14 @@ class ImageFolder:
 
 def find(top: Glance, columns: Columns) -> ImageFolder | None:
     """An imagefolder at `top`. Raises UsageError where one folder has two manifests."""
-    manifests = []
-    for rel, glance in glance_two_deep(top):
-        here = [name for name in NAMES if glance.has(name)]
-        if len(here) > 1:
-            where = top.path / rel
-            raise UsageError(
-                f"{where} has {' and '.join(here)}; give the one to read, {where / here[0]}, or remove one."
-            )
-        manifests += [f"{rel}/{name}" if rel else name for name in here]
-    if not manifests:
+    if not any(here.has(name) for _, here in look_around(top) for name in NAMES):
         return None
+    manifests = find_all(top.path, lambda folder, name: name in NAMES)
+    for one, other in itertools.pairwise(manifests):
+        if os.path.dirname(one) == os.path.dirname(other):
+            both = f"{os.path.basename(one)} and {os.path.basename(other)}"
+            where = (top.path / one).parent
+            raise UsageError(f"{where} has {both}; give the one to read, such as {top.path / one}.")
     for name in manifests:
         check_columns(top.path / name, columns)
     return ImageFolder(top.path, tuple(manifests), columns)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pixart.data.layouts.layout import Notes
 from pixart.data.layouts.texts import as_caption, gather, read_caption_file
-from pixart.data.layouts.walk import Folder, Glance, count_other, ending, glance_two_deep, is_picture, walk
+from pixart.data.layouts.walk import Folder, Glance, count_other, ending, is_picture, look_around, walk
 from pixart.data.pairs import InFile, Pair, Problem, printable
 
 LOOKED_FOR = "pictures with .txt or .caption files of the same name (sidecars), or pictures alone"
@@ -57,7 +57,7 @@ class Sidecars:
 def find(top: Glance) -> Sidecars | None:
     """Pictures at `top`, with or without captions; None where there are none."""
     pictures = captioned = repeats = False
-    for rel, glance in glance_two_deep(top):
+    for rel, glance in look_around(top):
         if any(map(is_picture, glance.files)):
             pictures = True
             stems = {os.path.splitext(name)[0] for name in glance.files if is_picture(name)}

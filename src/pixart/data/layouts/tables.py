@@ -1,7 +1,7 @@
 """CSV, TSV, JSON Lines and Parquet, with paths of pictures or, in Parquet, the pictures themselves."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _label(value: object, classes: list[str]) -> str | None:
 def find(top: Glance, columns: Columns) -> Tables | None:
     """Tables in the folder `top`. Tables without a column of pictures are something else and do not count."""
     names = [name for name in top.files if ending(name) in ENDINGS and name not in IMAGEFOLDER_NAMES]
-    fitting = [name for name in names if not beside_shard(name, top) and fits(top.path / name, columns)]
+    fitting = [name for name in names if not beside_shard(name, top.files) and fits(top.path / name, columns)]
     kinds = sorted({ending(name) for name in fitting})
     if not fitting:
         return None
@@ -89,9 +89,9 @@ def find(top: Glance, columns: Columns) -> Tables | None:
     return Tables(top.path, tuple(fitting), columns, f"{_kind(kinds[0])} table" + ("s" if len(fitting) > 1 else ""))
 
 
-def beside_shard(name: str, top: Glance) -> bool:
+def beside_shard(name: str, files: Collection[str]) -> bool:
     """Whether a table is what img2dataset writes beside each tar shard."""
-    return os.path.splitext(name)[0] + ".tar" in top.files
+    return os.path.splitext(name)[0] + ".tar" in files
 
 
 def one_file(path: Path, columns: Columns) -> Tables:

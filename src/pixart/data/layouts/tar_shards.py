@@ -18,7 +18,7 @@ from pixart.data.layouts.rows import size
 from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.tar import Member, members
 from pixart.data.layouts.texts import MAX_CAPTION_FILE, gather
-from pixart.data.layouts.walk import Glance, ending, glance_two_deep
+from pixart.data.layouts.walk import Glance, ending, find_all, look_around
 from pixart.data.pairs import ImageProblem, InTar, Pair, Problem, printable, read_file
 from pixart.errors import UsageError
 
@@ -103,19 +103,13 @@ class _Sample:
 
 def find(top: Glance) -> TarShards | None:
     """Tar shards in a folder or its subfolders. Raises UsageError for compressed ones alone."""
-    shards, packed = [], []
-    for rel, glance in glance_two_deep(top):
-        for name in glance.files:
-            whole = f"{rel}/{name}" if rel else name
-            if ending(name) == ".tar":
-                shards.append(whole)
-            elif name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-                packed.append(whole)
-    if packed and not shards:
-        raise UsageError(
-            f"{top.path / packed[0]} is compressed; unpack it to a plain .tar (gunzip): pictures are far larger."
-        )
-    return TarShards(top.path, tuple(shards)) if shards else None
+    there = [f"{rel}/{name}" if rel else name for rel, here in look_around(top) for name in here.files]
+    if any(ending(name) == ".tar" for name in there):
+        return TarShards(top.path, tuple(find_all(top.path, lambda folder, name: ending(name) == ".tar")))
+    packed = [name for name in there if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))]
+    if packed:
+        raise UsageError(f"{top.path / packed[0]} is compressed; unpack it to a plain .tar.")
+    return None
 
 
 def brace_range(path: Path) -> TarShards | None:

@@ -2,13 +2,16 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
 from pixart.data.layouts.layout import Notes
 from pixart.data.pairs import Problem, kind_of_file, printable
+
+MAX_LOOKS = 400  # folders that a first look goes into; 1000 entries of each
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def _kind(
     name_problem = unusable_name(key)
     if name_problem is not None:
         return None, name_problem
+    if entry.is_file(follow_symlinks=False):  # known from the folder, without a look at the file
+        return "file", None
     shown = printable(key)
     try:
         about = entry.stat()  # follows links
@@ -93,8 +98,7 @@ def _kind(
     if not stat.S_ISDIR(about.st_mode):
         return None, Problem(shown, "not-a-file", f"{shown} is a {kind_of_file(about.st_mode)}, not a file.")
     if linked:
-        target = os.path.realpath(entry.path)
-        if os.path.commonpath((target, real_root)) in (target, real_root):
+        if _entangled(entry.path, real_root):
             return None, Problem(shown, "link", f"{shown} is a link into the data set itself; it is not followed.")
         if (about.st_dev, about.st_ino) in entered:
             return None, Problem(shown, "link", f"{shown} is a link to a folder that was read before; not followed.")
@@ -102,6 +106,12 @@ def _kind(
     if ending(entry.name) in EXTENSIONS:
         return "folder", Problem(shown, "not-a-file", f"{shown} is a folder, not a picture.")
     return "folder", None
+
+
+def _entangled(link: str, real_root: str) -> bool:
+    """Whether a link leads into the data set, or to a folder that the data set is in."""
+    target = os.path.realpath(link)
+    return os.path.commonpath((target, real_root)) in (target, real_root)
 
 
 @dataclass(frozen=True)
@@ -145,14 +155,25 @@ def glance(path: Path, limit: int = 1_000_000) -> Glance:
     return Glance(path, tuple(sorted(files)), tuple(sorted(folders)))
 
 
-def glance_two_deep(top: Glance) -> Iterator[tuple[str, Glance]]:
-    """The folder itself (as ""), its first 64 subfolders and up to 16 subfolders of each, with their relative names."""
-    yield "", top
-    for name in top.folders[:64]:
-        below = top.below(name)
-        yield name, below
-        for deeper in below.folders[:16]:
-            yield f"{name}/{deeper}", below.below(deeper)
+def look_around(top: Glance) -> Iterator[tuple[str, Glance]]:
+    """The folder itself (as "") and folders below it by relative name, nearest first; enough to tell the layout."""
+    real_top = os.path.realpath(top.path)
+    waiting = deque([""])
+    for _ in range(MAX_LOOKS):
+        if not waiting:
+            return
+        rel = waiting.popleft()
+        here = top.below(rel) if rel else top
+        yield rel, here
+        for name in here.folders[:MAX_LOOKS]:
+            if not (os.path.islink(here.path / name) and _entangled(str(here.path / name), real_top)):
+                waiting.append(f"{rel}/{name}" if rel else name)
+
+
+def find_all(root: Path, wanted: Callable[[Folder, str], bool]) -> list[str]:
+    """Every file below `root` that is `wanted(folder, name)`, relative to it, in the order of `walk`."""
+    folders = (one for one in walk(root, Notes()) if isinstance(one, Folder))
+    return [folder.key(name) for folder in folders for name in folder.files if wanted(folder, name)]
 
 
 def is_picture(name: str) -> bool:
