@@ -1,7 +1,10 @@
 """Tracking: the real services, offline, read back; and services that are down, hang or raise: nobody waits for them."""
 
+import dataclasses
+import io
 import json
 import os
+import pty
 import socket
 import struct
 import subprocess
@@ -9,10 +12,29 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny_data import write_tiny_data
 
+import pixart
+from pixart.checkpoints.folder import FLOW_SCHEDULER
+from pixart.errors import UsageError
+from pixart.model.pixart import PixArtConfig
+from pixart.tracking.energy import EnergyMeter
 from pixart.tracking.tracker import QUEUE_SIZE, Tracker, TrackingConfig
+from pixart.training import command
+from pixart.training.batches import Phase
+from pixart.training.command import train_recipe
+from pixart.training.flops import training_flops
+from pixart.training.loop import LoopConfig
+from pixart.training.optimizer import OptimizerConfig
+from pixart.training.progress import TrainingProgress
+from pixart.training.receipt import Meter
+from pixart.training.recipe import Denoiser, TextRecipe
+from pixart.training.samples import Sampler, SamplesConfig
+from pixart.training.watch import Watch, loss_by_level
 
 
 @pytest.fixture
@@ -188,3 +210,170 @@ def test_the_service_gets_its_last_figures_when_the_run_is_killed(tmp_path, pict
         found = [e.step for e in events.Scalars("train_loss")] if "train_loss" in events.Tags()["scalars"] else []
         time.sleep(0.1)
     assert found == [7, 8]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, tiny_model) -> tuple[TextRecipe, list[str]]:
+    """A tiny text stage, trained by `pixart train`'s own function with all that can be looked at, and its lines."""
+    home = tmp_path_factory.mktemp("watched")
+    recipe = TextRecipe(
+        run=home / "run",
+        data=write_tiny_data(home / "data"),
+        cache=home / "cache",
+        autoencoder=tiny_model / "vae",
+        text_encoder=tiny_model / "text_encoder",
+        phases=(Phase(steps=4, size=64, batch_size=8), Phase(steps=2, size=128, batch_size=4)),
+        model=Denoiser(width=32, depth=2, num_heads=2),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        loop=LoopConfig(save_every=3, evaluate_every=2, log_every=2),
+        samples=SamplesConfig(prompts=("red circle, flat", "a green square, Noto"), every=2, seed=5, steps=3),
+        tracking=TrackingConfig(to="tensorboard", close_timeout=90),
+    )
+    said: list[str] = []
+    assert train_recipe(recipe, said.append) == 0
+    return recipe, said
+
+
+def test_a_run_tells_its_tracker_everything(watched):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe, _ = watched
+    events = EventAccumulator(str(recipe.run / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train_loss", "lr", "grad_norm", "epoch", "images_per_second", "held_out_loss", "hours"} <= scalars
+    assert {"energy_kwh", "co2_kg", "usd", "predicted_hours"} <= scalars
+    assert any(name.startswith("held_out_loss_0.") for name in scalars)
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("epoch")] == [(2, 1.0), (4, 2.0), (6, 2.5)]
+    lines = [json.loads(line) for line in (recipe.run / "metrics.jsonl").read_text().splitlines()]
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert losses == [(e.step, pytest.approx(e.value)) for e in events.Scalars("train_loss")]
+    assert [e.step for e in events.Images("validation/0")] == [4, 6]
+
+
+def test_samples_are_what_the_finished_model_draws(watched):
+    """Drawn while training with the moving average in fp32; drawn from the folder, whose weights are fp16."""
+    recipe, said = watched
+    names = sorted(path.name for path in (recipe.run / "samples").iterdir())
+    assert names == ["00000004-0.png", "00000004-1.png", "00000006-0.png", "00000006-1.png"]
+    assert any(line.startswith("step 4: 2 samples in") for line in said)
+    sizes = [Image.open(recipe.run / "samples" / name).size for name in names]
+    assert sizes == [(64, 64)] * 2 + [(128, 128)] * 2  # the size that was trained at that step
+    pipeline = pixart.Pipeline.from_pretrained(recipe.run / "model")
+    for number, prompt in enumerate(recipe.samples.prompts):
+        ours = np.array(Image.open(recipe.run / "samples" / f"00000006-{number}.png")).astype(int)
+        theirs = pipeline(prompt, seed=5, steps=3, guidance_scale=4.5, width=128, height=128).images[0]
+        assert ours.std() > 1 and np.abs(ours - np.array(theirs).astype(int)).max() <= 4
+
+
+def test_samples_that_cannot_be_drawn_do_not_stop_the_run(watched, tmp_path):
+    recipe, _ = watched
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("a file where the folder should be")
+    said: list[str] = []
+    sampler = Sampler(
+        recipe.samples, tmp_path / "run", vae=torch.nn.Identity(), scheduler=FLOW_SCHEDULER, text_encoder=lambda: None
+    )
+    broken = dataclasses.replace(recipe, run=tmp_path / "run")
+    with Watch(broken, lambda ema, step: {"held_out_loss": 1.0}, settings={}, sampler=sampler, report=said.append) as w:
+        assert w.evaluate(torch.nn.Linear(1, 1), 4) == {"held_out_loss": 1.0}
+    assert said[0].startswith("step 4: no samples could be drawn: ")
+
+
+def test_the_receipt_is_in_run_checkpoint_and_model_card(watched):
+    recipe, said = watched
+    receipt = json.loads((recipe.run / "receipt.json").read_text())
+    config = PixArtConfig(width=32, depth=2, num_heads=2, text_dim=32)
+    flops = 32 * training_flops(config, 8, 32) + 8 * training_flops(config, 16, 32)
+    assert (receipt["step"], receipt["images"], receipt["flops"]) == (6, 40, flops)
+    assert receipt["hours"] > 0 and receipt["co2_kg"] == pytest.approx(receipt["energy_kwh"] * 0.481)
+    assert "estimated from the power of the data sheet" in receipt["energy_source"] and receipt["machine"]
+    assert receipt["predicted"]["at_step"] == 2 and receipt["predicted"]["hours"] > 0
+    for step, images in ((3, 24), (6, 40)):
+        state = json.loads((recipe.run / f"checkpoint-{step}" / "state.json").read_text())
+        assert (state["receipt"]["step"], state["receipt"]["images"]) == (step, images)
+    assert "predicted at step 2" in said[-1] and "40 pictures" in said[-1]
+    card = (recipe.run / "model" / "README.md").read_text()
+    for part in (
+        "library_name: diffusers",
+        "Width 32, 2 blocks",
+        "| run | 40 |",
+        "held out loss: ",
+        receipt["machine"],
+    ):
+        assert part in card
+
+
+def test_a_continued_run_adds_to_its_receipt(watched, tmp_path):
+    recipe, _ = watched
+    run = tmp_path / "run"
+    run.mkdir()
+    before = json.loads((recipe.run / "receipt.json").read_text()) | {"hours": 2.0, "energy_kwh": 0.5}
+    (run / "receipt.json").write_text(json.dumps(before))
+    meter = Meter(dataclasses.replace(recipe, run=run))
+    now = meter.receipt(5)
+    assert 2.0 < now["hours"] < 2.1 and 0.5 < now["energy_kwh"] < 0.51
+    assert now["images"] == 36 and now["predicted"] == before["predicted"]
+
+
+def test_another_tracker_does_not_make_it_another_run(watched, capsys):
+    recipe, _ = watched
+    other = dataclasses.replace(recipe, tracking=TrackingConfig(to="trackio"), samples=SamplesConfig())
+    assert train_recipe(other, lambda line: None) == 0  # finished: reported, not refused
+    assert capsys.readouterr().out.strip() == str(recipe.run / "model")
+
+
+def test_track_is_short_for_the_recipes_key(capsys):
+    for given in (["--track", "wandb"], ["--track=wandb"], ["--tracking.to", "wandb"]):
+        assert command.run(["emoji/stage2", *given, "--dry-run"]) == 0
+        assert json.loads(capsys.readouterr().out)["tracking"]["to"] == "wandb"
+    with pytest.raises(UsageError, match="'none', 'wandb', 'trackio', 'tensorboard'"):
+        command.run(["emoji/stage2", "--track", "mlflow", "--dry-run"])
+
+
+def test_loss_by_noise_level_is_the_mean_of_each_band():
+    levels, losses = torch.tensor([0.0, 0.1, 0.5, 0.999, 1.0]), torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0])
+    assert loss_by_level(levels, losses) == {
+        "held_out_loss_0.0_0.2": 2.0, "held_out_loss_0.4_0.6": 5.0, "held_out_loss_0.8_1.0": 8.0,
+    }  # fmt: skip
+
+
+def test_codecarbon_measures_or_says_that_it_guesses_and_asks_no_network(monkeypatch):
+    def no_network(self, address):
+        raise AssertionError(f"codecarbon wanted to reach {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    meter = EnergyMeter("codecarbon", watts=20)
+    time.sleep(1.2)
+    kwh, source = meter.read()
+    meter.close()
+    assert kwh > 0 and source.startswith("codecarbon, ") and ("measured" in source or "no sensor readable" in source)
+
+
+def test_an_energy_meter_without_sensors_multiplies_power_by_time():
+    meter = EnergyMeter("tdp", watts=3600)
+    kwh, source = meter.read()
+    assert 0 < kwh < 0.01 and "3600 W" in source
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere():
+    lines = ["run: PixArt, 4 steps", "step 2/4  loss 0.5000  3.0 images/s  0.1 min left", "step 4: held_out_loss 0.4"]
+    plain = io.StringIO()
+    progress = TrainingProgress(plain)
+    for line in lines:
+        progress.report(line)
+    progress.close()
+    assert plain.getvalue().splitlines() == lines
+    pid, terminal = pty.fork()
+    if pid == 0:
+        code = f"from pixart.training.progress import TrainingProgress as P; p = P()\nfor l in {lines!r}: p.report(l)\n"
+        os.execve(sys.executable, [sys.executable, "-c", code + "p.close()"], os.environ | {"TERM": "xterm"})
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # the other end of a terminal that is gone
+        pass
+    os.waitpid(pid, 0)
+    assert lines[0].encode() in shown and lines[2].encode() in shown
+    assert b"2/4" in shown and b"step 2/4" not in shown and b"3.0 images/s  0.1 min left" in shown

@@ -35,8 +35,7 @@ class EnergyMeter:
             return estimate, f"{self.why}estimated from the power of the data sheet: {self.watts:g} W all the time"
         try:
             self.tracker.flush()
-            data = self.tracker.final_emissions_data
-            return float(data.energy_consumed), _words(self.tracker)
+            return float(self.tracker._total_energy.kWh), _words(self.tracker)  # public only once it has stopped
         except Exception as error:
             self.tracker, self.why = None, f"codecarbon failed ({str(error) or type(error).__name__}); "
             return self.read()
