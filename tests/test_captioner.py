@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_llava import write_tiny_llava
+from tiny_llava import write_tiny_idefics3, write_tiny_llava
 
 from pixart.captions.answers import refusal, split_opening
 from pixart.captions.captioner import Caption, Picture
@@ -70,10 +70,14 @@ def test_llava_says_what_the_pipeline_of_transformers_says(llava, captioner):
         assert answer[0].text == said.strip()
 
 
-@pytest.mark.parametrize("next_kind", [False, True], ids=["llava", "llava-next"])
+@pytest.mark.parametrize("kind", ["llava", "llava-next", "idefics3"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
-def test_a_picture_gets_the_same_caption_alone_and_among_others(llava, tmp_path, next_kind, temperature):
-    folder = write_tiny_llava(tmp_path / "next", next_kind=True) if next_kind else llava
+def test_a_picture_gets_the_same_caption_alone_and_among_others(llava, tmp_path, kind, temperature):
+    folder = llava
+    if kind == "llava-next":
+        folder = write_tiny_llava(tmp_path / "next", next_kind=True)
+    elif kind == "idefics3":
+        folder = write_tiny_idefics3(tmp_path / "idefics3")
     count = 2 if temperature else 1
     some = VisionLanguageCaptioner(
         VisionLanguageSettings(
@@ -92,6 +96,14 @@ def test_an_answer_that_met_the_limit_is_marked_as_cut(llava, captioner):
     assert {True, False} == set(long.values())
     one_word = VisionLanguageCaptioner(VisionLanguageSettings(str(llava), max_new_tokens=1))
     assert all(answer[0].cut and len(answer[0].text.split()) <= 1 for answer in one_word.caption(pictures()))
+
+
+def test_the_type_of_the_numbers_can_be_chosen(llava):
+    import torch
+
+    half = VisionLanguageCaptioner(VisionLanguageSettings(str(llava), dtype="bfloat16", max_new_tokens=4))
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+    assert all(answer[0].text for answer in half.caption(pictures(2)))
 
 
 def test_the_question_and_the_hint_reach_the_model(llava, tmp_path):

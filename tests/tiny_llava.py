@@ -101,3 +101,55 @@ def write_tiny_llava(folder: Path, *, next_kind: bool = False, chat: bool = True
     )
     processor.save_pretrained(folder)
     return folder
+
+
+def write_tiny_idefics3(folder: Path) -> Path:
+    """A model of another family, whose processor wants its pictures nested and cuts them into tiles."""
+    import torch
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessor,
+        Idefics3Processor,
+        LlamaConfig,
+    )
+
+    torch.manual_seed(4)
+    tokenizer, names = tiny_tokenizer()
+    size = {"longest_edge": 16}
+    images = Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size=size)
+    processor = Idefics3Processor(image_processor=images, tokenizer=tokenizer, image_seq_len=1, chat_template=CHAT)
+    text = LlamaConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        initializer_range=0.6,
+    )
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    config = Idefics3Config(
+        vision_config=vision, text_config=text, image_token_id=processor.image_token_id, scale_factor=2, pad_token_id=3
+    )
+    model = Idefics3ForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "connector" in name or "vision" in name:
+                weight.mul_(6)
+    model.generation_config.eos_token_id = 2
+    model.generation_config.pad_token_id = 3
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

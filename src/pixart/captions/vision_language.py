@@ -114,7 +114,7 @@ class VisionLanguageCaptioner:
         import torch
 
         inputs = self.processor(
-            images=[picture.image for picture in pictures],
+            images=[[picture.image] for picture in pictures],  # nested: flat, some processors take them for one text's
             text=[self._prompt(picture) for picture in pictures],
             padding=True,
             return_tensors="pt",
