@@ -115,7 +115,7 @@ def write_tiny_idefics3(folder: Path) -> Path:
     )
 
     torch.manual_seed(4)
-    tokenizer, names = tiny_tokenizer()
+    tokenizer, _ = tiny_tokenizer()
     size = {"longest_edge": 16}
     images = Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size=size)
     processor = Idefics3Processor(image_processor=images, tokenizer=tokenizer, image_seq_len=1, chat_template=CHAT)
