@@ -21,6 +21,7 @@ PixArt-α {__version__}: text to image, from data to pictures.
   generate PROMPT     draw pictures and write them as PNG
   convert FOLDER      write a model in another form
   train RECIPE        train a model by a recipe
+  ema RUN             compare the moving averages of a run, and write the chosen one
   plan RECIPE         what a training needs: memory, hours, energy, money, CO2
   data COMMAND ...    build, check and prepare data sets
 
@@ -144,6 +145,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with _quiet_libraries():
                 return run(rest)
+        case ["ema", *rest]:
+            from pixart.training import choose_ema
+
+            with _quiet_libraries():
+                return _parsed(choose_ema.ChooseEma, rest, "pixart ema", choose_ema.run)
         case ["plan", *rest]:
             from pixart.training.plan_command import run
 

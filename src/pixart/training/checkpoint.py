@@ -51,8 +51,8 @@ class Checkpoint:
         """Fill both, before they are sharded. Raises PixArtError where they are another network's."""
 
         def fill() -> None:
-            model.load_state_dict(self._read("model"))
-            averages.load_states({name: self._read(name) for name in averages.states()})
+            model.load_state_dict(self.read("model"))
+            averages.load_states({name: self.read(name) for name in averages.states()})
 
         self._matching(fill)
 
@@ -60,14 +60,15 @@ class Checkpoint:
         """Fill it; each process takes its shards. Raises PixArtError where it is another optimiser's."""
 
         def fill() -> None:
-            state = self._read("optimizer")
+            state = self.read("optimizer")
             optimizer.load_state(
                 {name: cut_like(value, optimizer.parameters[name.split("|")[0]]) for name, value in state.items()}
             )
 
         self._matching(fill)
 
-    def _read(self, name: str) -> dict[str, torch.Tensor]:
+    def read(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one file: `model`, `ema`, `ema-<decay>` or `optimizer`. PixArtError where it cannot be."""
         path = self.folder / f"{name}.safetensors"
         try:
             return load_file(path)
@@ -200,7 +201,7 @@ def ema_state(run: Path) -> dict[str, torch.Tensor]:
     if not folders:
         raise PixArtError(f"{run} has no checkpoint to start from. Train it first, or give another run with --init.")
     checkpoint = newest(run)
-    return checkpoint._read("ema")
+    return checkpoint.read("ema")
 
 
 def _gathered(tensors: dict[str, torch.Tensor], main: bool) -> dict[str, torch.Tensor]:

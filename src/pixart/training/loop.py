@@ -31,7 +31,8 @@ class LoopConfig:
 
     `accumulate` parts of a batch are computed one after the other, for less memory, and `checkpoint_activations`
     computes each block again in the backward pass; neither changes the result by more than rounding. `parallel` and
-    `device` say who computes: auto takes what is there, DDP where torchrun started several processes.
+    `device` say who computes: auto takes what is there, DDP where torchrun started several processes. `ema_decays` are
+    further averages, to choose from when the run is over (`pixart ema`).
     """
 
     seed: int = 0
@@ -42,6 +43,7 @@ class LoopConfig:
     parallel: Parallel = "auto"
     device: Device = "auto"
     ema_decay: float = 0.999
+    ema_decays: tuple[float, ...] = ()
     log_every: int = 50
     evaluate_every: int = 1000
     save_every: int = 500
@@ -50,8 +52,12 @@ class LoopConfig:
         for name in ("accumulate", "log_every", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"loop: {name} {getattr(self, name)} must be at least 1.")
-        if not 0 <= self.ema_decay < 1:
-            raise UsageError(f"loop: ema_decay {self.ema_decay} must be from 0 to below 1.")
+        decays = (self.ema_decay, *self.ema_decays)
+        if not all(0 <= decay < 1 for decay in decays) or len(set(decays)) < len(decays):
+            raise UsageError(
+                f"loop: ema_decay {self.ema_decay} and ema_decays {self.ema_decays} must be from 0 to below 1, each "
+                "another one."
+            )
         if not 0 <= self.seed < 2**40:
             raise UsageError(f"loop: seed {self.seed} must not be negative, nor above 2^40.")
 
@@ -106,7 +112,7 @@ def train(
     with distributed.noticing_the_lost(world, run), StopOnSignal() as stop:
         model.to(world.device)
         distributed.make_equal(model, world)
-        averages = Ema(model, decay=loop.ema_decay)
+        averages = Ema(model, decay=loop.ema_decay, others=loop.ema_decays)
         saved = checkpoint.newest(run)
         if saved:
             saved.refuse_other_data(data)
