@@ -22,8 +22,9 @@ from pixart.training.optimizer import OptimizerConfig
 from pixart.training.rows import WHOLE, RowStreams, Share
 
 STEPS, BATCH = 6, 8
+LATER = ("torch.distributed.fsdp", "torch._dynamo")  # torch imports these when it first needs them
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pixart.training.command", "pixart.training.stages", "torch.distributed.fsdp"])
+PROCESSES.set_forkserver_preload(["pixart.training.loop", "pixart.training.objective", *LATER])
 
 
 def tiny_model() -> PixArt:

@@ -185,7 +185,9 @@ def save(
 
 
 def sweep(run: Path) -> None:
-    """Remove what a kill left of checkpoints that were being written or deleted."""
+    """Remove what a kill left of checkpoints that were being written, replaced or deleted."""
+    for old in found(run)[:-KEEP]:
+        _discard(old)
     for pattern in (".checkpoint-*.partial", ".checkpoint-*.old"):
         for path in run.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)

@@ -26,6 +26,14 @@ class Clock:
         self.last, self.images, self.loaded_s = now, 0, 0.0
         return figures
 
+    def line(self, done: int, figures: dict[str, float]) -> str:
+        """One line of progress after step `done`."""
+        return (
+            f"step {done:,}/{self.steps:,}  loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  "
+            f"grad {figures['grad_norm']:.2f}  {figures['images_per_second']:.1f} images/s  "
+            f"{self.left_s / 60:.1f} min left"
+        )
+
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
         begun = time.perf_counter()

@@ -172,7 +172,7 @@ def train(
             if world.main and (done % loop.log_every == 0 or done == steps):
                 figures = {"loss": value, "lr": rate, "grad_norm": norm, **clock.figures()}
                 log(done, figures)
-                report(_line(done, steps, figures, clock.left_s))
+                report(clock.line(done, figures))
             if done % loop.evaluate_every == 0 or done == steps:
                 whole = averages.whole()
                 with clock.paused():
@@ -205,10 +205,3 @@ def _prepared(batch: dict, step: int, share: Share, seed: int, device: torch.dev
     torch.manual_seed((seed * 1_000_003 + step) * share.parts + share.part)  # for what does not ask `rng`
     moved = {name: part.to(device) if torch.is_tensor(part) else part for name, part in batch.items()}
     return {**moved, "rng": RowStreams(seed, step, rows)}
-
-
-def _line(done: int, steps: int, figures: dict[str, float], left_s: float) -> str:
-    return (
-        f"step {done:,}/{steps:,}  loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  "
-        f"grad {figures['grad_norm']:.2f}  {figures['images_per_second']:.1f} images/s  {left_s / 60:.1f} min left"
-    )
