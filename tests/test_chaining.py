@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_data import write_tiny_data
+from tiny_run import PROCESSES
 
 from pixart.errors import PixArtError, UsageError
 from pixart.training import checkpoint
@@ -142,6 +144,27 @@ def test_a_chain_stopped_in_its_middle_goes_on_and_ends_as_an_unbroken_one(home,
     assert "broken/first is finished" in said and f"continuing broken/second at step {stopped_at} of 150" in said
     for name in ("second", "third"):
         assert weights(Path("broken"), name) == weights(Path("unbroken"), name)
+
+
+def as_rank(rank: int, port: int, home: Path) -> None:
+    os.chdir(home)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.exit(run(["all.toml", "--run", "together", "--phases.0.steps", "4", "--loop.device", "cpu"]))
+
+
+def test_two_processes_train_a_chain_together(home):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [PROCESSES.Process(target=as_rank, args=(rank, port, home)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert len(weights(Path("together"), "third")) == len(weights(Path("together"), "second")) > 10_000
+    assert all(Path("together", name, "finished.json").is_file() for name in STEPS)
 
 
 def test_a_later_stage_alone_waits_for_the_one_before(home):

@@ -21,7 +21,7 @@ from pixart.training import checkpoint
 from pixart.training import recipe as recipes
 from pixart.training.batches import Phase
 from pixart.training.command import run
-from pixart.training.feature_batches import FeatureBatches, held_out_batches, open_for
+from pixart.training.feature_batches import FeatureBatches, Rows, held_out_batches, open_for
 from pixart.training.recipe import TextRecipe
 from pixart.training.rows import Share
 from pixart.training.stages import build
@@ -192,8 +192,8 @@ def recipe(parts, tiny_model, tmp_path) -> TextRecipe:
 
 
 def test_batches_have_one_shape_each_and_every_picture_that_is_not_held_out(recipe):
-    store = open_for(recipe)
-    batches, held_out = FeatureBatches(store, recipe, dropout=0.5), held_out_batches(store, recipe)
+    rows = Rows(open_for(recipe), recipe)
+    batches, held_out = FeatureBatches(rows, dropout=0.5), held_out_batches(rows)
     away = [key for batch in held_out for key in batch["keys"]]
     assert len(away) == 1  # a tenth of 19 at most
     seen, dropped = [], 0
@@ -221,7 +221,7 @@ def test_batches_have_one_shape_each_and_every_picture_that_is_not_held_out(reci
 def test_latents_are_scaled_as_the_autoencoder_says(tiny_model, tmp_path, recipe):
     write_features(tmp_path / "f", tiny_model, 128, {"128x128": 12}, scaling_factor=0.5)
     here = dataclasses.replace(recipe, features=tmp_path / "f")
-    batch = FeatureBatches(open_for(here), here, dropout=0.0)(0)
+    batch = FeatureBatches(Rows(open_for(here), here), dropout=0.0)(0)
     numbers = torch.tensor([int(key.split(".")[0]) for key in batch["keys"]])
     assert torch.allclose(batch["latent"].mean(dim=(1, 2, 3)), 0.5 * numbers / 100, atol=0.01)
     assert batch["latent"].std(dim=(1, 2, 3)).sub(0.05).abs().max() < 0.01
@@ -267,7 +267,7 @@ def test_too_little_data_is_refused_with_the_fix(recipe):
     def shapes(small_buckets: str, batch_size: int) -> set[tuple[int, ...]]:
         sampling = dataclasses.replace(recipe.sampling, small_buckets=small_buckets, held_out=0)
         here = dataclasses.replace(recipe, sampling=sampling, phases=(Phase(20, 128, batch_size),))
-        batches = FeatureBatches(open_for(here), here, dropout=0.0)
+        batches = FeatureBatches(Rows(open_for(here), here), dropout=0.0)
         return {tuple(batches(step)["latent"].shape) for step in range(8)}
 
     assert shapes("drop", 10) == {(10, 8, 16, 16)}

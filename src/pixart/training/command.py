@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -50,11 +49,7 @@ def run(arguments: list[str]) -> int:
         _check_resume(Path(resume), dry_run)
     if dry_run:
         return _dry_run(name, stages)
-    for number, stage in enumerate(stages, 1):
-        if len(stages) > 1 and os.environ.get("RANK", "0") == "0":
-            _to_stderr(f"{stage.name}, {number} of {len(stages)}")
-        train_recipe(stage.recipe)
-    return 0
+    return train_recipe(stages[0].recipe) if stages[0].name == name else train_chain(stages)
 
 
 def _dry_run(name: str, stages: list) -> int:
@@ -101,15 +96,34 @@ def _check_resume(run: Path, dry_run: bool) -> None:
         )
 
 
-def train_recipe(recipe, report=None) -> int:
+def train_chain(stages: list) -> int:
+    """Train the recipes of a chain in turn; what is finished is skipped. Returns 0 or raises as `train_recipe` does."""
+    from pixart.training.distributed import joined
+
+    parallel = {stage.recipe.loop.parallel for stage in stages}
+    devices = {stage.recipe.loop.device for stage in stages}
+    if len(devices) > 1:
+        raise UsageError(f"The stages of a chain share a device, and these ask for {', '.join(sorted(devices))}.")
+    # Once for all: processes cannot leave each other and meet again at the same address.
+    with joined("none" if "none" in parallel else "auto", devices.pop()) as world:
+        for number, stage in enumerate(stages, 1):
+            if world.main:
+                _to_stderr(f"{stage.name}, {number} of {len(stages)}")
+            train_recipe(stage.recipe, world=world)
+    return 0
+
+
+def train_recipe(recipe, report=None, *, world=None) -> int:
     """Train a resolved recipe in its run folder. Returns 0; raises PixArtError with one sentence.
 
-    Where torchrun has started several processes, each calls this, and they train as one.
+    Where torchrun has started several processes, each calls this, and they train as one; `world` is theirs if they
+    have joined already.
     """
     from pixart.training.distributed import joined
     from pixart.training.progress import TrainingProgress
 
-    with joined(recipe.loop.parallel, recipe.loop.device) as world, contextlib.ExitStack() as locks:
+    together = contextlib.nullcontext(world) if world else joined(recipe.loop.parallel, recipe.loop.device)
+    with together as world, contextlib.ExitStack() as locks:
         if not world.main:
             return _train(recipe, _to_nobody, world, locks)
         if report:

@@ -56,9 +56,9 @@ class FeatureBatches:
     data says how often (kohya's repeats). Mirrored latents, where the folder has them, are taken half of the time.
     """
 
-    def __init__(self, store: Features, recipe: ClassRecipe | TextRecipe, *, dropout: float):
-        self.store, self.recipe, self.dropout = store, recipe, dropout
-        self.rows = _Rows(store, recipe)
+    def __init__(self, rows: "Rows", *, dropout: float):
+        self.rows, self.store, self.recipe, self.dropout = rows, rows.store, rows.recipe, dropout
+        recipe = self.recipe
         self.phases, self.seed = recipe.phases, recipe.loop.seed
         check_batch_sizes(recipe.phases, len(self.rows.training), str(recipe.features))
         self.by_phase = [self._chooser(phase) for phase in recipe.phases]
@@ -90,7 +90,7 @@ class FeatureBatches:
         return len(self.rows.training)
 
 
-class _Rows:
+class Rows:
     """All rows of a folder under one number, and how they are read for a recipe."""
 
     def __init__(self, store: Features, recipe: ClassRecipe | TextRecipe):
@@ -144,9 +144,8 @@ class _Rows:
         return text | {"size": torch.cat([read.original_size.float(), ratio], dim=1)}
 
 
-def held_out_batches(store: Features, recipe: ClassRecipe | TextRecipe) -> tuple[dict, ...]:
+def held_out_batches(rows: Rows) -> tuple[dict, ...]:
     """The held-out rows in batches of one bucket each, nothing dropped, the same for every run on these features."""
-    rows = _Rows(store, recipe)
     if not len(rows.held_out):
         return ()
     parts = in_order(rows.bucket[rows.held_out], EVALUATED_AT_ONCE)
@@ -156,7 +155,7 @@ def held_out_batches(store: Features, recipe: ClassRecipe | TextRecipe) -> tuple
     )
 
 
-def _without_small_buckets(rows: _Rows, kept: np.ndarray, phase: Phase, recipe: ClassRecipe | TextRecipe) -> np.ndarray:
+def _without_small_buckets(rows: Rows, kept: np.ndarray, phase: Phase, recipe: ClassRecipe | TextRecipe) -> np.ndarray:
     """What stays of `kept` where buckets with fewer rows than a batch are dropped, if the recipe says so."""
     counts = np.bincount(rows.bucket[kept], minlength=len(rows.names))
     small = [i for i, count in enumerate(counts) if 0 < count < phase.batch_size]

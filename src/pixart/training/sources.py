@@ -12,7 +12,7 @@ from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
 from pixart.errors import UsageError
 from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of
-from pixart.training.feature_batches import FeatureBatches, held_out_batches, open_for
+from pixart.training.feature_batches import FeatureBatches, Rows, held_out_batches, open_for
 from pixart.training.recipe import ClassRecipe, TextRecipe
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
@@ -93,16 +93,16 @@ def _class_features(recipe: ClassRecipe) -> Source:
     store = open_for(recipe)
     if not store.class_names:
         raise UsageError(f"{recipe.features} has no classes; extract it from class folders, one folder a class.")
-    batches = FeatureBatches(store, recipe, dropout=recipe.class_dropout)
-    held_out = held_out_batches(store, recipe)
+    rows = Rows(store, recipe)
+    batches, held_out = FeatureBatches(rows, dropout=recipe.class_dropout), held_out_batches(rows)
     classes = {"class": list(store.class_names)}
     return Source(store.latent_channels, batches, held_out, classes=classes)
 
 
 def _text_features(recipe: TextRecipe) -> Source:
     store = open_for(recipe)
-    batches = FeatureBatches(store, recipe, dropout=recipe.caption_dropout)
-    held_out = held_out_batches(store, recipe)
+    rows = Rows(store, recipe)
+    batches, held_out = FeatureBatches(rows, dropout=recipe.caption_dropout), held_out_batches(rows)
     return Source(store.latent_channels, batches, held_out, text_dim=store.text_dim)
 
 
