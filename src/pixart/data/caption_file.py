@@ -174,5 +174,5 @@ def _append(file: BinaryIO, path: Path, rows: list[dict]) -> None:
 
 def _unwritable(path: Path, error: OSError) -> PixArtError:
     return PixArtError(
-        f"{path} cannot be written: {error.strerror}; what is in it stays; once that is mended, the same command goes on."
+        f"{path} cannot be written: {error.strerror}; what is in it stays, and later the same command goes on."
     )
