@@ -259,7 +259,7 @@ def test_a_random_seed_is_reported_and_can_be_used_again(pipe):
         ({"seed": 2**32}, "seed must be from 0"),
         ({"seed": 2**32 - 2, "num_images": 3}, "last of 3 images"),
         ({"style": "3-D"}, 'no style "3-D"; choose one of: 3D, Flat. Did you mean "3D"'),
-        ({"sampler": "dpm"}, 'no sampler "dpm".*dpm-solver, euler.*Did you mean "dpm-solver"'),
+        ({"sampler": "dpm++"}, r'no sampler "dpm\+\+".*dpm-solver, sa-solver, euler.*Did you mean "'),
         ({"prompt": []}, "at least one"),
         ({"prompt": [7]}, "must be a text"),
         ({"prompt": "x" * 20_001}, "20,001 characters"),

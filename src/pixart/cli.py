@@ -63,16 +63,20 @@ class Generate:
     """Names the noise that the first picture starts from; the next pictures take the next seeds."""
     num_images: Annotated[int, arg(metavar="N")] = 1
     """How many pictures."""
-    steps: Annotated[int | None, _shown("N", "the model's, else 20")] = None
+    steps: Annotated[int | None, _shown("N", "the model's, else what suits the sampler")] = None
     """How many times the network looks at each picture."""
-    guidance_scale: Annotated[float | None, _shown("X", "the model's, else 4.5")] = None
+    guidance_scale: Annotated[float | None, _shown("X", "the model's, else what suits the sampler")] = None
     """How strongly to follow the prompt; 1 means no guidance."""
+    guidance_interval: Annotated[tuple[int, int], arg(metavar="FROM TO")] = (0, 1000)
+    """Timesteps at which guidance acts: 0 is clean, 1000 is noise. Outside, the work is halved."""
+    guidance_rescale: Annotated[float, arg(metavar="X")] = 0.0
+    """From 0 to 1: takes back the oversaturation of strong guidance."""
     width: Annotated[int | None, _shown("PIXELS", "the model's")] = None
     """Width of the picture."""
     height: Annotated[int | None, _shown("PIXELS", "the model's")] = None
     """Height of the picture."""
     sampler: Annotated[str | None, _shown("NAME", "the model's, else dpm-solver")] = None
-    """dpm-solver or euler."""
+    """dpm-solver, sa-solver, euler; for models that predict eps also ddim, ddpm, lcm."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
     dtype: Annotated[str, arg(metavar="NAME")] = "float32"
@@ -222,6 +226,8 @@ def _generate(options: Generate) -> int:
         num_images=options.num_images,
         steps=options.steps,
         guidance_scale=options.guidance_scale,
+        guidance_interval=options.guidance_interval,
+        guidance_rescale=options.guidance_rescale,
         width=options.width,
         height=options.height,
         sampler=options.sampler,

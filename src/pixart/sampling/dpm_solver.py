@@ -15,12 +15,15 @@ class Step(NamedTuple):
     x_0: Any
 
 
-def dpm_solver(denoise: Callable[[Any, int], Any], x_t, schedule: Schedule) -> Iterator[Step]:
+def dpm_solver(
+    denoise: Callable[[Any, int], Any], x_t, schedule: Schedule, fresh_noise: Callable[[], Any] | None = None
+) -> Iterator[Step]:
     """Draw from x_t (noise, any shape, numpy or torch) down the schedule, yielding after every step.
 
     `denoise(x_t, timestep)` returns the prediction that the schedule names (velocity or eps). The caller owns the
     loop: it may show x_0, or stop early by not asking for the next step. The first step is of order one, having no
-    history, and so is the last where the schedule says so (sigma 0 has no logarithm).
+    history, and so is the last where the schedule says so (sigma 0 has no logarithm). `fresh_noise` is for the
+    samplers that add noise on the way; this one is deterministic and never asks for it.
     """
     last = len(schedule.timesteps) - 1
     before = None  # the x_0 estimate of the step before

@@ -7,7 +7,9 @@ from pixart.sampling.dpm_solver import Step
 from pixart.sampling.schedule import Schedule
 
 
-def euler(denoise: Callable[[Any, int], Any], x_t, schedule: Schedule) -> Iterator[Step]:
+def euler(
+    denoise: Callable[[Any, int], Any], x_t, schedule: Schedule, fresh_noise: Callable[[], Any] | None = None
+) -> Iterator[Step]:
     """Draw from x_t (noise, any shape, numpy or torch) down the schedule, yielding after every step.
 
     Equal to DPM-Solver++ of order one. `denoise(x_t, timestep)` returns the prediction that the schedule names.

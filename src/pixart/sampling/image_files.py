@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pixart.errors import PixArtError, UsageError
+from pixart.sampling.samplers import SAMPLERS
 
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
-SAMPLER_NAMES = {"dpm-solver": "DPM++ 2M", "euler": "Euler"}  # as other tools write them
 CHUNK = "pixart"
 
 
@@ -110,7 +110,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         lines.append("Negative prompt: " + record["resolved_negative_prompt"].replace("\0", ""))
     pairs = {
         "Steps": record["steps"],
-        "Sampler": SAMPLER_NAMES.get(record["sampler"], record["sampler"]),
+        "Sampler": SAMPLERS[record["sampler"]].title if record["sampler"] in SAMPLERS else record["sampler"],
         "CFG scale": f"{record['guidance_scale']:g}",
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",

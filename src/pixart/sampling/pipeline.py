@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from pixart.diffusion.guidance import guide
+from pixart.diffusion.guidance import guided
 from pixart.errors import PixArtError
 from pixart.sampling.dpm_solver import Step
 from pixart.sampling.engine import Engine, open_engine
 from pixart.sampling.image_files import pixel_hash
 from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.request import SAMPLERS, Request, make_request
-from pixart.sampling.schedule import Schedule, make_schedule
+from pixart.sampling.noise import noise_stream
+from pixart.sampling.request import Request, make_request
+from pixart.sampling.samplers import SAMPLERS, schedule_for
+from pixart.sampling.schedule import Schedule
 
 OnStep = Callable[[int, Step], None]
 MAX_WORDS_SHOWN = 300  # characters of cut text that a notice repeats
@@ -80,6 +81,8 @@ class Pipeline:
         num_images: int = 1,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[int, int] = (0, 1000),
+        guidance_rescale: float = 0.0,
         width: int | None = None,
         height: int | None = None,
         sampler: str | None = None,
@@ -87,9 +90,12 @@ class Pipeline:
     ) -> Result:
         """Draw `num_images` pictures of each prompt, with the seeds `seed`, `seed + 1`, ...
 
-        None means: the model folder's own value, else 20 steps, guidance scale 4.5, "dpm-solver" and the model's
-        native size; for the seed, a random one. `on_step(index of the picture, Step)` is called after every step, and
-        may raise to stop. Raises UsageError for what this model cannot draw.
+        None means: the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale
+        4.5), and the model's native size; for the seed, a random one. The null text is asked at timesteps inside
+        `guidance_interval` only (0 is clean, 1000 noise; arXiv 2404.07724); `guidance_rescale` from 0 to 1 brings the
+        guided prediction back to the deviation of the unguided one (arXiv 2305.08891, section 3.4).
+        `on_step(index of the picture, Step)` is called after every step, and may raise to stop. Raises UsageError for
+        what this model cannot draw.
         """
         request = make_request(
             self.folder,
@@ -100,6 +106,8 @@ class Pipeline:
             num_images=num_images,
             steps=steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
             width=width,
             height=height,
             sampler=sampler,
@@ -122,7 +130,7 @@ class Pipeline:
         together are reported in turn.
         """
         say = on_notice or (lambda notice: None)
-        schedule = make_schedule(self.folder.scheduler, request.steps)
+        schedule = schedule_for(request.sampler, self.folder.scheduler, request.steps)
         index = 0
         # One for all prompts, and read only if one of them is steered away from it.
         null = functools.cache(lambda: self._read(request.resolved_negative_prompt, "negative prompt", say))
@@ -170,15 +178,23 @@ class Pipeline:
         """The clean latents (1, C, h, w) of pictures that are drawn together; `index` is the first one's."""
         factor = self.folder.vae_factor
         shape = (self.folder.transformer["in_channels"], request.height // factor, request.width // factor)
-        predict = self.engine.predictor(texts, len(seeds), request.height, request.width)
+        size = (len(seeds), request.height, request.width)
+        predict = self.engine.predictor(texts, *size)
+        predict_alone = predict if len(texts) == 1 else self.engine.predictor(texts[:1], *size)
+        low, high = request.guidance_interval
 
         def denoise(x_t, timestep: int):
-            predictions = predict(x_t, timestep)
-            guided = predictions[0] if len(texts) == 1 else guide(*predictions, request.guidance_scale)
-            return guided[:, : shape[0]]  # a learned variance, if there is one, is the second half
+            if len(texts) == 1 or not low <= timestep <= high:
+                return predict_alone(x_t, timestep)[0]
+            return guided(*predict(x_t, timestep), request.guidance_scale, request.guidance_rescale, shape[0])
 
-        x_t = self.engine.latents(np.stack([initial_noise(seed, shape) for seed in seeds]))
-        for step in SAMPLERS[request.sampler](denoise, x_t, schedule):
+        streams = [noise_stream(seed, shape) for seed in seeds]
+
+        def fresh_noise():
+            return self.engine.latents(np.stack([draw() for draw in streams]))
+
+        solve = SAMPLERS[request.sampler].solve
+        for step in solve(denoise, fresh_noise(), schedule, fresh_noise):
             if on_step is not None:
                 for i in range(len(seeds)):
                     on_step(index + i, Step(step.index, step.x_t[i : i + 1], step.x_0[i : i + 1]))
@@ -207,6 +223,8 @@ class Pipeline:
             "seed": seed,
             "steps": request.steps,
             "guidance_scale": request.guidance_scale,
+            "guidance_interval": list(request.guidance_interval),
+            "guidance_rescale": request.guidance_rescale,
             "width": request.width,
             "height": request.height,
             "sampler": request.sampler,

@@ -5,15 +5,12 @@ import secrets
 from dataclasses import dataclass
 
 from pixart.errors import UsageError
-from pixart.sampling.dpm_solver import dpm_solver
-from pixart.sampling.euler import euler
 from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.noise import MAX_SEED
 from pixart.sampling.prompts import apply_style, check_text, find_style, unknown
+from pixart.sampling.samplers import SAMPLERS, schedule_for
 
-SAMPLERS = {"dpm-solver": dpm_solver, "euler": euler}
 MIN_SIZE = 64
-MAX_STEPS = 500
 MAX_IMAGES = 100
 MAX_GUIDANCE = 50.0
 
@@ -30,6 +27,8 @@ class Request:
     seeds: tuple[int, ...]  # one per image of a prompt; every prompt starts from the same seed
     steps: int
     guidance_scale: float
+    guidance_interval: tuple[int, int]  # timesteps, 0 (clean) to 1000 (noise), at which the null text is asked too
+    guidance_rescale: float
     width: int
     height: int
     sampler: str
@@ -45,6 +44,8 @@ def make_request(
     num_images: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_interval: tuple[int, int] = (0, 1000),
+    guidance_rescale: float = 0.0,
     width: int | None = None,
     height: int | None = None,
     sampler: str | None = None,
@@ -65,15 +66,19 @@ def make_request(
         raise UsageError(
             f"The last of {num_images} images would have the seed {seed + num_images - 1:,}, over {MAX_SEED}."
         )
-    sampler = folder.defaults.get("sampler", "dpm-solver") if sampler is None else sampler
+    own = folder.defaults.get("sampler", "dpm-solver")
+    sampler = own if sampler is None else sampler
     if sampler not in SAMPLERS:
         raise UsageError(unknown("sampler", str(sampler), SAMPLERS))
-    steps = folder.defaults.get("steps", 20) if steps is None else steps
-    scale = folder.defaults.get("guidance_scale", 4.5) if guidance_scale is None else guidance_scale
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise UsageError(f"The guidance scale must be a number, not {scale!r}.")
-    if not math.isfinite(scale) or not 0 <= scale <= MAX_GUIDANCE:
-        raise UsageError(f"The guidance scale must be from 0 to {MAX_GUIDANCE:g}, not {scale}; 1 means no guidance.")
+    suited = SAMPLERS[sampler]
+    # What the model folder says suits its own sampler; another one brings its own habits.
+    defaults = folder.defaults if sampler == own else {}
+    steps = defaults.get("steps", suited.steps) if steps is None else steps
+    steps = _whole(steps, "The number of steps", suited.fewest, suited.most)
+    schedule_for(sampler, folder.scheduler, steps)  # says now whether this model can be drawn so
+    scale = defaults.get("guidance_scale", suited.guidance_scale) if guidance_scale is None else guidance_scale
+    scale = _number(scale, "The guidance scale", 0, MAX_GUIDANCE, "; 1 means no guidance")
+    rescale = _number(guidance_rescale, "The guidance rescale", 0, 1, "; 0 means none")
     negative_resolved = apply_style("", negative_prompt, folder.styles.get(style))[1]
     return Request(
         prompts=tuple(prompts),
@@ -82,8 +87,10 @@ def make_request(
         resolved_prompts=tuple(apply_style(text, negative_prompt, folder.styles.get(style))[0] for text in prompts),
         resolved_negative_prompt=negative_resolved,
         seeds=tuple(range(seed, seed + num_images)),
-        steps=_whole(steps, "The number of steps", 1, MAX_STEPS),
-        guidance_scale=float(scale),
+        steps=steps,
+        guidance_scale=scale,
+        guidance_interval=_interval(guidance_interval),
+        guidance_rescale=rescale,
         width=_size(folder, width, "width"),
         height=_size(folder, height, "height"),
         sampler=sampler,
@@ -96,6 +103,23 @@ def _whole(value: int, what: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise UsageError(f"{what} must be from {low} to {high}, not {value}.")
     return value
+
+
+def _number(value: float, what: str, low: float, high: float, hint: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{what} must be a number, not {value!r}.")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise UsageError(f"{what} must be from {low:g} to {high:g}, not {value}{hint}.")
+    return float(value)
+
+
+def _interval(value: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UsageError(f"The guidance interval must be two timesteps, from and to, not {value!r}.")
+    low, high = (_whole(end, "The guidance interval's timestep", 0, 1000) for end in value)
+    if low > high:
+        raise UsageError(f"The guidance interval must go from the lower timestep to the higher, not {low} to {high}.")
+    return low, high
 
 
 def _size(folder: ModelFolder, value: int | None, what: str) -> int:

@@ -52,7 +52,11 @@ class Schedule:
     first_order_last: bool
 
     def x_0(self, prediction, x_t, step: int):
-        """Turn the denoiser's prediction for x_t at `step` into the picture that it implies."""
+        """Turn the denoiser's prediction for x_t at `step` into the picture that it implies.
+
+        A learned variance, if there is one, is the second half of the channels and not read here.
+        """
+        prediction = prediction[:, : x_t.shape[1]]
         if self.prediction == "velocity":
             return x_t - self.sigmas[step] * prediction
         return (x_t - self.sigmas[step] * prediction) / self.alphas[step]
@@ -120,6 +124,11 @@ def _trained_sigmas(config: dict[str, Any], train_steps: int) -> np.ndarray:
 
 def _ddpm_timesteps(config: dict[str, Any], train_steps: int, steps: int) -> np.ndarray:
     spacing = config.get("timestep_spacing", "linspace")
+    if spacing == "ends":  # both ends of the chain are among the steps, as IDDPM spaces them
+        return np.linspace(0, train_steps - 1, steps).round()[::-1].astype(np.int64)
+    if spacing == "lcm":  # a subset of the 50 timesteps at which a consistency model was distilled
+        distilled = np.arange(1, min(50, train_steps) + 1) * (train_steps // 50) - 1
+        return distilled[::-1][np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(np.int64)]
     if spacing == "linspace":
         return np.linspace(0, train_steps - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
     if spacing == "leading":
