@@ -13,6 +13,8 @@ EXTRA_OF = {
     "pyarrow": "data",
     "resvg_py": "data",
     "textblob": "data",
+    "fsspec": "cluster",
+    "ray": "cluster",
     "codecarbon": "track",
     "tensorboard": "track",
     "trackio": "track",
