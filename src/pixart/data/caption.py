@@ -13,6 +13,8 @@ from pixart.data.dataset import Dataset
 from pixart.data.pairs import METADATA, ORIGINAL, Pair, Problem
 from pixart.errors import PixArtError
 
+# Makes the rows of each batch (`caption_batch`), in their order.
+Answers = Callable[[Iterator[list[Uncaptioned]]], Iterator[list[dict]]]
 EXAMPLES = 20  # pictures named on the terminal; the file in failed-captions/ names all
 
 
@@ -81,10 +83,32 @@ def caption_dataset(
 
     Raises PixArtError where nothing can be captioned: the disk is full, or the captioner fails at every picture.
     """
+
+    def answers(batches: Iterator[list[Uncaptioned]]) -> Iterator[list[dict]]:
+        return (caption_batch(captioner, batch, openings=openings) for batch in batches)
+
+    return caption_by(
+        answers, dataset, file, looks=captioner.looks, batch_size=batch_size, limit=limit, progress=progress
+    )
+
+
+def caption_by(
+    answers: Answers,
+    dataset: Dataset,
+    file: CaptionFile,
+    *,
+    looks: bool,
+    batch_size: int,
+    limit: int | None = None,
+    progress: Callable[[Account], None] = lambda account: None,
+) -> Account:
+    """`caption_dataset`, with batches made into rows by `answers`, in this process or elsewhere.
+
+    `looks`: whether pictures are read, or only what is known about them.
+    """
     started = time.monotonic()
     account = Account(file.path)
-    for batch in _batches(_wanted(dataset, file, account, limit, captioner.looks), batch_size):
-        rows = caption_batch(captioner, batch, openings=openings)
+    for rows in answers(_batches(_wanted(dataset, file, account, limit, looks), batch_size)):
         file.add(rows)
         account.take(rows)
         account.seconds = time.monotonic() - started

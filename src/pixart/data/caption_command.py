@@ -7,20 +7,25 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
 
 from pixart.captions.captioner import Captioner
 from pixart.captions.metadata_captioner import MetadataCaptioner, Template
 from pixart.captions.vision_language import QUESTION, VisionLanguageCaptioner, VisionLanguageSettings
-from pixart.data.caption import Account, caption_dataset
+from pixart.data.caption import Account, caption_by, caption_dataset
 from pixart.data.caption_batch import OPENINGS, row_settings
 from pixart.data.caption_file import CaptionFile, check_source
 from pixart.data.dataset import Dataset, captions_folder, open_dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.pairs import Pair, printable
+from pixart.data.storage import is_url
 from pixart.errors import PixArtError, UsageError
+
+if TYPE_CHECKING:
+    from pixart.data.on_ray.cloud import CloudDataset
+    from pixart.data.on_ray.session import Cluster
 
 
 def _shown(metavar: str, default: str):
@@ -35,8 +40,8 @@ class CaptionOptions:
     there. Stopped or killed, the same command goes on where it was.
     """
 
-    path: Annotated[Path, arg(metavar="PATH")]
-    """Folder or file with pictures; docs/data.md lists what is read."""
+    path: Annotated[str, arg(metavar="PATH")]
+    """Folder or file with pictures; docs/data.md lists what is read. With --ray also shards in the cloud."""
     model: Annotated[str | None, _shown("FOLDER|ID", "none")] = None
     """An image-text-to-text model of transformers (LLaVA and its like): a folder, or a hub id, which is fetched."""
     template: Annotated[str | None, _shown("TEXT", "none")] = None
@@ -67,6 +72,12 @@ class CaptionOptions:
     """Of boilerplate such as "The image shows": strip it, or flag it and leave it in the caption."""
     limit: Annotated[int | None, _shown("N", "all")] = None
     """Only the first N pictures."""
+    ray: Annotated[str | None, _shown("ADDRESS", "none")] = None
+    """Run on a Ray cluster: its address, auto, or local for one on this machine."""
+    workers: Annotated[int | None, _shown("N", "one per CPU or GPU")] = None
+    """With --ray: how many copies of the model work at once."""
+    gpus_per_worker: Annotated[float, arg(metavar="X")] = 0.0
+    """With --ray: GPUs that each of them takes."""
     allow_dropped: Annotated[float, arg(metavar="SHARE")] = ALLOWED
     """Share of the pictures that may be unreadable before the command counts as failed."""
     layout: Annotated[str | None, _shown("NAME", "found out")] = None
@@ -95,28 +106,47 @@ def run(arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     settings = _check(options)
-    dataset = open_dataset(
-        options.path,
-        layout=options.layout,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        image_root=options.image_root,
-    )
+    cluster = None
+    if options.ray is not None:
+        from pixart.data.on_ray.session import start
+
+        cluster = start(options.ray, workers=options.workers, gpus_per_worker=options.gpus_per_worker)
+    dataset = _opened(options, cluster)
     # Looked for before the model is loaded, which takes minutes.
     if not any(isinstance(found, Pair) for found in dataset.pairs()):
         raise PixArtError(f"{options.path} ({dataset.layout}) has no picture that can be read; see pixart data check.")
     about = row_settings(settings.about(), options.openings)
-    folder, per_picture = captions_folder(dataset.path), getattr(settings, "captions_per_picture", 1)
+    folder, per_picture = _folder(dataset), getattr(settings, "captions_per_picture", 1)
     with (
         warnings.catch_warnings(action="ignore"),
         CaptionFile(folder, str(about["source"]), about, per_picture=per_picture) as file,
     ):
-        account = _caption(options, settings, dataset, file)
+        account = _caption(options, settings, dataset, file, cluster)
     _tell(options, account)
     dropped, total = account.dropped, account.pictures
     if dropped:
         check_dropped(dropped, total, allowed=options.allow_dropped, examples=map(printable, account.examples))
     return 0
+
+
+def _opened(options: CaptionOptions, cluster: "Cluster | None") -> "Dataset | CloudDataset":
+    if is_url(options.path):
+        if cluster is None:
+            raise UsageError("Pictures in the cloud are captioned on Ray: add --ray local, or a cluster's address.")
+        from pixart.data.on_ray.cloud import Columns, open_cloud
+
+        return open_cloud(options.path, cluster, Columns(options.image_column, options.caption_column))
+    return open_dataset(
+        Path(options.path),
+        layout=options.layout,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        image_root=options.image_root,
+    )
+
+
+def _folder(dataset: "Dataset | CloudDataset") -> Path:
+    return captions_folder(dataset.path) if isinstance(dataset, Dataset) else dataset.captions
 
 
 def _check(options: CaptionOptions) -> VisionLanguageSettings | MetadataCaptioner:
@@ -154,9 +184,12 @@ def _check(options: CaptionOptions) -> VisionLanguageSettings | MetadataCaptione
 def _caption(
     options: CaptionOptions,
     settings: VisionLanguageSettings | MetadataCaptioner,
-    dataset: Dataset,
+    dataset: "Dataset | CloudDataset",
     file: CaptionFile,
+    cluster: "Cluster | None",
 ) -> Account:
+    if cluster is not None:
+        return _on_ray(options, settings, dataset, file, cluster)
     if isinstance(settings, VisionLanguageSettings):
         _quiet_transformers()
         _say(f"{options.path} ({dataset.layout}): loading {options.model}.")
@@ -171,6 +204,29 @@ def _caption(
             file,
             batch_size=options.batch_size if captioner.looks else 1000,
             openings=options.openings,
+            limit=options.limit,
+            progress=progress.update,
+        )
+
+
+def _on_ray(
+    options: CaptionOptions,
+    settings: VisionLanguageSettings | MetadataCaptioner,
+    dataset: "Dataset | CloudDataset",
+    file: CaptionFile,
+    cluster: "Cluster",
+) -> Account:
+    from pixart.data.on_ray.caption import answers
+
+    looks = isinstance(settings, VisionLanguageSettings)
+    _say(f"{options.path} ({dataset.layout}): {cluster.size()} workers on Ray ({options.ray}).")
+    with Progress(dataset.count_hint()) as progress:
+        return caption_by(
+            answers(cluster, settings, options.openings),
+            dataset,
+            file,
+            looks=looks,
+            batch_size=options.batch_size if looks else 1000,
             limit=options.limit,
             progress=progress.update,
         )

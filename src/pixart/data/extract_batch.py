@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, kept_share, square_table
 from pixart.data.buckets import CROPS, Fitted, fit
 from pixart.data.images import open_image
-from pixart.data.pairs import Caption, ImageProblem, Pair, Problem, printable, read_bytes
+from pixart.data.pairs import Caption, ImageProblem, InTar, Location, Pair, Problem, printable, read_bytes
 from pixart.errors import PixArtError, UsageError
 
 if TYPE_CHECKING:
@@ -104,11 +104,11 @@ class Batch:
     def glance(self) -> str:
         """A digest of what the batch is made of as far as can be told without reading pictures: sizes and times."""
         stats: dict[str, tuple[int, int] | None] = {}
-        return _digest(self, [_stat(pair.image.path, stats) for pair in self.pairs])
+        return _digest(self, [_stat(pair.image, stats) for pair in self.pairs])
 
     def content(self) -> str:
         """The digest that `Extractor` gives, found by reading every picture's bytes."""
-        return _digest(self, [_bytes_hash(pair)[1] for pair in self.pairs])
+        return _digest(self, [_bytes_hash(pair, read_bytes)[1] for pair in self.pairs])
 
 
 def batches_of(
@@ -156,6 +156,7 @@ class Extractor:
 
         self.settings, self.device, self.table = settings, device, settings.table()
         self.pool = ThreadPoolExecutor(decoders)
+        self.read = read_bytes  # those who fetch from the cloud put their own here
         self.vae = load_vae(settings.vae, device)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         uneven = [b for b in self.table.buckets if b.height % self.factor or b.width % self.factor]
@@ -223,7 +224,7 @@ class Extractor:
     def _opened(self, batch: Batch) -> "Iterator[tuple[str, Fitted | str]]":
         """Of each pair, in order: the hash of its file, and the picture in its bucket or why it is skipped."""
         for start in range(0, len(batch.pairs), OPENED_AHEAD):
-            read = ((pair, *_bytes_hash(pair)) for pair in batch.pairs[start : start + OPENED_AHEAD])
+            read = ((pair, *_bytes_hash(pair, self.read)) for pair in batch.pairs[start : start + OPENED_AHEAD])
             yield from self.pool.map(self._open, read)
 
     def _open(self, read: "tuple[Pair, bytes | ImageProblem, str]") -> "tuple[str, Fitted | str]":
@@ -330,19 +331,20 @@ def _digest(batch: Batch, pictures: Sequence[object]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_hash(pair: Pair) -> tuple[bytes | ImageProblem, str]:
+def _bytes_hash(pair: Pair, read: Callable[[Location], bytes]) -> tuple[bytes | ImageProblem, str]:
     try:
-        data = read_bytes(pair.image)
+        data = read(pair.image)
     except ImageProblem as problem:
         return problem, problem.kind
     return data, hashlib.sha256(data).hexdigest()
 
 
-def _stat(path: str, known: dict[str, tuple[int, int] | None]) -> tuple[int, int] | None:
+def _stat(image: Location, known: dict[str, tuple[int, int] | None]) -> tuple[object, ...]:
+    path = image.path
     if path not in known:
         try:
             about = os.stat(path)
             known[path] = about.st_size, about.st_mtime_ns
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # in the cloud, too
             known[path] = None
-    return known[path]
+    return known[path], (image.offset, image.length) if isinstance(image, InTar) else None

@@ -97,11 +97,18 @@ def run(arguments: list[str]) -> int:
     from pixart.data.storage import is_url
 
     if options.ray is not None:
-        from pixart.cluster.extract import open_any, ray_runner
+        from pixart.data.on_ray import cloud, session
+        from pixart.data.on_ray.extract import runner as on_ray
 
-        dataset = open_any(options.path, _open, options)
-        runner = ray_runner(options.ray, options.workers, options.gpus_per_worker)
-        _say(f"{options.path} ({dataset.layout}): on Ray ({options.ray}).")
+        cluster = session.start(options.ray, workers=options.workers, gpus_per_worker=options.gpus_per_worker)
+        if is_url(options.path):
+            dataset = cloud.open_cloud(
+                options.path, cluster, cloud.Columns(options.image_column, options.caption_column)
+            )
+        else:
+            dataset = _open(options.path, options)
+        runner = on_ray(cluster)
+        _say(f"{options.path} ({dataset.layout}): {cluster.size()} workers on Ray ({options.ray}).")
     else:
         if is_url(options.path) or is_url(options.dest):
             raise UsageError(

@@ -30,8 +30,8 @@ class Folder:
     at: str
 
     def __post_init__(self):
-        if self.at.startswith(("file://", "local://")):
-            object.__setattr__(self, "at", self.at.split("://", 1)[1])
+        if self.at.startswith("file://"):
+            object.__setattr__(self, "at", self.at.removeprefix("file://"))
 
     def __str__(self) -> str:
         return self.at
@@ -46,7 +46,7 @@ class Folder:
         try:
             if self.local is not None:
                 return (self.local / name).read_bytes()
-            filesystem, root = self._filesystem()
+            filesystem, root = self.filesystem()
             return filesystem.cat_file(f"{root}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -58,7 +58,7 @@ class Folder:
         try:
             if self.local is not None:
                 return sorted(entry.name for entry in os.scandir(self.local / folder))
-            filesystem, root = self._filesystem()
+            filesystem, root = self.filesystem()
             filesystem.invalidate_cache()
             return sorted(
                 path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(f"{root}/{folder}", detail=False)
@@ -76,7 +76,7 @@ class Folder:
             with tempfile.TemporaryDirectory(prefix="pixart-") as temporary:
                 path = Path(temporary) / "file"
                 write(path)
-                filesystem, root = self._filesystem()
+                filesystem, root = self.filesystem()
                 filesystem.makedirs(f"{root}/{name}".rsplit("/", 1)[0], exist_ok=True)
                 filesystem.put_file(str(path), f"{root}/{name}")
                 return path.stat().st_size
@@ -107,16 +107,17 @@ class Folder:
             else:
                 path.unlink(missing_ok=True)
             return
-        filesystem, root = self._filesystem()
+        filesystem, root = self.filesystem()
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm(f"{root}/{name}", recursive=True)
 
-    def _filesystem(self):
+    def filesystem(self):
+        """fsspec's file system and the path in it. Raises UsageError where fsspec knows no such place."""
         import fsspec
 
         try:
             filesystem, root = fsspec.core.url_to_fs(self.at)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise UsageError(f"{self.at} is no place that can be reached: {error}.") from None
         return filesystem, root.rstrip("/")
 

@@ -1,0 +1,1 @@
+"""Captioning and extraction past one machine, as Ray Data pipelines over local or cloud paths."""

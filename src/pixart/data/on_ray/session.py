@@ -1,0 +1,164 @@
+"""A Ray Data pipeline of one stage: batches in, results out in their order; actors that die are replaced."""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+from pixart.data.extract_batch import ATTEMPTS
+from pixart.errors import PixArtError, UsageError
+
+WINDOW = 4096  # items that are planned before they are computed, so that the plan of a huge data set fits in memory
+
+
+class Task(Protocol):
+    """What an actor does. Made once in the driver and pickled; loads what it needs at its first item.
+
+    A PixArtError ends the run. Other failures are the task's own to retry. `given_up` stands in for an item at which
+    the actor's process ended `ATTEMPTS` times.
+    """
+
+    def __call__(self, item: Any) -> Any: ...
+
+    def given_up(self, item: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray, and how many workers to use on it (None: one per CPU, or per share of a GPU)."""
+
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+
+    def size(self) -> int:
+        """The number of actors. Raises UsageError where the cluster has no GPU for them."""
+        import ray
+
+        if self.workers is not None:
+            return self.workers
+        there = ray.cluster_resources()
+        if self.gpus_per_worker == 0:
+            return max(1, int(there.get("CPU", 1)))
+        count = int(there.get("GPU", 0) / self.gpus_per_worker)
+        if count < 1:
+            raise UsageError(
+                f"The Ray cluster has {there.get('GPU', 0):g} GPUs; leave --gpus-per-worker out, or add some."
+            )
+        return count
+
+    def each(
+        self, task: Task, items: Iterator[tuple[int, Any]], *, cpus: float = 1.0, window_size: int = WINDOW
+    ) -> Iterator[Any]:
+        """The result of `task` on each numbered item, in the order of the items. Each window has actors of its own."""
+        while window := list(islice(items, window_size)):
+            yield from self._window(task, window, cpus)
+
+    def _window(self, task: Task, window: list[tuple[int, Any]], cpus: float) -> Iterator[Any]:
+        import pyarrow
+        import ray
+
+        @ray.remote(num_cpus=0)
+        class Attempts:
+            """Counts how often each item was begun; it outlives the actors that compute."""
+
+            def __init__(self):
+                self.counts: dict[int, int] = {}
+
+            def begin(self, number: int) -> int:
+                self.counts[number] = self.counts.get(number, 0) + 1
+                return self.counts[number]
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        references = [ray.put(pyarrow.table({"item": [pickle.dumps(item)]})) for item in window]
+        results = ray.data.from_arrow_refs(references).map_batches(
+            Actor,
+            fn_constructor_args=(task, Attempts.remote()),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(self.size(), len(window)), max_tasks_in_flight_per_actor=2),
+            num_cpus=cpus,
+            num_gpus=self.gpus_per_worker if cpus else 0,
+        )
+        for packed in _packed(results):
+            kind, value = pickle.loads(packed)
+            if kind == "usage":
+                raise UsageError(value)
+            if kind == "error":
+                raise PixArtError(value)
+            yield value
+
+
+def _packed(results: Any) -> Iterator[bytes]:
+    import ray
+
+    try:
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from table.column("result").to_pylist()
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise PixArtError(
+            f"Ray could not go on: {lines[-1] if lines else type(error).__name__} Every machine needs the same pixart "
+            "and must reach the same paths; run the same command again to go on."
+        ) from None
+
+
+class Actor:
+    """What Ray Data runs: unpacks items, has the task compute them, and packs the results."""
+
+    def __init__(self, task: Task, attempts: Any):
+        self.task, self.attempts = task, attempts
+
+    def __call__(self, table):
+        import pyarrow
+        import ray
+
+        packed = []
+        for content in table.column("item").to_pylist():
+            number, item = pickle.loads(content)
+            tries = ray.get(self.attempts.begin.remote(number))
+            packed.append(pickle.dumps(self._result(item, tries)))
+        return pyarrow.table({"result": packed})
+
+    def _result(self, item: Any, tries: int) -> tuple[str, Any]:
+        try:
+            return "result", self.task(item) if tries <= ATTEMPTS else self.task.given_up(item)
+        except UsageError as error:
+            return "usage", str(error)
+        except PixArtError as error:
+            return "error", str(error)
+
+
+def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 0.0) -> Cluster:
+    """Join the Ray cluster at `address` ("auto": the one that this machine is part of), or start one: "local".
+
+    Nothing is sent to Ray's makers. Raises PixArtError where no cluster answers.
+    """
+    if gpus_per_worker < 0 or (workers is not None and workers < 1):
+        raise UsageError(f"{workers} workers with {gpus_per_worker:g} GPUs each cannot be; give 1 or more, 0 or more.")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PixArtError(
+                f"No Ray cluster answers at {address}: {reason} Start one with ray start --head, or give --ray local."
+            ) from None
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return Cluster(workers, gpus_per_worker)

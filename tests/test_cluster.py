@@ -1,0 +1,156 @@
+"""Captioning and extraction on Ray: what comes out is what one process makes, whatever happens to a worker."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from photo_folder import write_photos
+
+from pixart.captions.metadata_captioner import MetadataCaptioner, Template
+from pixart.cli import main
+from pixart.data.dataset import captions_folder, open_dataset
+from pixart.data.extract import extract
+from pixart.data.extract_batch import ExtractSettings
+from pixart.data.extract_workers import here
+from pixart.data.feature_shards import open_features
+from pixart.data.on_ray import cloud, session
+from pixart.data.on_ray.caption import CaptionTask
+from pixart.data.on_ray.extract import runner
+from pixart.errors import PixArtError, UsageError
+
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine, shared by all tests of this module."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # A task of this file is unpacked in the workers, which do not look into the folder of the tests by themselves.
+    here_too = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    monkey = pytest.MonkeyPatch()
+    monkey.setenv("PYTHONPATH", here_too)
+    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield session.start("local", workers=WORKERS)
+    ray.shutdown()
+    monkey.undo()
+
+
+@pytest.fixture
+def settings(tiny_model) -> ExtractSettings:
+    parts = tiny_model / "vae", tiny_model / "text_encoder", tiny_model / "tokenizer"
+    return ExtractSettings(*parts, base_size=64, step=16, rows=8, precision="fp32")
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished feature folder; of the manifest what does not say where and when it was made."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files.pop(".lock", None)
+    manifest = json.loads(files.pop("features.json"))
+    batches = [data for _, _, data, _ in manifest.pop("batches")]
+    manifest.pop("data")
+    return files | {"features.json": json.dumps([manifest, batches]).encode()}
+
+
+def as_shards(photos: Path, folder: Path, per_shard: int) -> Path:
+    """The photos as webdataset shards."""
+    folder.mkdir(parents=True)
+    rows = [json.loads(line) for line in (photos / "metadata.jsonl").open()]
+    for start in range(0, len(rows), per_shard):
+        with tarfile.open(folder / f"{start // per_shard:05d}.tar", "w") as tar:
+            for row in rows[start : start + per_shard]:
+                stem = row["file_name"].removesuffix(".png")
+                content = (photos / row["file_name"]).read_bytes()
+                for name, data in ((f"{stem}.png", content), (f"{stem}.txt", row["text"].encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def test_features_are_those_of_one_process(tmp_path, settings, cluster):
+    data = write_photos(tmp_path / "data", 30, broken=(7,))
+    extract(open_dataset(data), tmp_path / "one", settings, run=here, allow_dropped=0.1)
+    extract(open_dataset(data), tmp_path / "ray", settings, run=runner(cluster), allow_dropped=0.1)
+    assert everything(tmp_path / "one") == everything(tmp_path / "ray")
+    assert len(open_features(tmp_path / "ray")) == 29
+
+
+def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, settings, cluster):
+    """A place that is reached by fsspec only; that it is another folder of this machine, nobody here knows."""
+    shards = as_shards(write_photos(tmp_path / "photos", 30), tmp_path / "shards", 12)
+    extract(open_dataset(shards), tmp_path / "one", settings, run=here)
+    there = cloud.open_cloud(f"local://{shards}", cluster, cloud.Columns())
+    assert len(there.shards) == 3
+    extract(there, f"local://{tmp_path / 'cloud'}", settings, run=runner(cluster))
+    assert everything(tmp_path / "one") == everything(tmp_path / "cloud")
+    batch = open_features(tmp_path / "cloud").read("64x64", range(6))
+    assert batch.keys[0] == "00000.tar/0000"
+    with pytest.raises(UsageError, match=r"no \.tar or \.parquet shards"):
+        cloud.open_cloud(f"local://{tmp_path / 'photos'}", cluster, cloud.Columns())
+
+
+def test_captions_are_those_of_one_process(tmp_path, cluster, capsys):
+    for name in ("one", "ray"):
+        data = write_photos(tmp_path / name, 25, broken=(3,))
+        how = ["--ray", "local", "--workers", "2"] if name == "ray" else []
+        line = ["data", "caption", str(data), "--template", "a picture: {caption}", *how]
+        assert main(line) == 0
+        assert "25 captions written" in capsys.readouterr().err
+    one, ray = (captions_folder(tmp_path / name) / "template.jsonl" for name in ("one", "ray"))
+    assert one.read_text() == ray.read_text() and len(ray.read_text().splitlines()) == 25
+
+
+class DiesAt:
+    """A task that squares numbers, and whose process ends at some of them: always, or the first time only."""
+
+    def __init__(self, always: int, once: int, mark: Path):
+        self.always, self.once, self.mark = always, once, mark
+
+    def __call__(self, number: int) -> int:
+        if number == self.always or (number == self.once and not self.mark.exists()):
+            if number == self.once:
+                self.mark.touch()
+            os._exit(1)
+        return number**2
+
+    def given_up(self, number: int) -> str:
+        return f"gave {number} up"
+
+
+def test_a_worker_that_dies_is_replaced_and_its_item_given_up_at_last(tmp_path, cluster):
+    results = list(cluster.each(DiesAt(5, 9, tmp_path / "mark"), ((n, n) for n in range(12))))
+    assert results == [0, 1, 4, 9, 16, "gave 5 up", 36, 49, 64, 81, 100, 121]
+
+
+def test_what_no_other_try_would_mend_ends_the_run(tmp_path, settings, cluster):
+    data = write_photos(tmp_path / "data", 10)
+    missing = ExtractSettings(**{**vars(settings), "vae": tmp_path / "vae"})
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(PixArtError, match=r"The autoencoder in .* cannot be loaded"):
+        extract(open_dataset(data), tmp_path / "features", missing, run=runner(cluster))
+
+
+def test_pictures_that_a_worker_could_not_caption_are_named():
+    captioner = MetadataCaptioner("template", "a {label}", Template("a {label}"))
+    from pixart.data.caption_batch import Uncaptioned
+
+    rows = CaptionTask(captioner, "strip").given_up([Uncaptioned("a.png", None), Uncaptioned("b.png", None)])
+    assert [(row["key"], row["caption"], row["rejected"]) for row in rows] == [
+        ("a.png", None, "failed"),
+        ("b.png", None, "failed"),
+    ]
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, capsys, tiny_model):
+    for line in (
+        ["data", "extract", "s3://bucket/shards", str(tmp_path / "f"), "--model", str(tiny_model)],
+        ["data", "caption", "s3://bucket/shards", "--template", "a {label}"],
+    ):
+        assert main(line) == 2
+        assert "on Ray: add --ray local" in capsys.readouterr().err
