@@ -27,6 +27,7 @@ from pixart.training.batches import (
     total_steps,
     weights_of,
 )
+from pixart.training.rows import Share
 
 
 @pytest.fixture
@@ -231,9 +232,9 @@ def test_batches_are_a_pure_function_of_the_step():
 
 
 def test_latents_are_samples_of_the_posterior():
-    mean, std = torch.full((1, 1, 8, 8), 2.0).half(), torch.full((1, 1, 8, 8), 0.5).half()
+    mean, std = torch.full((64, 1, 8, 8), 2.0).half(), torch.full((64, 1, 8, 8), 0.5).half()
     phases = (Phase(steps=1, size=64, batch_size=64),)
-    batch = LatentBatches({64: (mean, std)}, np.ones(1), lambda chosen, rng: {}, phases, seed=0)(0)
+    batch = LatentBatches({64: (mean, std)}, np.ones(64), lambda chosen, rng: {}, phases, seed=0)(0)
     assert batch["latent"].mean().item() == pytest.approx(2.0, abs=0.05)
     assert batch["latent"].std().item() == pytest.approx(0.5, abs=0.05)
 
@@ -243,14 +244,15 @@ def test_pictures_are_drawn_by_weight(data):
     weights = weights_of(records, Sampling(style_weights={"Noto": 3.0}, skin_tone_weight=0.5))
     by_hand = np.array([(3.0 if r.style == "Noto" else 1.0) * (0.5 if r.skin_tone else 1.0) for r in records])
     assert np.allclose(weights, by_hand / by_hand.sum()) and sum(r.skin_tone is not None for r in records) == 1
-    chosen = latent_batches(weights, (Phase(steps=1, size=32, batch_size=4000),))(0)["chosen"]
+    batches = latent_batches(weights, (Phase(steps=250, size=32, batch_size=16),))
+    chosen = np.concatenate([batches(step)["chosen"] for step in range(250)])
     assert np.bincount(chosen, minlength=16) / 4000 == pytest.approx(weights, abs=0.02)
     with pytest.raises(UsageError, match=r"names \['3D'\]; the data has the styles \['Noto', 'flat'\]"):
         weights_of(records, Sampling(style_weights={"3D": 3.0}))
 
 
 def test_crops_lie_inside_the_picture():
-    picture = torch.arange(64 * 64).view(1, 1, 64, 64).remainder(251).to(torch.uint8).expand(1, 3, 64, 64)
+    picture = torch.arange(64 * 64).view(1, 1, 64, 64).remainder(251).to(torch.uint8).expand(40, 3, 64, 64)
     whole = features.to_unit(picture)[0]
     batch = PixelBatches({64: picture}, (Phase(steps=1, size=64, batch_size=40, crop=16),), seed=0)(0)
     assert batch["pixels"].shape == (40, 3, 16, 16) and batch["count"] == 40
@@ -329,3 +331,16 @@ def test_the_loss_of_the_autoencoder_counts_pixels_edges_and_spread():
     half[..., 4:] = 0.2  # one edge between columns, a seventh of the horizontal differences
     assert loss(half, 0.0, 0.0) == pytest.approx(0.1 + 5 * 0.02 + 0.2 / 7)
     assert loss(torch.tensor(0.0), 2.0, 0.0) == pytest.approx(0.1 * 0.5 * 4)
+
+
+def test_batches_name_their_pictures():
+    pictures, keys = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 16, 16), list("abcde")
+    batch = PixelBatches({16: pictures}, (Phase(steps=1, size=16, batch_size=5),), 0, keys)(0)
+    assert batch["keys"] == [keys[round((p[0, 0, 0].item() + 1) * 127.5)] for p in batch["pixels"]]
+    moments = {64: (torch.arange(5.0).view(5, 1, 1, 1).expand(5, 2, 8, 8), torch.zeros(5, 2, 8, 8))}
+    latents = LatentBatches(
+        moments, np.ones(5) / 5, lambda chosen, rng: {}, (Phase(steps=1, size=64, batch_size=5),), 0, keys
+    )
+    assert (batch := latents(0))["keys"] == [keys[int(latent[0, 0, 0])] for latent in batch["latent"]]
+    two = [latents(0, Share(part, 5))["keys"] for part in range(5)]
+    assert [name for part in two for name in part] == batch["keys"]

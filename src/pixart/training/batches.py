@@ -128,11 +128,18 @@ def _digest(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-class PixelBatches:
-    """Random pictures or random crops of them: `{"pixels": (B, 3, H, W) in [-1, 1], "count": B}`."""
+def _named(keys: list[str] | None, chosen: np.ndarray) -> dict[str, list[str]]:
+    """The names of the chosen pictures, for who has to say which of them went wrong."""
+    return {"keys": [keys[i] for i in chosen]} if keys else {}
 
-    def __init__(self, pictures: dict[int, Tensor], phases: tuple[Phase, ...], seed: int):
-        self.pictures, self.phases, self.seed = pictures, phases, seed
+
+class PixelBatches:
+    """Random pictures or random crops of them: `{"pixels": (B, 3, H, W) in [-1, 1], "count": B, "keys": B names}`."""
+
+    def __init__(
+        self, pictures: dict[int, Tensor], phases: tuple[Phase, ...], seed: int, keys: list[str] | None = None
+    ):
+        self.pictures, self.phases, self.seed, self.keys = pictures, phases, seed, keys
         for phase in phases:
             check_batch_sizes(phases, len(pictures[phase.size]), "the training split")
 
@@ -145,7 +152,7 @@ class PixelBatches:
         side = phase.crop or phase.size
         corners = (rng.random((len(rows), 2)) * (phase.size - side + 1)).astype(int)
         parts = [pictures[i, :, y : y + side, x : x + side] for i, (y, x) in zip(chosen, corners, strict=True)]
-        return {"pixels": to_unit(torch.stack(parts)), "count": len(rows)}
+        return {"pixels": to_unit(torch.stack(parts)), "count": len(rows), **_named(self.keys, chosen)}
 
     def fingerprint(self) -> str:
         return _digest(*self.pictures.values())
@@ -157,8 +164,16 @@ class PixelBatches:
 class LatentBatches:
     """Cached latents, drawn by weight, with what conditions them added by `condition(indices, rng) -> dict`."""
 
-    def __init__(self, moments: dict[int, tuple[Tensor, Tensor]], weights: np.ndarray, condition, phases, seed: int):
-        self.moments, self.condition, self.phases, self.seed = moments, condition, phases, seed
+    def __init__(
+        self,
+        moments: dict[int, tuple[Tensor, Tensor]],
+        weights: np.ndarray,
+        condition,
+        phases: tuple[Phase, ...],
+        seed: int,
+        keys: list[str] | None = None,
+    ):
+        self.moments, self.condition, self.phases, self.seed, self.keys = moments, condition, phases, seed, keys
         self.cumulative = np.cumsum(weights)
         check_batch_sizes(phases, len(weights), "the training split")
 
@@ -170,7 +185,8 @@ class LatentBatches:
         mean, std = (part[chosen].float() for part in self.moments[phase.size])
         # A fresh sample of the posterior each time, as the official trainer does (tools/extract_features.py).
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
-        batch = {"latent": mean + std * noise, "count": len(rows), **self.condition(chosen, rng)}
+        batch = {"latent": mean + std * noise, "count": len(rows), **_named(self.keys, chosen)}
+        batch |= self.condition(chosen, rng)
         return batch | spared_tokens(phase, batch["latent"], rng)
 
     def fingerprint(self) -> str:

@@ -19,6 +19,7 @@ from pixart.checkpoints.folder import (
     write_model_folder,
 )
 from pixart.data import features
+from pixart.data.imagefolder import read_split
 from pixart.encoders import autoencoder
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
@@ -88,7 +89,8 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
         gradient_weight=config.gradient_weight,
         kl_weight=config.kl_weight,
     )
-    batches = PixelBatches(pictures, recipe.phases, recipe.loop.seed)
+    keys = [record.file_name for record in read_split(recipe.data / "train")]
+    batches = PixelBatches(pictures, recipe.phases, recipe.loop.seed, keys)
     return Stage(model, loss, batches, evaluate, finish)
 
 
