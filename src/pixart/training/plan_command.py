@@ -166,7 +166,7 @@ def _assumptions(gpus: list[Hardware], wanted: str, grid: float) -> str:
     lines = [
         f"Assumed: {grid:g} g CO2 per kWh; full power all the time and no overhead of the building. Hours are those of "
         "training steps:",
-        "features, evaluation and pictures come on top. Memory is worked out for one processor and its share of the batch.",
+        "features, evaluation and pictures come on top. Memory is that of one processor with its share of the batch.",
         "On named hardware a step takes what its FLOPs take, or what starting its operations takes: small ones wait.",
     ]
     for gpu in gpus:
