@@ -21,6 +21,7 @@ class ImageProblem(PixArtError):
     """One picture cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
 
     def __init__(self, kind: str, reason: str):
+        reason = printable(reason)
         super().__init__(kind, reason)  # both stand in args, so that it travels between processes
         self.kind = kind
         self.reason = reason
@@ -75,12 +76,16 @@ class Problem:
     """What could not become a pair, or a caption that could not be used; nothing is skipped without one.
 
     `key` names the picture, or the place in a file (`metadata.jsonl:17`); `kind` is a short fixed word for counting;
-    `reason` is a sentence. File names and captions inside them are made printable.
+    `reason` is a sentence. Both are made printable, whatever file names and captions are in them.
     """
 
     key: str
     kind: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", printable(self.key))
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True, slots=True)
