@@ -163,6 +163,16 @@ def test_what_it_says_will_be_dropped_is_what_extraction_drops(messy, tiny_model
     assert texts <= report["cache"]["text_bytes"] < 2 * texts
 
 
+def test_measure_runs_the_encoders_of_the_model(messy, tiny_model, capsys):
+    stated = checked(capsys, messy, "--base-size", "64")["cache"]
+    unknown = checked(capsys, messy, "--base-size", "64", "--model", tiny_model)["cache"]
+    measured = checked(capsys, messy, "--base-size", "64", "--model", tiny_model, "--measure")["cache"]
+    assert stated["encode_seconds"] > 0 and not stated["measured"]
+    assert unknown["encode_seconds"] is None
+    assert measured["encode_seconds"] > 0 and measured["measured"]
+    assert measured["latent_bytes"] == unknown["latent_bytes"]
+
+
 def test_the_terminal_report_names_each_with_its_fix(messy, capsys):
     assert main(["data", "check", str(messy), "--base-size", "64"]) == 0
     said = capsys.readouterr().out
@@ -417,6 +427,10 @@ def test_tokens_are_those_that_the_text_encoder_reads():
 
 
 def test_progress_says_what_is_left_where_there_is_no_terminal(capsys):
+    with Progress(1000, 0) as progress:
+        progress.said -= 100
+        progress.tick("reading", 0)  # nothing is known yet
+    assert "left" not in capsys.readouterr().err
     with Progress(1000, None) as progress:
         progress.tick("looking", 1)
         progress.begun -= 100

@@ -164,7 +164,8 @@ def _dispatch(arguments: list[str]) -> int:
         case ["data", "check", *rest]:
             from pixart.data.check.command import run
 
-            return run(rest)
+            with _quiet_libraries():
+                return run(rest)
         case ["data", "caption", *rest]:
             from pixart.data.caption_command import run as caption
 

@@ -236,5 +236,5 @@ class Progress:
         if not self.live and now - self.said >= 30:
             self.said = now
             rate = done / max(now - self.begun, 1e-9)
-            left = f", about {(total - done) / rate / 60:.0f} min left" if total and total > done else ""
+            left = f", about {(total - done) / rate / 60:.0f} min left" if total and total > done > 0 else ""
             _say(f"{name}: {done:,}{f' of about {total:,}' if total else ''}, {rate:,.0f} a second{left}.")

@@ -51,6 +51,28 @@ KINDS = {
         "Even the nearest bucket would crop away more than half of what the caption names. Crop them by hand.",
         _ASIDE,
     ),
+    "row": Kind("Rows that cannot be read", "A line that is damaged, or not of the form of the others.", _LIST),
+    "row-encoding": Kind("Rows that are not UTF-8", "Save the manifest as UTF-8.", _LIST),
+    "no-image": Kind("Rows that name no picture", "There is nothing to open.", _LIST),
+    "url": Kind(
+        "Web addresses in place of files", "Nothing is fetched here; img2dataset fetches them and writes shards.", _LIST
+    ),
+    "path": Kind("Paths that leave the data set", "Only what lies inside it is read.", _LIST),
+    "link": Kind("Links that loop", "They lead to themselves.", _LIST),
+    "name-encoding": Kind("File names that are not UTF-8", "Rename them; nothing else can name them.", _LIST),
+    "duplicate-row": Kind("Pictures that two rows name", "The first row counts.", _LIST),
+    "duplicate-sample": Kind("Samples that a shard holds twice", "The first one counts.", _LIST),
+    "same-stem": Kind(
+        "Pictures that share one caption file", "Whose caption is it? Rename one of the two pictures.", _LIST
+    ),
+    "split-sample": Kind("Samples that are spread over two shards", "Keep the files of a sample together.", _LIST),
+    "several-images": Kind("Samples with several pictures", "Which one is meant cannot be known.", _LIST),
+    "sample": Kind("Samples of too many files", "A sample has a picture and a few texts.", _LIST),
+    "download-failed": Kind("Pictures that could not be downloaded", "img2dataset wrote down that it failed.", _LIST),
+    "damaged-tar": Kind("Damaged shards", "What lies behind the damage is lost. Fetch them again.", _LIST),
+    "no-end": Kind("Shards that end too early", "Fetch them again; the rest of them is used.", _LIST),
+    "after-end": Kind("Shards that go on behind their end", "What lies behind the end is not read.", _LIST),
+    "no-class": Kind("Pictures outside the class folders", "Put each into the folder of its class.", _LIST),
     # Captions.
     "caption-missing": Kind(
         "Pictures without a caption", "Training on text needs one; a model can write it.", _CAPTION
@@ -59,6 +81,8 @@ KINDS = {
     "caption-encoding": Kind("Captions that are not UTF-8", "Save them as UTF-8, or have them written anew.", _CAPTION),
     "caption-nul": Kind("Captions with NUL bytes", "These are no texts; they can be written anew.", _CAPTION),
     "caption-long": Kind("Captions far too long to be captions", "They are not read at all.", _CAPTION),
+    "caption-type": Kind("Captions that are no texts", "Numbers, lists or objects stand in their place.", _CAPTION),
+    "caption-unreadable": Kind("Caption files that cannot be read", "The system refuses to open them.", _LIST),
     "caption-cut": Kind(
         "Captions longer than the text encoder reads",
         "Their last words are cut off, in training as in drawing. Shorter ones can be written.",

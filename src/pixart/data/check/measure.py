@@ -12,9 +12,9 @@ from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem, read_bytes
 from pixart.errors import PixArtError
 
-# Of the shipped model's encoders on the two cores of docs/log.md, in `pixart data extract`.
-SHIPPED_PIXELS_PER_SECOND = 104 * 256 * 256
-SHIPPED_TOKENS_PER_SECOND = 6000.0
+# Of the shipped model's encoders on the two cores of docs/log.md, as --measure measures them.
+SHIPPED_PIXELS_PER_SECOND = 2.8e6
+SHIPPED_TOKENS_PER_SECOND = 7400.0
 
 
 def read_encoders(model: Path, *, shipped: bool) -> Encoders:
@@ -36,7 +36,8 @@ def measure(model: Path, encoders: Encoders, tally: Tally, base_size: int) -> En
     """
     from pixart.data.encode import encode_captions, encode_pictures, load_text_encoder, load_vae
 
-    table = square_table(base_size - base_size % 16)
+    side = max(16, base_size - base_size % 16)
+    table = square_table(side)
     pictures, captions = [], []
     for example in tally.sheet.items:
         captions.append(example.caption)
@@ -53,7 +54,7 @@ def measure(model: Path, encoders: Encoders, tally: Tally, base_size: int) -> En
     lengths = [len(text_encoder.tokenize(caption.lower().strip())[0]) for caption in captions]
     texts = _rate(lambda count: encode_captions(text_encoder, captions[:count], precision="bf16"), len(captions))
     tokens = texts * sum(lengths) / len(lengths)
-    return Encoders(encoders.latent_channels, encoders.text_dim, pixels * base_size**2, tokens, measured=True)
+    return Encoders(encoders.latent_channels, encoders.text_dim, pixels * side**2, tokens, measured=True)
 
 
 def _rate(encode, count: int) -> float:

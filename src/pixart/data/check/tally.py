@@ -237,14 +237,14 @@ def gather(
 
 def _listed(dataset: Dataset, tally: Tally, tick: Tick) -> Iterator[Pair]:
     for item in dataset.pairs():
+        if tally.rows % 256 == 0:
+            tick("reading", tally.rows)
         if isinstance(item, Problem):
             tally.add_problem(item)
             continue
         tally.add_pair(item)
-        if tally.pairs % 256 == 0:
-            tick("reading", tally.pairs)
         yield replace(item, extra={}) if item.extra else item
-    tick("reading", tally.pairs)
+    tick("reading", tally.rows)
 
 
 def _counted(pairs: Iterable[Pair], tally: Tally, counter: TokenCounter) -> Iterator[Pair]:

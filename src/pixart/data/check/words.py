@@ -44,7 +44,7 @@ def verdict(report: Report) -> str:
         return "There is nothing in it."
     captions = sum(source.captions for source in tally.sources.values())
     holds = f"{plural(tally.rows, 'picture')} with {plural(captions, 'caption')}"
-    if not tally.looked:
+    if not tally.looked and tally.pairs:
         return f"{holds}; the pictures themselves were not opened. {_outlook(report)}"
     if tally.looked < tally.pairs:
         return f"{holds}, of which {tally.looked:,} pictures were opened. {_outlook(report)}"
@@ -56,7 +56,9 @@ def _outlook(report: Report) -> str:
     dropped = tally.rows - report.kept
     about = "About " if 0 < tally.looked < tally.pairs else ""
     if report.kept_share == 1:
-        return f"{about + 'all' if about else 'All'} of them can be trained on."
+        if not tally.looked:
+            return "By names and captions, all of them can be trained on."
+        return "All of those opened can be trained on." if about else "All of them can be trained on."
     if not report.kept:
         return "None of them can be trained on."
     start = f"{about}{share(report.kept, tally.rows)} can be trained on; "
