@@ -512,6 +512,21 @@ def test_a_damaged_row_group_loses_its_rows_by_name(tmp_path):
     assert kinds(problems) == {"a.parquet:0": "row", "a.parquet:1": "row"}
 
 
+def test_page_checksums_of_parquet_are_verified(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": [picture("red"), picture("blue")], "text": ["red", "blue"]})
+    pq.write_table(table, tmp_path / "a.parquet", write_page_checksum=True, compression="none", use_dictionary=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    assert [texts(pair) for pair in read(tmp_path / "a.parquet")[0].values()] == [["red"], ["blue"]]
+    at = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).column(1).data_page_offset
+    place = data.index(b"\x04\0\0\0blue", at) + 4
+    (tmp_path / "a.parquet").write_bytes(data[:place] + b"glue" + data[place + 4 :])
+    pairs, problems = read(tmp_path / "a.parquet")
+    assert (pairs, kinds(problems)) == ({}, {"a.parquet:0": "row", "a.parquet:1": "row"})
+
+
 def test_a_table_may_lack_pictures_and_captions(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

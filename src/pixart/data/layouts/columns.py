@@ -124,7 +124,7 @@ def _column(path: str, changed: int, group: int, column: str) -> "pyarrow.Chunke
 
     if _is_arrow(path):
         return _arrow(path)[group].column(column)
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read_row_group(group, columns=[column]).column(column)
 
 
@@ -147,7 +147,7 @@ def _dicts(path: Path, wanted: list[str]) -> Iterator[tuple[int, dict | Problem]
                     yield number, row
                     number += 1
         return
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             number, size = starts[group], file.metadata.row_group(group).num_rows
             end = number + size
@@ -207,7 +207,7 @@ def _schema(path: Path) -> tuple["pyarrow.Schema", int]:
                 with pa.memory_map(str(path)) as source:
                     return pa.ipc.open_stream(source).schema, 0
             return batches[0].schema, sum(batch.num_rows for batch in batches)
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise PixArtError(f"{path} cannot be read as a table: {_short(error)}.") from None
@@ -219,7 +219,7 @@ def _group_starts(path: Path) -> list[int]:
     if _is_arrow(path):
         sizes = [batch.num_rows for batch in _arrow(str(path))]
     else:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     starts = [0]
     for size in sizes:
