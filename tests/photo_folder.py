@@ -1,4 +1,4 @@
-"""A small folder of photos as people have it: many shapes, captions of several lengths, some pictures that are broken."""
+"""A small folder of photos as people have it: many shapes, captions of several lengths, some broken pictures."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pixart import __version__
 from pixart.data.dataset import Dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.extract_batch import Batch, ExtractSettings, batches_of
@@ -185,7 +184,7 @@ def _prepare(folder: Folder, origin: Origin) -> list[BatchRecord]:
         strangers = [name for name in folder.names("") if name != LOCK and not name.endswith(PARTIAL)]
         if strangers:
             raise UsageError(f"{folder} is not empty and holds no features; give a new folder.")
-        about = {"format": FORMAT, "pixart": __version__, "origin": asdict(origin)}
+        about = {"format": FORMAT, "pixart": _version(), "origin": asdict(origin)}
         folder.write(BEGUN, json.dumps(about, indent=1).encode())
         return []
     try:
@@ -281,7 +280,7 @@ def _finish(
         scaling_factor=vae.get("scaling_factor") or 1.0,
         shift_factor=vae.get("shift_factor") or 0.0,
         versions={
-            "pixart": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__,
+            "pixart": _version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
         },
     )  # fmt: skip
@@ -296,6 +295,15 @@ def _clean(folder: Folder) -> None:
     if folder.local is not None:
         for left_by_a_kill in folder.local.rglob(f".*{PARTIAL}"):
             left_by_a_kill.unlink(missing_ok=True)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pixart")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 def _null_text(folder: Folder) -> tuple[str, int]:
