@@ -47,7 +47,7 @@ def picture(tmp_path) -> Path:
 def track(service: str, run: Path, picture: Path, *, steps: range = range(1, 4), offline: bool = True) -> list[str]:
     """Hand three steps and a picture to a service; what it reported."""
     said: list[str] = []
-    config = TrackingConfig(to=service, project="tests", offline=offline, close_timeout=90)
+    config = TrackingConfig(to=service, project="tests", offline=offline, close_timeout=600)
     with Tracker(config, run, settings={"width": 32}, report=said.append) as tracker:
         for step in steps:
             tracker.figures(step, {"train_loss": 1 / step, "lr": 1e-3, "grad_norm": 0.5, "epoch": step / 4})
@@ -227,7 +227,7 @@ def watched(tmp_path_factory, tiny_model) -> tuple[TextRecipe, list[str]]:
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
         loop=LoopConfig(save_every=3, evaluate_every=2, log_every=2),
         samples=SamplesConfig(prompts=("red circle, flat", "a green square, Noto"), every=2, seed=5, steps=3),
-        tracking=TrackingConfig(to="tensorboard", close_timeout=90),
+        tracking=TrackingConfig(to="tensorboard", close_timeout=600),
     )
     said: list[str] = []
     assert train_recipe(recipe, said.append) == 0

@@ -14,7 +14,7 @@ from pixart.tracking.services import Service, open_service
 def main() -> int:
     answers = os.dup(1)
     os.dup2(2, 1)  # the services print to stdout whatever they like; it goes to the log
-    os.nice(10)  # training comes first
+    os.nice(5)  # training comes first
     service: Service | None = None
     for line in sys.stdin:
         record = json.loads(line)
