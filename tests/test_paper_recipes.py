@@ -243,7 +243,7 @@ def test_features_that_do_not_fit_are_refused_with_the_fix(recipe, parts, tiny_m
     path = other / "vae" / "config.json"
     path.write_text(path.read_text() + "\n")
     assert "another VAE" in str(refusal(dataclasses.replace(recipe, autoencoder=other / "vae")))
-    assert "must name the text_encoder" in str(refusal(dataclasses.replace(recipe, text_encoder=None)))
+    assert "another text encoder" in str(refusal(dataclasses.replace(recipe, text_encoder=None)))
     at_96 = dataclasses.replace(recipe, features=parts / "stage3_aesthetic_512")
     assert "was made at 96 px, and the phases ask for 128 px" in str(refusal(at_96))
     classes = dataclasses.replace(recipe, features=parts / "stage1_pixels_256", phases=(Phase(1, 64, 4),))

@@ -11,7 +11,7 @@ from pixart.data.bucket_batches import EpochBatches, WeightedBatches, in_order
 from pixart.data.feature_shards import FeatureBatch, Features, files_hash, open_features, weights_hash
 from pixart.errors import UsageError
 from pixart.training.batches import Phase, check_batch_sizes, spared_tokens
-from pixart.training.recipe import ClassRecipe, TextRecipe
+from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
 from pixart.training.rows import WHOLE, RowStreams, Share
 
 EVALUATED_AT_ONCE = 16
@@ -36,9 +36,8 @@ def open_for(recipe: ClassRecipe | TextRecipe) -> Features:
     if isinstance(recipe, TextRecipe):
         if not store.has_text:
             raise UsageError(f"{recipe.features} has no captions in it; extract it with a text encoder.")
-        if recipe.text_encoder is None:
-            raise UsageError("With features, the recipe must name the text_encoder that they were made with.")
-        encoder, folder = weights_hash(recipe.text_encoder), recipe.text_encoder.parent / "tokenizer"
+        texts, folder = text_folders(recipe)
+        encoder = weights_hash(texts)
         tokenizer = files_hash(sorted(path for path in folder.glob("*") if path.is_file()))
     store.check(vae=weights_hash(recipe.autoencoder), text_encoder=encoder, tokenizer=tokenizer)
     if store.shift_factor:

@@ -22,6 +22,7 @@ from pixart.training.optimizer import OptimizerConfig
 from pixart.training.samples import SamplesConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 SAMPLE_SIZES = (32, 64, 128)  # of the latent: what the stock pipeline draws
 
 
@@ -311,6 +312,12 @@ def structure(value: object, target: typing.Any, where: str) -> typing.Any:
     if isinstance(target, type) and type(value) is target:
         return value
     raise UsageError(f"{where} is {value!r}; it must be {getattr(target, '__name__', target)}.")
+
+
+def text_folders(recipe: TextRecipe) -> tuple[Path, Path]:
+    """Text encoder and tokenizer: those of the recipe, or the shipped ones."""
+    encoder = recipe.text_encoder or DEFAULT_MODEL / "text_encoder"
+    return encoder, encoder.parent / "tokenizer"
 
 
 def to_json(recipe: Recipe) -> dict:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from pixart.data.imagefolder import Record, read_split
 from pixart.errors import UsageError
 from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of
 from pixart.training.feature_batches import FeatureBatches, Rows, held_out_batches, open_for
-from pixart.training.recipe import ClassRecipe, TextRecipe
+from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 HELD_OUT = "test_cells"
 
 
@@ -44,12 +42,6 @@ def class_source(recipe: ClassRecipe, report) -> Source:
 def text_source(recipe: TextRecipe, report) -> Source:
     """For stages 2 and 3. Raises PixArtError or UsageError where data or features are missing or do not fit."""
     return _text_features(recipe) if recipe.features else _text_pictures(recipe, report)
-
-
-def text_folders(recipe: TextRecipe) -> tuple[Path, Path]:
-    """Text encoder and tokenizer."""
-    encoder = recipe.text_encoder or DEFAULT_MODEL / "text_encoder"
-    return encoder, encoder.parent / "tokenizer"
 
 
 def _class_pictures(recipe: ClassRecipe, report) -> Source:

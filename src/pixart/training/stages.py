@@ -29,9 +29,9 @@ from pixart.training.batches import PixelBatches
 from pixart.training.networks import class_config, text_config, text_network
 from pixart.training.objective import denoising_loss
 from pixart.training.precision import autocast
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe
+from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe, text_folders
 from pixart.training.samples import Sampler
-from pixart.training.sources import HELD_OUT, class_source, spread, text_folders, text_source
+from pixart.training.sources import HELD_OUT, class_source, spread, text_source
 from pixart.training.start import check_start, start_from
 from pixart.training.watch import loss_by_level
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from pixart.training.batches import PATCH_SIZE
 from pixart.training.chain import Stage
 from pixart.training.objective import LATENT_SCALE
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe
+from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe, text_folders
 
 
 def summary(stage: Stage) -> list[str]:
@@ -24,8 +24,6 @@ def _parts(recipe: Recipe) -> dict[str, Path]:
     if not isinstance(recipe, AutoencoderRecipe):
         parts["autoencoder"] = recipe.autoencoder
     if isinstance(recipe, TextRecipe) and recipe.text_encoder is None:
-        from pixart.training.sources import text_folders
-
         parts["text encoder"] = text_folders(recipe)[0]
     return {name: path for name, path in parts.items() if path is not None}
 
