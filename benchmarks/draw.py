@@ -40,7 +40,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--only", choices=["cold", "warm"], default=None)
+    parser.add_argument("--arm", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.arm:
+        return work(*options.arm)
     from pixart.sampling.model_folder import DEFAULT_MODEL
 
     folder = options.model or DEFAULT_MODEL
@@ -94,31 +97,55 @@ def cold_arms(folder: Path, size: int, steps: int) -> Arms:
 
 
 def warm_arms(folder: Path, size: int, steps: int, count: int) -> Arms:
-    import torch
-    from diffusers import PixArtAlphaPipeline
+    """Each arm lives in a process of its own, which loads once, draws when told to, and is idle meanwhile."""
 
-    import pixart
+    def worker(engine: str, dtype: str) -> Callable[[], object]:
+        command = [sys.executable, __file__, "--arm", engine, dtype, str(folder), str(size), str(steps), str(count)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
-    def stock(dtype: torch.dtype) -> Callable[[], object]:
-        pipe = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=dtype)
-        pipe.set_progress_bar_config(disable=True)
-        return lambda: pipe(
-            PROMPT, width=size, height=size, num_inference_steps=steps, num_images_per_prompt=count,
-            clean_caption=False, use_resolution_binning=False, generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
+        def once() -> None:
+            process.stdin.write(b"draw\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"drawn\n"
 
-    def own(engine: str, dtype: str) -> Callable[[], object]:
-        pipe = pixart.Pipeline.from_pretrained(folder, engine=engine, dtype=dtype)
-        return lambda: pipe(PROMPT, width=size, height=size, steps=steps, num_images=count, seed=0)
+        return once
 
     return {
-        "stock Diffusers, fp32": ("", stock(torch.float32)),
-        "stock Diffusers, bf16": ("", stock(torch.bfloat16)),
-        "pixart, torch, fp32": ("stock Diffusers, fp32", own("torch", "float32")),
-        "pixart, torch, bf16": ("stock Diffusers, bf16", own("torch", "bfloat16")),
-        "pixart, onnx, fp32": ("stock Diffusers, fp32", own("onnx", "float32")),
-        "pixart, onnx, int8": ("stock Diffusers, bf16", own("onnx", "int8")),
+        "stock Diffusers, fp32": ("", worker("stock", "float32")),
+        "stock Diffusers, bf16": ("", worker("stock", "bfloat16")),
+        "pixart, torch, fp32": ("stock Diffusers, fp32", worker("torch", "float32")),
+        "pixart, torch, bf16": ("stock Diffusers, bf16", worker("torch", "bfloat16")),
+        "pixart, onnx, fp32": ("stock Diffusers, fp32", worker("onnx", "float32")),
+        "pixart, onnx, int8": ("stock Diffusers, bf16", worker("onnx", "int8")),
     }
+
+
+def work(engine: str, dtype: str, folder: str, size: str, steps: str, count: str) -> None:
+    """One arm's process: draw `count` pictures for every line on stdin."""
+    sizes = {"width": int(size), "height": int(size)}
+    if engine == "stock":
+        import torch
+        from diffusers import PixArtAlphaPipeline
+
+        pipe = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+        pipe.set_progress_bar_config(disable=True)
+
+        def draw() -> None:
+            generator = torch.Generator().manual_seed(0)
+            cleaning = {"clean_caption": False, "use_resolution_binning": False}
+            how_many = {"num_inference_steps": int(steps), "num_images_per_prompt": int(count)}
+            pipe(PROMPT, generator=generator, **sizes, **how_many, **cleaning)
+    else:
+        import pixart
+
+        own = pixart.Pipeline.from_pretrained(folder, engine=engine, dtype=dtype)
+
+        def draw() -> None:
+            own(PROMPT, seed=0, steps=int(steps), num_images=int(count), **sizes)
+
+    for _ in sys.stdin:
+        draw()
+        print("drawn", flush=True)
 
 
 def table(title: str, arms: Arms, rounds: int, pictures: int = 1) -> None:

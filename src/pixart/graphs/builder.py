@@ -124,27 +124,22 @@ class Graph:
 
     def stacked_linear(self, x: str, file: str, names: list[str]) -> str:
         """Several linear layers that read the same x (M, in), as one product: (M, sum of their outs)."""
-        if len(names) == 1:
-            return self.linear(x, file, names[0])
         inputs = [x, self.op("Concat", [self.weight(file, f"{name}.weight") for name in names], {"axis": 0})]
         if self.has(file, f"{names[0]}.bias"):
             inputs.append(self.op("Concat", [self.weight(file, f"{name}.bias") for name in names], {"axis": 0}))
         return self.op("Gemm", inputs, {"transB": 1})
 
-    def quantized_linear(self, x: str, file: str, names: list[str]) -> str:
-        """`stacked_linear` in 8-bit whole numbers: weights scaled by output, x by its largest value at run time.
+    def quantized_linear(self, x: str, file: str, name: str) -> str:
+        """`linear` in 8-bit whole numbers: weights scaled by output, x by its largest value at run time.
 
         The weights stay as they are on disk; ONNX Runtime computes their 8-bit form once, when it loads the graph.
         """
-        parts = [self.weight(file, f"{name}.weight") for name in names]
-        weight = parts[0] if len(parts) == 1 else self.op("Concat", parts, {"axis": 0})  # (out, in)
+        weight = self.weight(file, f"{name}.weight")  # (out, in)
         largest = self.op("ReduceMax", [self.op("Abs", [weight]), self.constant([1])], {"keepdims": 1})  # (out, 1)
         scale = self.op("Mul", [largest, self.constant(1 / 127)])
         steps = self.op("Round", [self.op("Div", [weight, scale])])
         whole = self.op("Cast", [self.op("Transpose", [steps], {"perm": [1, 0]})], {"to": TensorProto.INT8})
-        biases = [self.weight(file, f"{name}.bias") for name in names]
-        bias = biases[0] if len(biases) == 1 else self.op("Concat", biases, {"axis": 0})
-        inputs = [x, whole, self.reshape(scale, [-1]), "", bias]
+        inputs = [x, whole, self.reshape(scale, [-1]), "", self.weight(file, f"{name}.bias")]
         return self.op("DynamicQuantizeMatMul", inputs, domain=CONTRIB)
 
     def reshape(self, x: str, shape: list[int] | str) -> str:

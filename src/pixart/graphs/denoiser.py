@@ -53,29 +53,30 @@ def build_denoiser(folder: Path, config: dict[str, Any], *, int8: bool = False) 
     time = _embedded(graph, timestep, 1, "adaln_single.emb.timestep_embedder")  # (1, D)
     if config["use_additional_conditions"]:
         time = graph.op("Add", [time, _micro_conditions(graph)])
-    product = graph.quantized_linear if int8 else graph.stacked_linear
+    product = graph.quantized_linear if int8 else graph.linear
 
-    def linear(x: str, names: list[str]) -> str:
-        return product(x, FILE, names)
+    def linear(x: str, name: str) -> str:
+        return product(x, FILE, name)
 
     modulations, final_shift, final_scale = _modulations(graph, time, depth, width)
     for i in range(depth):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations[6 * i : 6 * i + 6]
         name = f"transformer_blocks.{i}"
         normed = _modulated_norm(graph, x, shift_attn, scale_attn)
-        qkv = linear(normed, [f"{name}.attn1.{part}" for part in ("to_q", "to_k", "to_v")])
+        # Three products, not one of three parts: to take its parts out would copy them all.
+        qkv = [linear(normed, f"{name}.attn1.{part}") for part in ("to_q", "to_k", "to_v")]
         attended = _self_attention(graph, qkv, by_picture, width, heads)
-        attended = linear(attended, [f"{name}.attn1.to_out.0"])
+        attended = linear(attended, f"{name}.attn1.to_out.0")
         x = graph.op("Add", [x, graph.op("Mul", [attended, gate_attn])])
         if i == 0:
             x = graph.op("Tile", [x, texts])  # (B·N, D)
             by_picture = graph.op("Concat", [batch, graph.constant([-1, width])], {"axis": 0})
-        query = linear(x, [f"{name}.attn2.to_q"])
+        query = linear(x, f"{name}.attn2.to_q")
         read = _cross_attention(graph, query, text, 2 * i, mask, by_picture, width, heads)
-        x = graph.op("Add", [x, linear(read, [f"{name}.attn2.to_out.0"])])
+        x = graph.op("Add", [x, linear(read, f"{name}.attn2.to_out.0")])
         normed = _modulated_norm(graph, x, shift_mlp, scale_mlp)
-        hidden = graph.op("Gelu", [linear(normed, [f"{name}.ff.net.0.proj"])], {"approximate": "tanh"})
-        x = graph.op("Add", [x, graph.op("Mul", [linear(hidden, [f"{name}.ff.net.2"]), gate_mlp])])
+        hidden = graph.op("Gelu", [linear(normed, f"{name}.ff.net.0.proj")], {"approximate": "tanh"})
+        x = graph.op("Add", [x, graph.op("Mul", [linear(hidden, f"{name}.ff.net.2"), gate_mlp])])
 
     patches = graph.linear(_modulated_norm(graph, x, final_shift, final_scale), FILE, "proj_out")
     prediction = _unpatchify(graph, patches, batch, rows, columns, out_channels, patch)
@@ -125,10 +126,9 @@ def _modulated_norm(graph: Graph, x: str, shift: str, scale: str) -> str:
     return graph.op("LayerNormalization", [x, scale, shift], {"axis": -1, "epsilon": 1e-6})
 
 
-def _self_attention(graph: Graph, qkv: str, by_picture: str, width: int, heads: int) -> str:
-    """qkv (B·N, 3·D) -> (B·N, D)."""
-    parts = graph.split_op("Split", [qkv], 3, {"axis": 1, "num_outputs": 3})
-    query, key, value = (graph.reshape(part, by_picture) for part in parts)
+def _self_attention(graph: Graph, qkv: list[str], by_picture: str, width: int, heads: int) -> str:
+    """Query, key and value (B·N, D) -> (B·N, D)."""
+    query, key, value = (graph.reshape(part, by_picture) for part in qkv)
     attended = graph.op("MultiHeadAttention", [query, key, value], {"num_heads": heads}, CONTRIB)
     return graph.reshape(attended, [-1, width])
 
