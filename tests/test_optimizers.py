@@ -45,7 +45,8 @@ def test_eight_bits_hold_a_number_of_any_size_to_its_share_of_the_largest():
     code, scale = quantise(value, signed=True)
     assert code.dtype == torch.uint8 and code.shape == value.shape and scale.shape == (12,)
     error = (dequantise(code, scale, signed=True) - value).abs()
-    assert (error / value.abs().amax(dim=-1, keepdim=True)).max() < 0.0072  # half of the widest gap between levels
+    largest = value.abs().amax(dim=-1, keepdim=True)
+    assert (error / largest).max() < 0.0071 + 2**-9  # half of the widest gap between levels, and bf16 rounding
     assert (error / value.abs()).median() < 0.02
     for signed in (True, False):
         levels = code_levels(signed)

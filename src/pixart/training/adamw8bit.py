@@ -60,22 +60,22 @@ def _write(state: dict, name: str, value: Tensor, *, signed: bool) -> None:
 
 
 def quantise(value: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """The nearest codes (uint8, the shape of `value`) and the largest absolute value of each 256 numbers, fp32.
+    """Codes (uint8, the shape of `value`) and the largest absolute value of each 256 numbers, fp32.
 
-    The number of elements of `value` is a multiple of 256.
+    The code is that of the level nearest to the number in bfloat16: a table of 65,536 entries says it at once, where
+    searching among the levels made the whole step five times as long on a CPU. `value` has a multiple of 256 numbers.
     """
     blocks = value.reshape(-1, BLOCK)
     scale = blocks.abs().amax(dim=1)
-    levels = code_levels(signed).to(value.device)
-    between = (levels[1:] + levels[:-1]) / 2
-    code = torch.bucketize(blocks / scale.clamp_min(1e-30)[:, None], between)
-    return code.to(torch.uint8).view(value.shape), scale
+    bits = (blocks / scale.clamp_min(1e-30)[:, None]).bfloat16().view(torch.int16)
+    code = _code_table(signed).to(value.device).take(bits.long() & 0xFFFF)
+    return code.view(value.shape), scale
 
 
 def dequantise(code: Tensor, scale: Tensor, *, signed: bool) -> Tensor:
     """The numbers that `quantise` has coded, fp32."""
     levels = code_levels(signed).to(code.device)
-    return (levels[code.int()].view(-1, BLOCK) * scale[:, None]).view(code.shape)
+    return (levels.take(code.long()).view(-1, BLOCK) * scale[:, None]).view(code.shape)
 
 
 @lru_cache(maxsize=2)
@@ -91,3 +91,11 @@ def code_levels(signed: bool) -> Tensor:
         positive.append((edges[1:] + edges[:-1]) / 2 * 10.0 ** (exponent - 6))
     negative = [-part for part in positive[1:]] if signed else []
     return torch.cat([*positive, *negative, torch.zeros(1)]).double().sort().values.float()
+
+
+@lru_cache(maxsize=2)
+def _code_table(signed: bool) -> Tensor:
+    """For the 16 bits of every bfloat16, the code of the nearest level: (65536,) uint8."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float().nan_to_num(0.0)
+    levels = code_levels(signed)
+    return torch.bucketize(every, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
