@@ -19,7 +19,8 @@ HELP = f"""usage: pixart COMMAND ...
 PixArt-α {__version__}: text to image, from data to pictures.
 
   generate PROMPT     draw pictures and write them as PNG
-  convert FOLDER      write a model in another form
+  convert SOURCE      write a model in another form
+  info SOURCE         say what a model is
   train RECIPE        train a model by a recipe
   ema RUN             compare the moving averages of a run, and write the chosen one
   plan RECIPE         what a training needs: memory, hours, energy, money, CO2
@@ -144,6 +145,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with _quiet_libraries():
                 return _parsed(Convert, rest, "pixart convert", convert)
+        case ["info", *rest]:
+            from pixart.info import Info, info
+
+            with _quiet_libraries():
+                return _parsed(Info, rest, "pixart info", info)
         case ["train", *rest]:
             from pixart.training.command import run
 

@@ -6,39 +6,156 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from pixart.errors import PixArtError, UsageError
 
-FORMS = ("onnx",)
+FORMS = ("onnx", "diffusers", "official", "reparameterized")
 LARGEST_DIFFERENCE = 2  # of 255, between the engines on the same noise
 
 
 @dataclass
 class Convert:
-    """Write a model in another form.
+    """Write a model in another form; prints the path of what is written.
 
     onnx: add the graphs to a model folder that `pixart generate` draws without torch, and check that both engines draw
     the same picture. The graphs hold no weights: they point into the folder's safetensors files.
+
+    diffusers: a folder in the layout of Diffusers, which `pixart generate --model` draws. official: a file with the
+    names of the PixArt repositories. Both keep every bit of the weights, and the null caption.
+
+    reparameterized: a PixArt to start training from, of a class-conditional DiT such as facebook/DiT-XL-2-256.
     """
 
-    source: Annotated[Path, arg(metavar="FOLDER")]
-    """Model folder, in the layout of Diffusers."""
+    source: Annotated[Path, arg(metavar="SOURCE")]
+    """A model folder, a transformer's folder, or an official .pth or safetensors file; for onnx a model folder."""
+    dest: Positional[Annotated[Path | None, arg(metavar="DEST")]] = None
+    """What to write: a new folder, or for official a .pth or .safetensors file. Not for onnx."""
     to: Annotated[str | None, arg(metavar="FORM", help_behavior_hint="(required)")] = None
-    """The form: onnx."""
+    """The form: onnx, diffusers, official or reparameterized."""
+    parts: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: SOURCE, if it has them)")] = None
+    """A model folder to copy autoencoder, text encoder, tokenizer and scheduler from."""
+    num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 16)")] = None
+    """Heads of an official file, the one size that its tensors do not tell."""
+    ema: bool = False
+    """Take the moving average that a checkpoint of the official training holds."""
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: by pos_embed)")] = None
+    """Side of the pictures that an official file was trained on; needed if it has no pos_embed."""
+    text_dim: Annotated[int, arg(metavar="N")] = 4096
+    """reparameterized: width of the text states that the new network will read."""
+    timestep: Annotated[float, arg(metavar="T")] = 500.0
+    """reparameterized: where the new network equals the DiT; 500 suits DDPM, 775 a rectified flow."""
+    class_free: Annotated[str, arg(metavar="NAME")] = "null"
+    """reparameterized: what the DiT sees without a class: null (timestep plus null class), or timestep alone."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """reparameterized: for the fresh layers that will read the text."""
 
 
 def convert(options: Convert) -> int:
-    """Run `pixart convert`; prints the path of every file written."""
+    """Run `pixart convert`; prints the path of every file or folder written."""
     if options.to not in FORMS:
         given = f"not {options.to!r}" if options.to else "with --to"
         raise UsageError(f"pixart convert needs the form to write, {given}; it is one of: {', '.join(FORMS)}.")
+    if options.to == "onnx":
+        if options.dest is not None:
+            raise UsageError("The graphs are written into the model folder itself; leave DEST out.")
+        return _to_onnx(options)
+    if options.dest is None:
+        raise UsageError(f"Say what to write: pixart convert {options.source} DEST --to {options.to}")
+    if options.dest.exists():
+        raise UsageError(f"{options.dest} exists already; give a new name.")
+    if options.num_heads is not None and options.num_heads < 1:
+        raise UsageError(f"--num-heads {options.num_heads} must be at least 1.")
+    if not options.source.exists():
+        raise PixArtError(f"{options.source} is not there.")
+    if options.to == "official":
+        _to_official(options)
+    else:
+        _to_folder(options)
+    print(options.dest)
+    return 0
+
+
+def _to_official(options: Convert) -> None:
+    from pixart.checkpoints.official import write_official
+    from pixart.checkpoints.sources import read_source
+
+    if options.dest.suffix not in (".pth", ".safetensors"):
+        raise UsageError(f"{options.dest} must end in .pth or .safetensors.")
+    checkpoint = read_source(
+        options.source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size
+    )
+    if checkpoint.null_caption is None:
+        _say(
+            "The source has no null caption, so the file has none either; the official code would draw with a random "
+            f"one, so give it y_embedder.y_embedding of {checkpoint.config.text_dim} columns."
+        )
+    try:
+        options.dest.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PixArtError(f"{options.dest} cannot be written ({error.strerror}).") from None
+    write_official(checkpoint, options.dest)
+
+
+def _to_folder(options: Convert) -> None:
+    from pixart.checkpoints.sources import read_source, write_diffusers
+    from pixart.sampling.model_folder import open_model_folder
+
+    parts = options.parts
+    if parts is not None and not parts.is_dir():
+        raise PixArtError(f"{parts} is not a folder; --parts needs a whole model folder.")
+    if options.to == "reparameterized":
+        checkpoint = _started_from_dit(options)
+    else:
+        checkpoint = read_source(
+            options.source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size
+        )
+        if parts is None and (options.source / "model_index.json").is_file():
+            parts = options.source
+        if checkpoint.has_ema and not options.ema:
+            _say("The file holds a moving average too; --ema takes that instead.")
+    missing = write_diffusers(checkpoint, options.dest, parts=parts, check=open_model_folder)
+    if missing:
+        _say(
+            f"Only the transformer was written. To draw, it still needs {', '.join(missing)}: convert again with "
+            "--parts FOLDER, a model folder that has them."
+        )
+
+
+def _started_from_dit(options: Convert):
+    import torch
+
+    from pixart.checkpoints.dit import read_dit
+    from pixart.checkpoints.official import NUM_HEADS, Checkpoint
+    from pixart.model.pixart import PixArt, PixArtConfig
+    from pixart.model.reparameterize import SHARED_SIZES, reparameterize
+
+    if options.class_free not in ("null", "timestep"):
+        raise UsageError(f"--class-free {options.class_free} is not known; choose null or timestep.")
+    if not 0 <= options.timestep <= 1000 or options.text_dim < 1:
+        raise UsageError("--timestep must be from 0 to 1000, and --text-dim at least 1.")
+    heads = options.num_heads or NUM_HEADS
+    dit = read_dit(options.source, num_heads=heads, ema=options.ema, image_size=options.image_size)
+    sizes = {name: getattr(dit.config, name) for name in SHARED_SIZES if name != "position_scale"}
+    config = PixArtConfig(text_dim=options.text_dim, interpolation_scale=dit.config.interpolation_scale, **sizes)
+    torch.manual_seed(options.seed)
+    pixart = PixArt(config)
+    reparameterize(dit, pixart, options.timestep, options.class_free)
+    return Checkpoint(config, pixart.state_dict(), None)
+
+
+def _to_onnx(options: Convert) -> int:
     from pixart.graphs.write import write_graphs
     from pixart.sampling.model_folder import open_model_folder
     from pixart.sampling.onnx_engine import OnnxEngine
     from pixart.sampling.pipeline import Pipeline
 
     folder = open_model_folder(options.source)
+    if folder.transformer.get("qk_norm") or folder.transformer.get("kv_compress_blocks"):
+        raise PixArtError(
+            f"{options.source} norms queries and keys or compresses keys and values, which graphs do not know; draw "
+            "it with --engine torch."
+        )
 
     def check(names: tuple[str, ...]) -> None:
         pictures = []
@@ -52,8 +169,12 @@ def convert(options: Convert) -> int:
                 f"The engines differ by {difference} of 255 on {options.source}, more than {LARGEST_DIFFERENCE}; no "
                 "graphs were written. Draw this model with --engine torch."
             )
-        print(f"The engines draw the same picture (largest difference: {difference} of 255).", file=sys.stderr)
+        _say(f"The engines draw the same picture (largest difference: {difference} of 255).")
 
     for path in write_graphs(folder, check):
         print(path)
     return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

@@ -1,7 +1,8 @@
 """A PixArt transformer as the `transformer/` folder that Diffusers writes and reads, and back, without loss.
 
-Only tensor names differ between the two: Diffusers splits the fused query-key-value layers and renames the rest
-(huggingface/diffusers, `scripts/convert_pixart_alpha_to_diffusers.py`).
+Two things in it are ours. `null_caption.safetensors`, which Diffusers does not look at, keeps the null caption of an
+official checkpoint. And a network with PixArt-Σ's query and key norms or key-value compression, which Diffusers has no
+class for, says so in its config by a `norm_type` of its own, so that Diffusers refuses it and does not draw nonsense.
 """
 
 import json
@@ -9,6 +10,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pixart.checkpoints.names import to_diffusers_names, to_official_names
+from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes
 from pixart.errors import PixArtError, UsageError
 
 if TYPE_CHECKING:
@@ -18,34 +21,13 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+NULL_CAPTION_NAME = "null_caption.safetensors"
+NULL_CAPTION = "y_embedder.y_embedding"  # its tensor, by the official name
+NOT_TRAINED = "pos_embed.pos_embed"  # the position grid, which older versions of Diffusers wrote too
 CLASS_NAMES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second is what the first releases wrote
+SIGMA_NORM_TYPE = "ada_norm_single_sigma"
 FORMAT_VERSION = "0.36.0"  # the oldest Diffusers that we support, written as the version that made the folder
 
-# Official name -> Diffusers names; a fused layer is the Diffusers layers stacked along dimension 0.
-LAYERS = {
-    "x_embedder.proj": ["pos_embed.proj"],
-    "t_embedder.mlp.0": ["adaln_single.emb.timestep_embedder.linear_1"],
-    "t_embedder.mlp.2": ["adaln_single.emb.timestep_embedder.linear_2"],
-    "t_block.1": ["adaln_single.linear"],
-    "y_embedder.y_proj.fc1": ["caption_projection.linear_1"],
-    "y_embedder.y_proj.fc2": ["caption_projection.linear_2"],
-    "final_layer.linear": ["proj_out"],
-}
-MICRO_CONDITION_LAYERS = {
-    "csize_embedder.mlp.0": ["adaln_single.emb.resolution_embedder.linear_1"],
-    "csize_embedder.mlp.2": ["adaln_single.emb.resolution_embedder.linear_2"],
-    "ar_embedder.mlp.0": ["adaln_single.emb.aspect_ratio_embedder.linear_1"],
-    "ar_embedder.mlp.2": ["adaln_single.emb.aspect_ratio_embedder.linear_2"],
-}
-BLOCK_LAYERS = {
-    "attn.qkv": ["attn1.to_q", "attn1.to_k", "attn1.to_v"],
-    "attn.proj": ["attn1.to_out.0"],
-    "cross_attn.q_linear": ["attn2.to_q"],
-    "cross_attn.kv_linear": ["attn2.to_k", "attn2.to_v"],
-    "cross_attn.proj": ["attn2.to_out.0"],
-    "mlp.fc1": ["ff.net.0.proj"],
-    "mlp.fc2": ["ff.net.2"],
-}
 # What a config.json must say for the network to be the one in model/pixart.py.
 FIXED_SETTINGS = {
     "activation_fn": "gelu-approximate",
@@ -70,41 +52,16 @@ SIZES = (
 MAX_SIZE = 10_000
 
 
-def tensor_names(depth: int, micro_conditions: bool = False) -> dict[str, list[str]]:
-    """Official tensor name -> the Diffusers tensors that make it up, for a network of `depth` blocks."""
-    layers = LAYERS | MICRO_CONDITION_LAYERS if micro_conditions else dict(LAYERS)
-    tables = {"final_layer.scale_shift_table": ["scale_shift_table"]}
-    for i in range(depth):
-        for ours, theirs in BLOCK_LAYERS.items():
-            layers[f"blocks.{i}.{ours}"] = [f"transformer_blocks.{i}.{name}" for name in theirs]
-        tables[f"blocks.{i}.scale_shift_table"] = [f"transformer_blocks.{i}.scale_shift_table"]
-    parts = ("weight", "bias")
-    return {f"{ours}.{part}": [f"{name}.{part}" for name in layers[ours]] for ours in layers for part in parts} | tables
-
-
-def to_diffusers_names(state: "dict[str, torch.Tensor]", depth: int) -> "dict[str, torch.Tensor]":
-    """Official state dict -> Diffusers state dict; fused tensors are split into views."""
-    renamed = {}
-    for ours, theirs in tensor_names(depth, "csize_embedder.mlp.0.weight" in state).items():
-        renamed.update(zip(theirs, state[ours].chunk(len(theirs)), strict=True))
-    return renamed
-
-
-def to_official_names(state: "dict[str, torch.Tensor]", depth: int) -> "dict[str, torch.Tensor]":
-    """Diffusers state dict -> official state dict."""
-    import torch
-
-    names = tensor_names(depth, "adaln_single.emb.resolution_embedder.linear_1.weight" in state)
-    return {
-        ours: state[theirs[0]] if len(theirs) == 1 else torch.cat([state[name] for name in theirs])
-        for ours, theirs in names.items()
-    }
-
-
 def save_transformer(
-    state: "dict[str, torch.Tensor]", config: "PixArtConfig", folder: Path | str, dtype: "torch.dtype"
+    state: "dict[str, torch.Tensor]",
+    config: "PixArtConfig",
+    folder: Path | str,
+    dtype: "torch.dtype | None",
+    null_caption: "torch.Tensor | None" = None,
 ) -> None:
-    """Write config.json and the weights of a PixArt (official names), in `dtype`, into `folder`.
+    """Write config.json and the weights of a PixArt (official names), in `dtype` (None: as they are), into `folder`.
+
+    `null_caption` (L, T) is written beside them, as it is.
 
     Raises:
         UsageError: the network has a size that Diffusers cannot express.
@@ -112,39 +69,15 @@ def save_transformer(
     """
     if config.mlp_ratio != 4:
         raise UsageError(f"Diffusers knows only an mlp_ratio of 4, not {config.mlp_ratio}; this model cannot be saved.")
-    check_tensors(
-        {name: list(tensor.shape) for name, tensor in state.items()}, official_shapes(config), "the state dict"
-    )
+    check_tensors(shapes(state), official_shapes(config), "the state dict")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    renamed = to_diffusers_names(state, config.depth)
-    save_tensors(renamed, folder / WEIGHTS_NAME, dtype)
+    save_tensors(to_diffusers_names(state, config.depth), folder / WEIGHTS_NAME, dtype)
+    if null_caption is not None:
+        save_tensors({NULL_CAPTION: null_caption}, folder / NULL_CAPTION_NAME, None)
     part = folder / f"{CONFIG_NAME}.part"
     part.write_text(json.dumps(diffusers_config(config), indent=2, sort_keys=True) + "\n")
     part.replace(folder / CONFIG_NAME)
-
-
-def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.dtype") -> None:
-    """Write a safetensors file whole or not at all: floating-point tensors in `dtype`, others as they are.
-
-    Raises:
-        PixArtError: the disk refuses, for example because it is full.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    stored = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in tensors.items()
-    }
-    part = path.with_name(f"{path.name}.part")
-    try:
-        save_file(stored, part, metadata={"format": "pt"})
-        part.chmod(0o644)  # safetensors makes it private, and a service may run as another user
-        part.replace(path)
-    except (SafetensorError, OSError) as error:  # a full disk is the first of the two
-        part.unlink(missing_ok=True)
-        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from error
 
 
 def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> "PixArt":
@@ -154,8 +87,23 @@ def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> 
         PixArtError: a file is missing or damaged, or holds another network; the message names the file.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from pixart.model.pixart import PixArt
+
+    config, state = read_transformer(folder)
+    with torch.device("meta"):
+        model = PixArt(config)
+    model.load_state_dict({name: tensor.to(dtype or torch.float32) for name, tensor in state.items()}, assign=True)
+    return model.eval()
+
+
+def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
+    """Config and tensors (official names, as they are stored) of a `transformer/` folder, checked.
+
+    Raises:
+        PixArtError: as `load_transformer`.
+    """
+    import torch
 
     from pixart.model.pixart import PixArt
 
@@ -166,27 +114,41 @@ def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> 
         pickles = sorted(folder.glob("*.bin"))
         hint = f" ({pickles[0].name} is a pickle, which pixart does not open)" if pickles else ""
         raise PixArtError(f"{path} is missing{hint}; copy the whole model folder again.")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise PixArtError(f"{path} is damaged ({error}); copy or download it again.") from error
-
+    state = read_safetensors(path)
+    state.pop(NOT_TRAINED, None)
     with torch.device("meta"):
-        model = PixArt(config)
-    expected = to_diffusers_names(model.state_dict(), config.depth)
-    check_tensors(
-        {name: list(tensor.shape) for name, tensor in state.items()},
-        {name: list(tensor.shape) for name, tensor in expected.items()},
-        str(path),
-    )
-    state = {name: tensor.to(dtype or torch.float32) for name, tensor in state.items()}
-    model.load_state_dict(to_official_names(state, config.depth), assign=True)
-    return model.eval()
+        expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
+    check_tensors(shapes(state), shapes(expected), str(path))
+    refuse_not_finite(state, str(path))
+    return config, to_official_names(state, config.depth)
+
+
+def read_null_caption(folder: Path | str, text_dim: int) -> "torch.Tensor | None":
+    """The null caption (L, T) beside a transformer's weights; None where there is none.
+
+    Raises:
+        PixArtError: it is damaged, or of another width than the text states that the transformer reads.
+    """
+    path = Path(folder) / NULL_CAPTION_NAME
+    if not path.is_file():
+        return None
+    state = read_safetensors(path)
+    caption = state.get(NULL_CAPTION)
+    if caption is None or caption.dim() != 2 or caption.shape[1] != text_dim:
+        raise PixArtError(f"{path} must hold {NULL_CAPTION} of {text_dim} columns; it holds {shapes(state)}.")
+    refuse_not_finite(state, str(path))
+    return caption
 
 
 def diffusers_config(config: "PixArtConfig") -> dict:
     """config.json of a `PixArtTransformer2DModel` with the sizes of `config`."""
-    return {
+    sigma = {
+        "norm_type": SIGMA_NORM_TYPE,
+        "qk_norm": config.qk_norm,
+        "kv_compress": config.kv_compress,
+        "kv_compress_blocks": list(config.kv_compress_blocks),
+    }
+    settings = {
         "_class_name": CLASS_NAMES[0],
         "_diffusers_version": FORMAT_VERSION,
         **FIXED_SETTINGS,
@@ -206,6 +168,7 @@ def diffusers_config(config: "PixArtConfig") -> dict:
         "upcast_attention": False,
         "use_additional_conditions": config.micro_conditions,
     }
+    return settings | sigma if config.qk_norm or config.kv_compress_blocks else settings
 
 
 def read_config(path: Path) -> "PixArtConfig":
@@ -225,6 +188,9 @@ def read_config(path: Path) -> "PixArtConfig":
             sample_size=settings["sample_size"],
             interpolation_scale=settings.get("interpolation_scale"),
             micro_conditions=settings["use_additional_conditions"],
+            qk_norm=settings.get("qk_norm", False),
+            kv_compress=settings.get("kv_compress", 1),
+            kv_compress_blocks=tuple(settings.get("kv_compress_blocks", ())),
         )
     except UsageError as error:
         raise PixArtError(f"{path}: {error}") from error
@@ -248,9 +214,11 @@ def read_settings(path: Path) -> dict:
     settings.setdefault("attention_type", "default")
     if settings.get("use_additional_conditions") is None:  # Diffusers' own default
         settings["use_additional_conditions"] = settings.get("sample_size") == 128
+    sigma = settings.get("norm_type") == SIGMA_NORM_TYPE
     for name, value in FIXED_SETTINGS.items():
-        if settings.get(name) != value:
+        if settings.get(name) != value and not (sigma and name == "norm_type"):
             raise PixArtError(f"{path} has {name} = {settings.get(name)!r}; pixart reads only {value!r}.")
+    _check_sigma(settings if sigma else {}, path)
     if not isinstance(settings["use_additional_conditions"], bool):
         raise PixArtError(
             f"{path} has use_additional_conditions = {settings['use_additional_conditions']!r}; it must be true, false "
@@ -269,6 +237,17 @@ def read_settings(path: Path) -> dict:
     return settings
 
 
+def _check_sigma(settings: dict, path: Path) -> None:
+    checks = {
+        "qk_norm": lambda value: isinstance(value, bool),
+        "kv_compress": lambda value: type(value) is int and 1 <= value <= MAX_SIZE,
+        "kv_compress_blocks": lambda value: isinstance(value, list) and all(type(block) is int for block in value),
+    }
+    for name, fits in checks.items():
+        if name in settings and not fits(settings[name]):
+            raise PixArtError(f"{path} has {name} = {settings[name]!r}, which no network has.")
+
+
 def official_shapes(config: "PixArtConfig") -> dict[str, list[int]]:
     """Name and shape of every tensor in the state dict of a PixArt."""
     import torch
@@ -276,22 +255,4 @@ def official_shapes(config: "PixArtConfig") -> dict[str, list[int]]:
     from pixart.model.pixart import PixArt
 
     with torch.device("meta"):
-        return {name: list(tensor.shape) for name, tensor in PixArt(config).state_dict().items()}
-
-
-def check_tensors(found: dict[str, list[int]], expected: dict[str, list[int]], where: str) -> None:
-    """PixArtError with a short list of what is missing, unexpected or of another shape in `where`."""
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} is {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    complaints = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", misshapen))
-        if names
-    ]
-    if complaints:
-        raise PixArtError(f"{where} does not hold the tensors that the config asks for ({'; '.join(complaints)}).")
+        return shapes(PixArt(config).state_dict())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixart.encoders.tokenizer import Tokenizer
+from pixart.encoders.tokenizer import MAX_TOKENS, Tokenizer
 from pixart.errors import PixArtError
 
 TEXT_ENCODERS = ("BertModel", "T5EncoderModel")  # the classes of transformers that model_index.json may name
@@ -21,7 +21,7 @@ class EncodedText:
 class TextEncoder:
     """A text encoder and its tokenizer, from two folders in Hugging Face layout. Holds no state between calls."""
 
-    def __init__(self, encoder_folder: Path, tokenizer_folder: Path, class_name: str):
+    def __init__(self, encoder_folder: Path, tokenizer_folder: Path, class_name: str, max_tokens: int = MAX_TOKENS):
         """Load from disk only. Raises PixArtError, naming the folder, where it does not hold what it should."""
         import torch
         import transformers
@@ -43,7 +43,7 @@ class TextEncoder:
         if missing:
             raise PixArtError(f"The text encoder in {encoder_folder} lacks weights, among them {missing[0]}.")
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = Tokenizer(tokenizer_folder, encoder_folder)
+        self.tokenizer = Tokenizer(tokenizer_folder, encoder_folder, max_tokens)
         self.max_tokens = self.tokenizer.max_tokens
 
     def encode(self, text: str) -> EncodedText:

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from pixart.errors import PixArtError
 
-MAX_TOKENS = 120  # the official length, and what the stock pipeline cuts at
+MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
 PAD_TO = 16
 
 
 class Tokenizer:
     """The tokenizer of a model folder, cutting at what its text encoder reads. Holds no state between calls."""
 
-    def __init__(self, folder: Path, encoder_folder: Path):
+    def __init__(self, folder: Path, encoder_folder: Path, max_tokens: int = MAX_TOKENS):
         """Load from disk only: `folder` is the tokenizer's, `encoder_folder` has the text encoder's config.json.
+
+        `max_tokens` is what the transformer was trained on.
 
         Raises:
             PixArtError: one of them does not hold what it should; names it.
@@ -24,8 +26,8 @@ class Tokenizer:
         except (OSError, ValueError, AttributeError) as error:
             raise PixArtError(f"{encoder_folder / 'config.json'} cannot be read: {error}") from None
         # BERT has a table of positions, T5 has none and takes any length.
-        self.positions = positions or MAX_TOKENS + PAD_TO
-        self.max_tokens = min(MAX_TOKENS, self.positions)
+        self.positions = positions or max_tokens + PAD_TO
+        self.max_tokens = min(max_tokens, self.positions)
 
     def tokenize(self, text: str) -> tuple[list[int], str]:
         """Token ids with the special tokens, at most `max_tokens`, and the words that did not fit."""

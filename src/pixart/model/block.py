@@ -9,17 +9,39 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Self-attention over image tokens: (B, N, D) -> (B, N, D)."""
+    """Self-attention over image tokens: (B, N, D) -> (B, N, D).
 
-    def __init__(self, width: int, num_heads: int):
+    Two options of PixArt-Σ (arXiv 2403.04692, section 3.2; PixArt-sigma `PixArt_blocks.py:AttentionKVCompress`): with
+    `qk_norm` queries and keys are normed over the whole width, and with `kv_compress` k above 1 keys and values are
+    made k times narrower and lower by a convolution that knows each channel by itself.
+    """
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool = False, kv_compress: int = 1):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.kv_compress = num_heads, kv_compress
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.q_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
+        if kv_compress > 1:
+            self.sr = nn.Conv2d(width, width, kernel_size=kv_compress, stride=kv_compress, groups=width)
+            self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = split_heads(self.qkv(x), 3, self.num_heads)  # (B, h, N, d) each
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """`grid` is rows and columns, rows · columns = N; only compression must know it."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
+        query, key = self.q_norm(query), self.k_norm(key)
+        if self.kv_compress > 1:
+            if grid is None:
+                raise ValueError("compressing keys and values needs the rows and columns of a whole picture")
+            key, value = self.compress(key, *grid), self.compress(value, *grid)  # (B, M, D) each, M = N/k²
+        (query,), (key,), (value,) = (split_heads(part, 1, self.num_heads) for part in (query, key, value))
         return self.proj(join_heads(attend(query, key, value, None)))  # (B, N, D)
+
+    def compress(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, N, D) -> (B, M, D)."""
+        x = x.transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, rows, columns)
+        return self.norm(self.sr(x).flatten(2).transpose(1, 2))
 
 
 class CrossAttention(nn.Module):

@@ -29,6 +29,8 @@ class PixArtConfig:
     squeezed over the same span. `interpolation_scale` None means max(sample_size // 64, 1), as in Diffusers.
     With `micro_conditions` the network is told the original size of the picture and its aspect ratio, as the released
     1024-px model is; Diffusers calls it `use_additional_conditions`.
+
+    `qk_norm` and `kv_compress`, in the blocks of `kv_compress_blocks`, are PixArt-Σ's; see `Attention`.
     """
 
     in_channels: int = 8
@@ -42,9 +44,17 @@ class PixArtConfig:
     sample_size: int = 32
     interpolation_scale: float | None = None
     micro_conditions: bool = False
+    qk_norm: bool = False
+    kv_compress: int = 1
+    kv_compress_blocks: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_sizes(self.width, self.num_heads, self.sample_size, self.patch_size)
+        if self.kv_compress < 1 or not set(self.kv_compress_blocks) <= set(range(self.depth)):
+            raise UsageError(
+                f"Compression by {self.kv_compress} in the blocks {self.kv_compress_blocks} cannot be: it must be at "
+                f"least 1, and in blocks from 0 to {self.depth - 1}."
+            )
         if self.micro_conditions and self.width % 3:
             raise UsageError(
                 f"A width of {self.width} is not a multiple of 3, which micro-conditions need: a third of it each for "
@@ -105,19 +115,30 @@ class TextEmbedder(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention to the text, MLP. The timestep modulates the first and the last, not the text."""
 
-    def __init__(self, config: PixArtConfig):
+    def __init__(self, config: PixArtConfig, kv_compress: int = 1):
         super().__init__()
         width = config.width
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
-        self.attn = Attention(width, config.num_heads)
+        self.attn = Attention(width, config.num_heads, config.qk_norm, kv_compress)
         self.cross_attn = CrossAttention(width, config.num_heads)
         self.mlp = Mlp(width, config.mlp_ratio * width, width)
 
-    def forward(self, x: Tensor, modulation: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """x (B, N, D), modulation (B, 6, D), key and value (B, h, L, d), mask (B, 1, 1, L) -> (B, N, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """x (B, N, D), modulation (B, 6, D), key and value (B, h, L, d), mask (B, 1, 1, L) -> (B, N, D).
+
+        `grid` is rows and columns of the tokens where x holds a whole picture; see `Attention`.
+        """
         mine = (self.scale_shift_table + modulation).chunk(6, dim=1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = mine  # (B, 1, D) each
-        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn)))
+        x = torch.addcmul(x, gate_attn, self.attn(modulated_norm(x, shift_attn, scale_attn), grid))
         x = x + self.cross_attn(x, key, value, mask)  # no norm, no gate
         return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)))  # (B, N, D)
 
@@ -148,7 +169,10 @@ class PixArt(nn.Module):
             self.ar_embedder = TimestepEmbedder(config.width // 3)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
         self.y_embedder = TextEmbedder(config.text_dim, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        compressed = config.kv_compress_blocks
+        self.blocks = nn.ModuleList(
+            Block(config, config.kv_compress if i in compressed else 1) for i in range(config.depth)
+        )
         self.final_layer = FinalLayer(config)
         initialise(self)
 
@@ -189,12 +213,11 @@ class PixArt(nn.Module):
 
     def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
         """The rest: latents (B, C, H, W), with timestep and text already read -> (B, out_channels, H, W)."""
-        x = self.embed_latent(x_t)
+        x, grid = self.embed_latent(x_t), self.grid(x_t)
         for block, (key, value) in zip(self.blocks, context.keys_and_values, strict=True):
-            x = block(x, modulation.blocks, key, value, context.mask)
+            x = block(x, modulation.blocks, key, value, context.mask, grid)
         patches = self.final_layer(x, modulation.final)
-        rows, columns = self.grid(x_t)
-        return unpatchify(patches, rows, columns, self.config.patch_size)  # (B, out_channels, H, W)
+        return unpatchify(patches, *grid, self.config.patch_size)  # (B, out_channels, H, W)
 
     def embed_latent(self, x_t: Tensor) -> Tensor:
         """Patches of the latent (B, C, H, W) as tokens that know their places: (B, N, D)."""
@@ -223,6 +246,8 @@ def initialise(model: PixArt) -> None:
         nn.init.normal_(layer.weight, std=0.02)
     for block in model.blocks:
         nn.init.zeros_(block.cross_attn.proj.weight)
+        if block.attn.kv_compress > 1:
+            nn.init.constant_(block.attn.sr.weight, block.attn.kv_compress**-2)  # the mean, as in PixArt-sigma
         nn.init.normal_(block.scale_shift_table, std=model.config.width**-0.5)
     nn.init.zeros_(model.final_layer.linear.weight)
     nn.init.normal_(model.final_layer.scale_shift_table, std=model.config.width**-0.5)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixart.checkpoints.diffusers import read_settings
+from pixart.checkpoints.diffusers import NULL_CAPTION, NULL_CAPTION_NAME, read_settings
+from pixart.checkpoints.tensors import is_pickle
+from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError
 from pixart.sampling.prompts import Style, read_styles
 from pixart.sampling.schedule import check_config
@@ -26,6 +28,7 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
+SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
 
 
@@ -43,6 +46,7 @@ class ModelFolder:
     size_multiple: int
     max_size: int
     vae_factor: int  # how many pixels wide one latent is
+    max_tokens: int  # of a text, as the transformer was trained
     weights: tuple[Path, ...]
     has_graphs: bool
 
@@ -97,6 +101,7 @@ def open_model_folder(path: str | Path | None = None) -> ModelFolder:
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
         vae_factor=vae_factor,
+        max_tokens=_max_tokens(folder / "transformer" / NULL_CAPTION_NAME, index.get("_class_name")),
         weights=tuple(weights),
         has_graphs=all((folder / name).is_file() for name in GRAPHS),
     )
@@ -191,8 +196,21 @@ def _check_weights(folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _check_safetensors(path: Path) -> None:
-    """Compare the file's length with what its header promises; a cut-short download fails here and says so."""
+def _max_tokens(null_caption: Path, pipeline: Any) -> int:
+    """As long as the null caption, where there is one; else what the stock pipeline of that class cuts at."""
+    if not null_caption.is_file():
+        return SIGMA_TOKENS if pipeline == "PixArtSigmaPipeline" else MAX_TOKENS
+    shape = _check_safetensors(null_caption).get(NULL_CAPTION, {}).get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
+        raise PixArtError(f"The model folder is damaged: {null_caption} holds no {NULL_CAPTION} of 2 dimensions.")
+    return shape[0]
+
+
+def _check_safetensors(path: Path) -> dict[str, Any]:
+    """Compare the file's length with what its header promises; a cut-short download fails here and says so.
+
+    Returns the header.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -208,12 +226,14 @@ def _check_safetensors(path: Path) -> None:
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (AttributeError, KeyError, TypeError, IndexError):
-        raise PixArtError(f"The model folder is damaged: {path} is not a whole safetensors file.") from None
+        why = " but a pickle, which pixart does not open" if is_pickle(path) else ""
+        raise PixArtError(f"The model folder is damaged: {path} is not a whole safetensors file{why}.") from None
     found = path.stat().st_size
     if found != expected:
         raise PixArtError(
             f"The model folder is damaged: {path} should be {expected:,} bytes long and is {found:,}; copy it again."
         )
+    return header
 
 
 def _read_defaults(path: Path) -> dict[str, Any]:

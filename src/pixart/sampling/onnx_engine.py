@@ -46,7 +46,9 @@ class OnnxEngine:
         fingerprint_now = fingerprint(folder.path)
         with ThreadPoolExecutor(len(wanted) + 1) as pool:
             loading: list[Future] = [pool.submit(self._load, name, fingerprint_now) for name in wanted]
-            tokenizer = pool.submit(Tokenizer, folder.path / "tokenizer", folder.path / "text_encoder")
+            tokenizer = pool.submit(
+                Tokenizer, folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens
+            )
         self.tokenizer = tokenizer.result()
         self.max_tokens = self.tokenizer.max_tokens
         self.text, self.denoiser, self.decoder = (future.result() for future in loading)

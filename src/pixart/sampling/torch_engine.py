@@ -23,7 +23,7 @@ class TorchEngine:
         """Load from disk only; `dtype` is that of the denoiser, the rest is fp32 (the solver's x_t too)."""
         self.dtype = getattr(torch, dtype)
         self.text_encoder = TextEncoder(
-            folder.path / "text_encoder", folder.path / "tokenizer", folder.text_encoder_class
+            folder.path / "text_encoder", folder.path / "tokenizer", folder.text_encoder_class, folder.max_tokens
         )
         self.max_tokens = self.text_encoder.max_tokens
         self.denoiser = load_transformer(folder.path / "transformer").to(self.dtype).eval().requires_grad_(False)

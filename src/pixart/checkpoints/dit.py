@@ -1,0 +1,144 @@
+"""Class-conditional DiTs as others write them (facebook/DiT-XL-2-256): to the `DiT` of model/dit.py.
+
+Two layouts are read: DiT's own, a `.pt` or safetensors file with the names of facebookresearch/DiT `models.py`, and the
+folder of Diffusers' `DiTTransformer2DModel`. Diffusers keeps a copy of the timestep and class embedders in every block.
+It also computes the sines of the timestep with another spacing than DiT was trained with (`downscale_freq_shift` 1) and
+norms with eps 1e-5 before the MLP where its config says so; our network computes as DiT's own code does.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixart.checkpoints.diffusers import NOT_TRAINED
+from pixart.checkpoints.official import POSITIONS, read_states
+from pixart.checkpoints.tensors import (
+    check_tensors,
+    is_pickle,
+    read_pickle,
+    read_safetensors,
+    refuse_not_finite,
+    shapes,
+)
+from pixart.errors import PixArtError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pixart.model.dit import DiT
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+TABLE = "y_embedder.embedding_table.weight"
+EMBEDDERS = "norm1.emb."
+LAYERS = {
+    "x_embedder.proj": ["pos_embed.proj"],
+    "t_embedder.mlp.0": ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"],
+    "t_embedder.mlp.2": ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_2"],
+    "final_layer.adaLN_modulation.1": ["proj_out_1"],
+    "final_layer.linear": ["proj_out_2"],
+}
+BLOCK_LAYERS = {
+    "attn.qkv": ["attn1.to_q", "attn1.to_k", "attn1.to_v"],
+    "attn.proj": ["attn1.to_out.0"],
+    "mlp.fc1": ["ff.net.0.proj"],
+    "mlp.fc2": ["ff.net.2"],
+    "adaLN_modulation.1": ["norm1.linear"],
+}
+
+
+def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None) -> "DiT":
+    """Read a DiT, in fp32, from a file in its own layout or a folder of Diffusers.
+
+    Args:
+        source: the file; or the folder with config.json and the weights, or one that has it as `transformer/`.
+        num_heads: for a file, whose shapes do not tell; a folder's config does.
+        ema: of a training checkpoint of DiT's own, the moving average.
+        image_size: for a file without `pos_embed`: side in pixels of the pictures it was trained on.
+
+    Raises:
+        PixArtError: a file is missing or damaged, or holds another network; lists missing, extra, misshapen tensors.
+    """
+    import torch
+
+    from pixart.model.dit import DiT, DiTConfig
+
+    if source.is_dir():
+        folder = source / "transformer" if (source / "transformer").is_dir() else source
+        state, num_heads, sample_size, where = _from_diffusers(folder)
+    else:
+        states, where = read_states(source), str(source)
+        if ema and "state_dict_ema" not in states:
+            raise UsageError(f"{source} holds no moving average; leave --ema out.")
+        state = dict(states["state_dict_ema" if ema else "state_dict"])
+        grid = state.pop(POSITIONS, None)
+        if grid is None and image_size is None:
+            raise UsageError(f"{source} has no {POSITIONS}; give --image-size, the side of its pictures in pixels.")
+        patch = state["x_embedder.proj.weight"].shape[-1] if "x_embedder.proj.weight" in state else 1
+        sample_size = image_size // 8 if image_size else round(grid.shape[1] ** 0.5) * patch
+    if not {TABLE, "x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight"} <= state.keys():
+        raise PixArtError(f"{where} holds no class-conditional DiT: of its {len(state)} tensors, none is {TABLE}.")
+    refuse_not_finite(state, where)
+    width, in_channels, patch_size = state["x_embedder.proj.weight"].shape[:3]
+    state["y_embedders.0.embedding_table.weight"] = state.pop(TABLE)
+    try:
+        config = DiTConfig(
+            class_counts=(len(state["y_embedders.0.embedding_table.weight"]) - 1,),
+            in_channels=in_channels,
+            out_channels=state["final_layer.linear.weight"].shape[0] // patch_size**2,
+            width=width,
+            depth=_depth(state, "blocks"),
+            num_heads=num_heads,
+            patch_size=patch_size,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // width,
+            sample_size=sample_size,
+            interpolation_scale=1.0 if sample_size >= 128 else None,  # DiT counts its positions and never scales them
+        )
+    except UsageError as error:
+        raise UsageError(f"{where}: {error} Give the number of heads with --num-heads.") from None
+    with torch.device("meta"):
+        model = DiT(config)
+    check_tensors(shapes(state), shapes(model.state_dict()), where)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    return model.eval()
+
+
+def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, str]":
+    """State by DiT's own names, heads, sample size, and the weights file, of a `DiTTransformer2DModel`."""
+    import torch
+
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        num_heads, sample_size = settings["num_attention_heads"], settings["sample_size"]
+        known = settings["_class_name"] in ("DiTTransformer2DModel", "Transformer2DModel")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PixArtError(f"{folder / 'config.json'} cannot be read as the config of a DiT ({error!r}).") from None
+    if not known or settings.get("norm_type") != "ada_norm_zero" or type(num_heads) is not int:
+        raise PixArtError(
+            f"{folder / 'config.json'} describes {settings['_class_name']!r}, not a class-conditional DiT."
+        )
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise PixArtError(f"{folder / WEIGHTS[0]} is missing; copy the whole folder again.")
+    path = found[0]
+    given = read_pickle(path) if path.suffix == ".bin" and is_pickle(path) else read_safetensors(path)
+    given.pop(NOT_TRAINED, None)
+    depth = _depth(given, "transformer_blocks")
+    layers = dict(LAYERS)
+    for i in range(depth):
+        layers |= {f"blocks.{i}.{ours}": [f"transformer_blocks.{i}.{n}" for n in t] for ours, t in BLOCK_LAYERS.items()}
+    names = {f"{ours}.{part}": [f"{n}.{part}" for n in layers[ours]] for ours in layers for part in ("weight", "bias")}
+    names[TABLE] = ["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"]
+    taken = {name for theirs in names.values() for name in theirs}
+    copies = [name for name in given if EMBEDDERS in name and name not in taken]
+    for name in copies:
+        first = re.sub(r"blocks\.\d+\.", "blocks.0.", name)
+        if first not in given or not torch.equal(given[name], given[first]):
+            raise PixArtError(f"{path} has {name} unlike that of the first block; DiT has one for all blocks.")
+    check_tensors({name: [] for name in given if name not in copies}, {name: [] for name in sorted(taken)}, str(path))
+    state = {ours: torch.cat([given[name] for name in theirs]) for ours, theirs in names.items()}
+    return state, num_heads, sample_size, str(path)
+
+
+def _depth(state: "dict[str, torch.Tensor]", blocks: str) -> int:
+    return 1 + max((int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d+)\.", name))), default=0)

@@ -1,0 +1,247 @@
+"""Official PixArt checkpoints: the `.pth` files of its repositories, and safetensors files with their names.
+
+A `.pth` holds `{"state_dict": ..., "state_dict_ema": ..., ...}` or the state dict alone (PixArt-alpha
+`diffusion/utils/checkpoint.py`). Two of its tensors are not weights: `pos_embed`, the fixed position grid, which says
+for which size the network counts its positions, and `y_embedder.y_embedding`, the null caption, which training never
+changes and guidance needs.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixart.checkpoints.diffusers import NULL_CAPTION, official_shapes
+from pixart.checkpoints.tensors import (
+    check_tensors,
+    is_pickle,
+    read_pickle,
+    read_safetensors,
+    refuse_not_finite,
+    save_tensors,
+    shapes,
+)
+from pixart.errors import PixArtError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pixart.model.pixart import PixArtConfig
+
+POSITIONS = "pos_embed"
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+NUM_HEADS = 16  # of every released network; the shapes do not tell
+SIGMA_TOKENS = 300  # of PixArt-Σ's null caption; PixArt-α's has 120
+# Scale of the positions by picture size, where no grid says it (PixArt-sigma `configs`); PixArt-α has Diffusers' rule.
+SIGMA_SCALES = {256: 0.5, 512: 1.0, 1024: 2.0, 2048: 4.0}
+PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A PixArt as it is stored: `state` by official names, without the null caption (L, T), which stands apart."""
+
+    config: "PixArtConfig"
+    state: "dict[str, torch.Tensor]"
+    null_caption: "torch.Tensor | None"
+    has_ema: bool = False  # the file holds a moving average as well
+
+
+def read_official(
+    path: Path, *, num_heads: int = NUM_HEADS, ema: bool = False, image_size: int | None = None
+) -> Checkpoint:
+    """Read an official checkpoint; sizes and options are inferred from its tensors.
+
+    Args:
+        path: a pickle (`.pth` or any other name but `.safetensors`) or a safetensors file.
+        num_heads: the one size that no shape tells.
+        ema: take the moving average. Its null caption is that of the weights beside it all the same: the official
+            training averages trained weights only, so the average's own null caption was never more than noise.
+        image_size: side in pixels of the pictures it was trained on; needed only where the file has no `pos_embed`.
+
+    Raises:
+        PixArtError: the file is missing, damaged, or holds another network; lists missing, extra and misshapen tensors.
+        UsageError: `num_heads` or `image_size` does not fit, or is needed; or there is no moving average.
+    """
+    states = read_states(path)
+    if ema and "state_dict_ema" not in states:
+        raise UsageError(f"{path} holds no moving average (state_dict_ema); leave --ema out.")
+    state = _without_prefix(states["state_dict_ema" if ema else "state_dict"], path)
+    if ema:
+        plain = _without_prefix(states["state_dict"], path)
+        state = {name: plain[name] if name == NULL_CAPTION and name in plain else state[name] for name in state}
+    refuse_not_finite(state, str(path))
+    null_caption, positions = state.pop(NULL_CAPTION, None), state.pop(POSITIONS, None)
+    config = _infer(state, null_caption, positions, num_heads, image_size, path)
+    check_tensors(shapes(state), official_shapes(config), str(path))
+    if null_caption is not None and (null_caption.dim() != 2 or null_caption.shape[1] != config.text_dim):
+        raise PixArtError(f"{path} has {NULL_CAPTION} of {list(null_caption.shape)}, not [tokens, {config.text_dim}].")
+    return Checkpoint(config, state, null_caption, "state_dict_ema" in states)
+
+
+def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
+    """The state dicts of a file: "state_dict", and "state_dict_ema" where it has one.
+
+    Raises:
+        PixArtError: the file is missing or damaged, or holds no state dict.
+    """
+    import torch
+
+    if not path.is_file():
+        raise PixArtError(f"{path} is not there, or not a file.")
+    if path.suffix == ".safetensors" or not is_pickle(path):
+        return {"state_dict": read_safetensors(path)}
+    loaded = read_pickle(path)
+    names = {"state_dict": "state_dict", "state_dict_ema": "state_dict_ema"}
+    names |= {"model": "state_dict", "ema": "state_dict_ema"}  # those of DiT's training (facebookresearch/DiT train.py)
+    found = {names[name]: value for name, value in loaded.items() if name in names and isinstance(value, dict)}
+    found.setdefault("state_dict", loaded)
+    for state in found.values():
+        other = [str(name) for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
+        if other or not state:
+            raise PixArtError(f"{path} holds no state dict: {', '.join(other[:3]) or 'nothing'} is not a tensor.")
+    return found
+
+
+def write_official(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a `.pth` ({"state_dict": ...}) or, by the suffix, a safetensors file, whole or not at all.
+
+    With the null caption where there is one, and the position grid made again.
+
+    Raises:
+        PixArtError: the disk refuses.
+    """
+    import torch
+
+    state = dict(checkpoint.state)
+    if checkpoint.null_caption is not None:
+        state[NULL_CAPTION] = checkpoint.null_caption
+    state[POSITIONS] = position_grid(checkpoint.config)
+    if path.suffix == ".safetensors":
+        save_tensors(state, path, None)
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        torch.save({"state_dict": {name: tensor.contiguous() for name, tensor in state.items()}}, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch says a full disk by the second
+        part.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise PixArtError(f"{path} cannot be written ({reason}); make room or choose another place.") from None
+
+
+def position_grid(config: "PixArtConfig") -> "torch.Tensor":
+    """The official `pos_embed`: (1, N, D) float32, N the tokens of a picture of the network's own size."""
+    import torch
+
+    from pixart.model.embed import sincos_positions
+
+    side = config.sample_size // config.patch_size
+    grid = sincos_positions(side, side, config.width, side, config.position_scale, torch.device("cpu"), torch.float32)
+    return grid[None]
+
+
+def _without_prefix(state: "dict[str, torch.Tensor]", path: Path) -> "dict[str, torch.Tensor]":
+    """Names without what wrappers put before them all: `module.`, `model.diffusion_model.`, ..."""
+    first = "x_embedder.proj.weight"
+    found = [name for name in state if name.endswith(first)]
+    if len(found) != 1:
+        hint = ""
+        if "pos_embed.proj.weight" in state:
+            hint = "; its names are those of Diffusers: give the folder that it lies in"
+        raise PixArtError(f"{path} holds no PixArt: of its {len(state)} tensors, none is {first}{hint}.")
+    return {name.removeprefix(found[0].removesuffix(first)): tensor for name, tensor in state.items()}
+
+
+def _infer(
+    state: "dict[str, torch.Tensor]",
+    null_caption: "torch.Tensor | None",
+    positions: "torch.Tensor | None",
+    num_heads: int,
+    image_size: int | None,
+    path: Path,
+) -> "PixArtConfig":
+    from pixart.model.pixart import PixArtConfig
+
+    if "y_embedder.embedding_table.weight" in state:
+        raise PixArtError(
+            f"{path} is a class-conditional DiT; a PixArt to start from is made of it with: pixart convert {path} DEST "
+            "--to reparameterized"
+        )
+    width, in_channels, patch_size = _dims(state, "x_embedder.proj.weight", 4, path)[:3]
+    depth = 1 + max((int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    patches = _dims(state, "final_layer.linear.weight", 2, path)[0]
+    compressing = {
+        int(match[1]): tensor.shape[-1]
+        for name, tensor in state.items()
+        if (match := re.fullmatch(r"blocks\.(\d+)\.attn\.sr\.weight", name))
+    }
+    if len(set(compressing.values())) > 1:
+        raise PixArtError(f"{path} compresses keys and values by several factors: {sorted(set(compressing.values()))}.")
+    sample_size, scale = _positions(positions, null_caption, patch_size, image_size, path)
+    try:
+        return PixArtConfig(
+            in_channels=in_channels,
+            out_channels=patches // patch_size**2,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            mlp_ratio=_dims(state, "blocks.0.mlp.fc1.weight", 2, path)[0] // width,
+            text_dim=_dims(state, "y_embedder.y_proj.fc1.weight", 2, path)[1],
+            sample_size=sample_size,
+            interpolation_scale=None if scale == max(sample_size // 64, 1) else scale,
+            micro_conditions="csize_embedder.mlp.0.weight" in state,
+            qk_norm="blocks.0.attn.q_norm.weight" in state,
+            kv_compress=next(iter(compressing.values()), 1),
+            kv_compress_blocks=tuple(sorted(compressing)),
+        )
+    except UsageError as error:
+        raise UsageError(f"{path}: {error} Give the number of heads with --num-heads.") from None
+
+
+def _dims(state: "dict[str, torch.Tensor]", name: str, count: int, path: Path) -> tuple[int, ...]:
+    if name not in state:
+        raise PixArtError(f"{path} holds no PixArt: of its {len(state)} tensors, none is {name}.")
+    if state[name].dim() != count:
+        raise PixArtError(f"{path} has {name} of shape {list(state[name].shape)}, where {count} dimensions are needed.")
+    return tuple(state[name].shape)
+
+
+def _positions(
+    grid: "torch.Tensor | None",
+    null_caption: "torch.Tensor | None",
+    patch_size: int,
+    image_size: int | None,
+    path: Path,
+) -> tuple[int, float]:
+    """Sample size and interpolation scale: read off the grid, or what is usual at `image_size`."""
+    import torch
+
+    from pixart.model.embed import sincos_positions
+
+    if grid is None and image_size is None:
+        raise UsageError(
+            f"{path} has no {POSITIONS}, and its other tensors do not tell what size it was trained on; give "
+            "--image-size 256, 512, 1024 or 2048."
+        )
+    if image_size is not None:
+        if image_size < 1 or image_size % (PIXELS_PER_LATENT * patch_size):
+            raise UsageError(f"--image-size {image_size} is not a multiple of {PIXELS_PER_LATENT * patch_size}.")
+        sample_size = image_size // PIXELS_PER_LATENT
+        sigma = null_caption is not None and len(null_caption) == SIGMA_TOKENS
+        return sample_size, (SIGMA_SCALES if sigma else {}).get(image_size, float(max(sample_size // 64, 1)))
+    side = math.isqrt(grid.shape[1]) if grid.dim() == 3 else 0
+    if side < 2 or side * side != grid.shape[1] or grid.shape[2] % 4:
+        raise PixArtError(f"{path} has a {POSITIONS} of shape {list(grid.shape)}, which is not a square grid.")
+    # The second column is at 1 / scale, and its first frequency is 1: sine and cosine of that very angle.
+    quarter = grid.shape[2] // 4
+    angle = math.atan2(float(grid[0, 1, 0]), float(grid[0, 1, quarter]))
+    scale = round(1 / angle, 3) if angle > 1e-3 else 1.0
+    made = sincos_positions(side, side, grid.shape[2], side, scale, torch.device("cpu"), torch.float32)
+    if not torch.allclose(grid[0].float(), made, atol=0.02):  # wide enough for bf16
+        raise PixArtError(
+            f"{path} has a {POSITIONS} that is not the sine-cosine grid; give --image-size to set it aside."
+        )
+    return side * patch_size, scale

@@ -1,0 +1,55 @@
+"""`pixart info`: every kind of source is told, in lines and in JSON."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+from test_official import VARIANTS, official_state
+
+from pixart.checkpoints.diffusers import NULL_CAPTION_NAME
+from pixart.checkpoints.official import NULL_CAPTION
+from pixart.cli import main
+from pixart.sampling.model_folder import open_model_folder
+
+
+def facts(capsys, *arguments) -> dict:
+    assert main(["info", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_official_files_are_told_apart(tmp_path, capsys):
+    for variant, config in VARIANTS.items():
+        save_file(official_state(config, tokens=300 if "sigma" in variant else 120), tmp_path / "a.safetensors")
+        said = facts(capsys, tmp_path / "a.safetensors")
+        assert said["kind"] == "official file"
+        assert said["family"] == ("PixArt-Σ" if "sigma" in variant else "PixArt-α")
+        assert said["image_size"] == 8 * config.sample_size and said["micro_conditions"] == config.micro_conditions
+        assert said["kv_compression"] == (2 if "compressed" in variant else None)
+        assert said["null_caption"] == ("300 tokens" if "sigma" in variant else "120 tokens")
+    assert main(["info", str(tmp_path / "a.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "qk norm            yes" in lines and "dtype              float32" in lines
+
+
+def test_folders_and_runs_are_told(folder, tmp_path, capsys):
+    said = facts(capsys, folder)
+    assert (said["kind"], said["tokens"], said["styles"]) == ("model folder", 120, ["3D", "Flat"])
+    assert said["files"]["transformer/diffusion_pytorch_model.safetensors"] > 1000
+    assert said["text_encoder"] == "BertModel" and said["graphs"] is False
+    assert facts(capsys, folder / "transformer")["kind"] == "transformer folder"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"kind": "text"}')
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n{}\n")
+    said = facts(capsys, tmp_path / "run")
+    assert (said["kind"], said["recipe"], said["reports"]) == ("run folder", "text", 2)
+    for wrong in (tmp_path / "no", tmp_path):
+        assert main(["info", str(wrong)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_number_of_tokens_follows_the_folder(folder):
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("PixArtAlphaPipeline", "PixArtSigmaPipeline"))
+    assert open_model_folder(folder).max_tokens == 300
+    save_file({NULL_CAPTION: torch.zeros(77, 32)}, folder / "transformer" / NULL_CAPTION_NAME)
+    assert open_model_folder(folder).max_tokens == 77
