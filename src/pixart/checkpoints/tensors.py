@@ -90,8 +90,8 @@ def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
     wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if wrong:
         raise PixArtError(
-            f"{where} holds NaN or infinity in {len(wrong)} of {len(state)} tensors ({_some(wrong)}); a copy that was "
-            "made well is needed, or an earlier checkpoint."
+            f"{where} is not finite: NaN or infinity in {len(wrong)} of {len(state)} tensors ({_some(wrong)}); copy it "
+            "again, or take an earlier checkpoint."
         )
 
 
