@@ -287,3 +287,18 @@ def test_a_start_that_cannot_be_one_is_refused(recipe, trained, tmp_path):
     stage1 = recipes.from_run(trained / "stage1_pixels_256")
     backwards = dataclasses.replace(stage1, run=tmp_path / "run", init=stage2)
     assert "a class-conditional DiT cannot start from it" in str(refusal(backwards))
+
+
+def test_features_that_lost_too_many_pictures_are_refused_unless_told_otherwise(recipe, tmp_path):
+    folder = shutil.copytree(recipe.features, tmp_path / "features")
+    manifest = json.loads((folder / "features.json").read_text())
+    (folder / "features.json").write_text(json.dumps({**manifest, "skipped": {"truncated": 1}}))
+    (folder / "skipped.jsonl").write_text(json.dumps({"key": "a.png", "reason": "truncated: ends early"}) + "\n")
+    lossy = dataclasses.replace(recipe, features=folder)
+    with pytest.raises(
+        PixArtError, match=r"1 of 20 pictures were dropped \(a.png: truncated: ends early\): 5%.*--allow"
+    ):
+        open_for(lossy)
+    assert len(open_for(dataclasses.replace(lossy, allow_dropped=0.05))) == 19
+    with pytest.raises(UsageError, match=r"allow_dropped is 1\.5"):
+        dataclasses.replace(lossy, allow_dropped=1.5)

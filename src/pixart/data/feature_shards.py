@@ -22,6 +22,7 @@ the manifest says the same of the folder, and lists every shard with its content
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections import OrderedDict
@@ -137,6 +138,15 @@ class Features:
 
     def __len__(self) -> int:
         return sum(self.buckets.values())
+
+    def dropped(self) -> tuple[int, list[str]]:
+        """How many pictures of the data are not in here, and up to three of them as "name: reason"."""
+        count, path = sum(self.manifest.get("skipped", {}).values()), self.folder / "skipped.jsonl"
+        if not count or not path.is_file():
+            return count, []
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in itertools.islice(file, 3)]
+        return count, [f"{row['key']}: {row['reason']}" for row in rows]
 
     def __reduce__(self):
         return open_features, (self.folder,)

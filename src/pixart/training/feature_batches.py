@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pixart.data.bucket_batches import EpochBatches, WeightedBatches, in_order
+from pixart.data.dropped import check_dropped
 from pixart.data.feature_shards import FeatureBatch, Features, files_hash, open_features, weights_hash
 from pixart.errors import UsageError
 from pixart.training.batches import Phase, check_batch_sizes, spared_tokens
@@ -21,10 +22,13 @@ def open_for(recipe: ClassRecipe | TextRecipe) -> Features:
     """The recipe's features, checked against its encoders and sizes.
 
     Raises:
-        PixArtError: the folder is missing, unfinished, or made with other encoders or at another size.
+        PixArtError: the folder is missing, unfinished, or made with other encoders or at another size; or too many
+            pictures were dropped when it was made.
         UsageError: the recipe asks for what the folder does not have.
     """
     store = open_features(recipe.features)
+    dropped, examples = store.dropped()
+    check_dropped(dropped, len(store) + dropped, allowed=recipe.allow_dropped, examples=examples)
     sizes = {phase.size for phase in recipe.phases}
     made_at = store.origin.settings.get("base_size")
     if sizes != {made_at}:

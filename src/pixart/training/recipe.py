@@ -11,6 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pixart.data.dropped import ALLOWED
 from pixart.diffusion.timesteps import Timesteps
 from pixart.encoders.autoencoder import AutoencoderConfig
 from pixart.errors import PixArtError, UsageError
@@ -102,7 +103,8 @@ class ClassRecipe:
     """Stage 1, pixel dependency: a class-conditional DiT on cached latents.
 
     It learns from `data`, pictures that are encoded into `cache` as training begins, by the kinds of `classes` that the
-    data knows; or from `features`, a folder that `pixart data extract` made of class folders.
+    data knows; or from `features`, a folder that `pixart data extract` made of class folders, where at most the share
+    `allow_dropped` of the pictures was dropped.
     """
 
     run: Path
@@ -111,6 +113,7 @@ class ClassRecipe:
     data: Path | None = None
     cache: Path | None = None
     features: Path | None = None
+    allow_dropped: float = ALLOWED
     classes: tuple[str, ...] = ("subgroup", "style")
     class_dropout: float = 0.1
     init: Path | None = None
@@ -148,6 +151,7 @@ class TextRecipe:
     data: Path | None = None
     cache: Path | None = None
     features: Path | None = None
+    allow_dropped: float = ALLOWED
     init: Path | None = None
     reparameterize_timestep: float = 775.0
     caption_dropout: float = 0.1
@@ -195,6 +199,8 @@ def check_all_tokens(phases: tuple[Phase, ...]) -> None:
 
 def check_denoising(recipe: ClassRecipe | TextRecipe) -> None:
     """What the recipes of a denoiser share. Raises UsageError."""
+    if not 0 <= recipe.allow_dropped <= 1:
+        raise UsageError(f"allow_dropped is {recipe.allow_dropped}; it is a share, from 0 to 1.")
     if (recipe.data is None or recipe.cache is None) == (recipe.features is None) or (recipe.data and recipe.features):
         raise UsageError(
             "A recipe needs either data and cache (pictures that are encoded as training begins) or features (a folder "
