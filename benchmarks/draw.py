@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 8], help="pictures a call, warm")
     parser.add_argument("--only", choices=["cold", "warm"], default=None)
     parser.add_argument("--arm", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
                 options.rounds,
             )
         if options.only != "cold":
-            for count in (1, 8):
+            for count in options.counts:
                 arms = warm_arms(folder, size, options.steps, count)
                 table(
                     f"warm, {size} px, {options.steps} steps, {count} at a time: seconds a picture",
