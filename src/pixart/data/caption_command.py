@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pixart.data.caption_file import CaptionFile, check_source
 from pixart.data.dataset import Dataset, captions_folder, open_dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.pairs import Pair, printable
+from pixart.data.progress import Progress
 from pixart.data.storage import is_url
 from pixart.errors import PixArtError, UsageError
 
@@ -197,7 +197,9 @@ def _caption(
     else:
         captioner = settings
     hint = dataset.count_hint()
-    with Progress(min(hint, options.limit) if hint and options.limit else options.limit or hint) as progress:
+    with Progress(
+        "captioning", min(hint, options.limit) if hint and options.limit else options.limit or hint
+    ) as progress:
         return caption_dataset(
             dataset,
             captioner,
@@ -220,7 +222,7 @@ def _on_ray(
 
     looks = isinstance(settings, VisionLanguageSettings)
     _say(f"{options.path} ({dataset.layout}): {cluster.size()} workers on Ray ({options.ray}).")
-    with Progress(dataset.count_hint()) as progress:
+    with Progress("captioning", dataset.count_hint()) as progress:
         return caption_by(
             answers(cluster, settings, options.openings),
             dataset,
@@ -266,48 +268,3 @@ def _tell(options: CaptionOptions, account: Account) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """A bar on a terminal, a line every half minute elsewhere; both with the time left, where the total is known."""
-
-    def __init__(self, total: int | None):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self.total, self.live, self.said = total, console.is_terminal, time.monotonic()
-        self.began: tuple[float, int] | None = None
-        self.bar = Bar(
-            TextColumn("captioning"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not self.live,
-        )
-        self.task = self.bar.add_task("captioning", total=total)
-
-    def __enter__(self) -> "Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.stop()
-
-    def update(self, account: Account) -> None:
-        self.bar.update(self.task, completed=account.pictures)
-        now = time.monotonic()
-        if self.began is None:
-            self.began = (now, account.pictures)
-        if self.live or now - self.said < 30:
-            return
-        self.said = now
-        start, before = self.began
-        speed = (account.pictures - before) / max(now - start, 1e-9)
-        left = f"; about {(self.total - account.pictures) / speed / 60:.0f} min left" if self.total and speed else ""
-        of = f" of about {self.total:,}" if self.total else ""
-        _say(f"{account.pictures:,}{of} pictures, {speed:.2f} a second{left}.")

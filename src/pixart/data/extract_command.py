@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
 from pixart.data.dataset import Dataset, open_dataset
 from pixart.data.dropped import ALLOWED
 from pixart.data.extract_batch import ExtractSettings
+from pixart.data.progress import Progress
 from pixart.errors import PixArtError, UsageError
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
@@ -122,7 +122,7 @@ def run(arguments: list[str]) -> int:
         workers = extract_workers.choose(weights, options.workers, on)
         runner = extract_workers.runner(workers, on)
         _say(f"{options.path} ({dataset.layout}): {workers} worker{'s' * (workers > 1)} on {', '.join(on)}.")
-    with Progress(dataset.count_hint()) as progress:
+    with Progress("extracting", dataset.count_hint()) as progress:
         folder, account = extract(
             dataset,
             options.dest,
@@ -205,37 +205,3 @@ def _tell(account, folder: str, options: ExtractOptions) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """A bar on a terminal, a line every half minute elsewhere; both with the time left, where the total is known."""
-
-    def __init__(self, total: int | None):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self.total, self.live, self.said = total, console.is_terminal, time.monotonic()
-        columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        self.bar = Bar(TextColumn("extracting"), *columns, console=console, transient=True, disable=not self.live)
-        self.task = self.bar.add_task("extracting", total=total)
-
-    def __enter__(self) -> "Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.stop()
-
-    def update(self, account) -> None:
-        self.bar.update(self.task, completed=account.pictures)
-        if self.live or time.monotonic() - self.said < 30:
-            return
-        self.said = time.monotonic()
-        speed = (account.pictures - account.found_done) / max(account.seconds, 1e-9)
-        left = ""
-        if self.total and speed:
-            left = f"; about {max(0, self.total - account.pictures) / speed / 60:.0f} min left"
-        of = f" of about {self.total:,}" if self.total else ""
-        _say(f"{account.pictures:,}{of} pictures, {speed:.1f} a second{left}.")
