@@ -222,6 +222,7 @@ def _generate(options: Generate) -> int:
     from pixart.sampling.image_files import check_output, plan_output, write_png
     from pixart.sampling.model_folder import open_model_folder
     from pixart.sampling.request import make_request
+    from pixart.sampling.styles import style_notice
 
     folder = open_model_folder(options.model)
     request = make_request(
@@ -249,6 +250,8 @@ def _generate(options: Generate) -> int:
             progress.say(
                 f"The seed is {request.seeds[0]}, chosen at random; --seed {request.seeds[0]} draws this again."
             )
+        if said := style_notice(request.style, folder.styles):
+            progress.say(said)
         progress.loading()
         from pixart.sampling.pipeline import Pipeline
 

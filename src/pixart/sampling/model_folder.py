@@ -1,8 +1,8 @@
 """What a model folder holds, read and checked without torch, so that damage is named in a fraction of a second.
 
 The layout is the one that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
-`styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}), `pixart.json` (the sampler, steps and
-guidance scale that suit the model) and the graphs for ONNX Runtime.
+`styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}; without it the general styles of
+`pixart.sampling.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model) and the graphs for ONNX Runtime.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError
 from pixart.sampling.prompts import Style, read_styles
 from pixart.sampling.schedule import check_config
+from pixart.sampling.styles import GENERAL_STYLES
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
@@ -95,7 +96,7 @@ def open_model_folder(path: str | Path | None = None) -> ModelFolder:
         scheduler=scheduler,
         transformer=transformer,
         text_encoder_class=encoder,
-        styles=read_styles(_read_json(styles), str(styles)) if styles.exists() else {},
+        styles=read_styles(_read_json(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
         defaults=_read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,

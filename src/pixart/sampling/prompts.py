@@ -8,6 +8,7 @@ from typing import Any
 from pixart.errors import PixArtError, UsageError
 
 MAX_CHARACTERS = 20_000
+NO_STYLE = "No style"
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,16 @@ def apply_style(prompt: str, negative_prompt: str, style: Style | None) -> tuple
     return (filled if prompt.strip() else filled.strip(" ,")), ", ".join(negatives)
 
 
-def find_style(name: str | None, styles: dict[str, Style]) -> str | None:
-    """The style's name as the model folder writes it; capitals do not matter."""
-    if name is None:
+def find_style(name: str | None, styles: dict[str, Style], listed: Iterable[str]) -> str | None:
+    """The style's name as it is in `styles`; capitals do not matter. None and "No style" are none.
+
+    An unknown name is answered with those that are `listed`.
+    """
+    if name is None or name.casefold() == NO_STYLE.casefold():
         return None
-    if not styles:
-        raise UsageError(f'This model has no styles, so there is no style "{name}"; put the style into the prompt.')
     by_folded = {key.casefold(): key for key in styles}
     if name.casefold() not in by_folded:
-        raise UsageError(unknown("style", name, styles))
+        raise UsageError(unknown("style", name, listed))
     return by_folded[name.casefold()]
 
 

@@ -9,6 +9,7 @@ from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.noise import MAX_SEED
 from pixart.sampling.prompts import apply_style, check_text, find_style, unknown
 from pixart.sampling.samplers import SAMPLERS, schedule_for
+from pixart.sampling.styles import known_styles
 
 MIN_SIZE = 64
 MAX_IMAGES = 100
@@ -57,7 +58,8 @@ def make_request(
     for text in prompts:
         check_text(text, "prompt")
     check_text(negative_prompt, "negative prompt")
-    style = find_style(style, folder.styles)
+    styles = known_styles(folder.styles)
+    style = find_style(style, styles, folder.styles)
     num_images = _whole(num_images, "The number of images", 1, MAX_IMAGES)
     if seed is None:
         seed = secrets.randbelow(1_000_000)  # short enough to type again
@@ -79,12 +81,12 @@ def make_request(
     scale = defaults.get("guidance_scale", suited.guidance_scale) if guidance_scale is None else guidance_scale
     scale = _number(scale, "The guidance scale", 0, MAX_GUIDANCE, "; 1 means no guidance")
     rescale = _number(guidance_rescale, "The guidance rescale", 0, 1, "; 0 means none")
-    negative_resolved = apply_style("", negative_prompt, folder.styles.get(style))[1]
+    negative_resolved = apply_style("", negative_prompt, styles.get(style))[1]
     return Request(
         prompts=tuple(prompts),
         negative_prompt=negative_prompt,
         style=style,
-        resolved_prompts=tuple(apply_style(text, negative_prompt, folder.styles.get(style))[0] for text in prompts),
+        resolved_prompts=tuple(apply_style(text, negative_prompt, styles.get(style))[0] for text in prompts),
         resolved_negative_prompt=negative_resolved,
         seeds=tuple(range(seed, seed + num_images)),
         steps=steps,
