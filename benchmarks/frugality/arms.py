@@ -1,0 +1,119 @@
+"""What is compared: three arms, how two of them were tuned, and the steps that lead from the first to the last.
+
+Every arm trains the same network from nothing on the same data and features with the same batches. They differ in what
+a recipe may choose: the objective, the noise levels, the optimiser's figures, the average.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixart.diffusion.timesteps import Timesteps
+from pixart.training import recipe as recipes
+from pixart.training.batches import Phase
+from pixart.training.loop import LoopConfig
+from pixart.training.optimizer import OptimizerConfig
+from pixart.training.recipe import TextRecipe
+
+SIZE, BATCH = 64, 64
+UNIFORM = Timesteps(sampler="uniform")
+# PixArt_xl2_img256_*.py and PixArt_xl2_internal.py: 2e-5 by the root rule of `auto_lr`, whose base is a batch of 256.
+OFFICIAL = OptimizerConfig(
+    learning_rate=2e-5 * (BATCH / 256) ** 0.5,
+    weight_decay=0.03,
+    betas=(0.9, 0.999),
+    eps=1e-10,
+    warmup_steps=1000,
+    decay_share=0.0,
+    clip=0.01,
+)
+TUNED = OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.99), warmup_steps=50, decay_share=0.35)
+SHORT_EMA = 0.98
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train. `init` is a run to start from, if any."""
+
+    objective: str
+    timesteps: Timesteps
+    optimizer: OptimizerConfig
+    ema_decay: float
+    min_snr_gamma: float | None = None
+    init: bool = False
+
+
+OFFICIAL_ARM = Arm("ddpm", UNIFORM, OFFICIAL, 0.9999)
+
+
+def at_rate(rate: float, config: OptimizerConfig = TUNED) -> OptimizerConfig:
+    return dataclasses.replace(config, learning_rate=rate)
+
+
+# Four trials each: three rates, and the best known weighting of noise levels at the middle one.
+TUNING = {
+    "tuned": {
+        "rate 5e-4": Arm("ddpm", UNIFORM, at_rate(5e-4), SHORT_EMA),
+        "rate 1e-3": Arm("ddpm", UNIFORM, at_rate(1e-3), SHORT_EMA),
+        "rate 2e-3": Arm("ddpm", UNIFORM, at_rate(2e-3), SHORT_EMA),
+        "rate 1e-3, min-SNR 5": Arm("ddpm", UNIFORM, at_rate(1e-3), SHORT_EMA, min_snr_gamma=5.0),
+    },
+    "ours": {
+        "rate 5e-4": Arm("flow", UNIFORM, at_rate(5e-4), SHORT_EMA),
+        "rate 1e-3": Arm("flow", UNIFORM, at_rate(1e-3), SHORT_EMA),
+        "rate 2e-3": Arm("flow", UNIFORM, at_rate(2e-3), SHORT_EMA),
+        "rate 1e-3, logit-normal": Arm("flow", Timesteps(), at_rate(1e-3), SHORT_EMA),
+    },
+}
+
+# One change after the other, from the official recipe to ours.
+WATERFALL = {
+    "official recipe": OFFICIAL_ARM,
+    "+ rate 1e-3, clip 1, beta2 0.99": Arm(
+        "ddpm", UNIFORM, dataclasses.replace(TUNED, warmup_steps=1000, decay_share=0.0), 0.9999
+    ),
+    "+ short average": Arm("ddpm", UNIFORM, dataclasses.replace(TUNED, warmup_steps=1000, decay_share=0.0), SHORT_EMA),
+    "+ short warm-up": Arm("ddpm", UNIFORM, dataclasses.replace(TUNED, decay_share=0.0), SHORT_EMA),
+    "+ decay to zero": Arm("ddpm", UNIFORM, TUNED, SHORT_EMA),
+    "+ rectified flow": Arm("flow", UNIFORM, TUNED, SHORT_EMA),
+    "+ logit-normal levels": Arm("flow", Timesteps(), TUNED, SHORT_EMA),
+    "+ start from stage 1": Arm("flow", Timesteps(), TUNED, SHORT_EMA, init=True),
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where data, features, autoencoder and the stage-1 run are, and where the runs go."""
+
+    data: Path
+    cache: Path
+    autoencoder: Path
+    stage1: Path
+    runs: Path
+
+
+def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int) -> TextRecipe:
+    """The recipe of `emoji/stage2`, with what the arm chooses."""
+    base = recipes.load("emoji/stage2")
+    loop = LoopConfig(
+        seed=seed,
+        ema_decay=arm.ema_decay,
+        log_every=50,
+        evaluate_every=max(1, steps // 8),
+        save_every=max(1, steps // 4),
+    )
+    return dataclasses.replace(
+        base,
+        run=places.runs / name,
+        data=places.data,
+        cache=places.cache,
+        autoencoder=places.autoencoder,
+        init=places.stage1 if arm.init else None,
+        phases=(Phase(steps, SIZE, BATCH),),
+        objective=arm.objective,
+        min_snr_gamma=arm.min_snr_gamma,
+        timesteps=arm.timesteps,
+        optimizer=arm.optimizer,
+        loop=loop,
+        samples=dataclasses.replace(base.samples, prompts=()),
+    )
