@@ -121,8 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--cache", "--autoencoder", "--stage1", "--runs"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--tuning-flops", type=float, default=2e13)
-    parser.add_argument("--arm-flops", type=float, default=6e13)
+    parser.add_argument("--tuning-flops", type=float, default=1e13)
+    parser.add_argument("--arm-flops", type=float, default=4e13)
     parser.add_argument("--only", default="", help="names that begin with this: tuning, arm, waterfall")
     given = parser.parse_args()
     places = Places(given.data, given.cache, given.autoencoder, given.stage1, given.runs)
