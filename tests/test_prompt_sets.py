@@ -105,7 +105,7 @@ def test_plain_text_is_a_prompt_a_line_and_nothing_else(tmp_path):
         (
             "a.jsonl",
             b'{"prompt": "a"}\n{"prompt": 7}\n\n{oops\n[1]\n{}\n',
-            "line 5 is not a JSON object; line 6 has no",
+            "line 5 is not a JSON object; line 6 has",
         ),
         ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", b"{\n" * 9, "line 5 is not JSON (Expecting property name enclosed in double quotes); and 4 more"),
