@@ -76,6 +76,10 @@ class Generate:
     """Width of the picture."""
     height: Annotated[int | None, _shown("PIXELS", "the model's")] = None
     """Height of the picture."""
+    binning: bool = False
+    """Draw the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
+    no_binning: bool = False
+    """Draw width and height exactly, as flow models do; they must be multiples of what the model patches."""
     sampler: Annotated[str | None, _shown("NAME", "the model's, else dpm-solver")] = None
     """dpm-solver, sa-solver, euler; for models that predict eps also ddim, ddpm, lcm."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
@@ -238,6 +242,7 @@ def _generate(options: Generate) -> int:
         guidance_rescale=options.guidance_rescale,
         width=options.width,
         height=options.height,
+        binning=_either(options.binning, options.no_binning, "binning"),
         sampler=options.sampler,
     )
     engine = choose_engine(folder, options.engine, options.dtype)
@@ -267,6 +272,13 @@ def _generate(options: Generate) -> int:
                 progress.say(f"{planned} exists already and was kept; the new picture is {path}.")
             progress.result(json.dumps({"path": str(path), **picture.settings}) if options.json else str(path))
     return 0
+
+
+def _either(on: bool, off: bool, name: str) -> bool | None:
+    """What --NAME and --no-NAME together say; None if neither was given."""
+    if on and off:
+        raise UsageError(f"--{name} and --no-{name} exclude each other; give one of them.")
+    return True if on else False if off else None
 
 
 def _data_emoji(options: DataEmoji) -> int:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from pixart.diffusion.guidance import guided
 from pixart.errors import PixArtError
+from pixart.sampling.bins import fit
 from pixart.sampling.dpm_solver import Step
 from pixart.sampling.engine import Engine, open_engine
 from pixart.sampling.image_files import pixel_hash
@@ -85,6 +86,7 @@ class Pipeline:
         guidance_rescale: float = 0.0,
         width: int | None = None,
         height: int | None = None,
+        binning: bool | None = None,
         sampler: str | None = None,
         on_step: OnStep | None = None,
     ) -> Result:
@@ -94,6 +96,8 @@ class Pipeline:
         4.5), and the model's native size; for the seed, a random one. The null text is asked at timesteps inside
         `guidance_interval` only (0 is clean, 1000 noise; arXiv 2404.07724); `guidance_rescale` from 0 to 1 brings the
         guided prediction back to the deviation of the unguided one (arXiv 2305.08891, section 3.4).
+        `binning` draws at the official size of the nearest shape and fits the picture to the size that was asked for,
+        as stock Diffusers does; None does so for models that predict eps, and not for flow models.
         `on_step(index of the picture, Step)` is called after every step, and may raise to stop. Raises UsageError for
         what this model cannot draw.
         """
@@ -110,6 +114,7 @@ class Pipeline:
             guidance_rescale=guidance_rescale,
             width=width,
             height=height,
+            binning=binning,
             sampler=sampler,
         )
         notices: list[str] = []
@@ -132,6 +137,11 @@ class Pipeline:
         say = on_notice or (lambda notice: None)
         schedule = schedule_for(request.sampler, self.folder.scheduler, request.steps)
         index = 0
+        if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
+            say(
+                f"Drawn at the bin {request.bin.width} x {request.bin.height}, which the model knows, and fitted to "
+                f"{request.width} x {request.height}; --no-binning draws that size itself."
+            )
         # One for all prompts, and read only if one of them is steered away from it.
         null = functools.cache(lambda: self._read(request.resolved_negative_prompt, "negative prompt", say))
         for prompt, resolved in zip(request.prompts, request.resolved_prompts, strict=True):
@@ -148,7 +158,7 @@ class Pipeline:
                 seeds = request.seeds[start : start + at_once]
                 latents = self._draw_latents(texts, request, schedule, seeds, index, on_step)
                 for seed, latent in zip(seeds, latents, strict=True):
-                    image = self._image(latent)
+                    image = fit(self._image(latent), request.height, request.width)
                     yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
                 index += len(seeds)
 
@@ -164,7 +174,7 @@ class Pipeline:
         return read
 
     def _tokens(self, request: Request) -> int:
-        return request.height * request.width // self.folder.size_multiple**2
+        return request.drawn_height * request.drawn_width // self.folder.size_multiple**2
 
     def _draw_latents(
         self,
@@ -177,8 +187,8 @@ class Pipeline:
     ) -> list[Any]:
         """The clean latents (1, C, h, w) of pictures that are drawn together; `index` is the first one's."""
         factor = self.folder.vae_factor
-        shape = (self.folder.transformer["in_channels"], request.height // factor, request.width // factor)
-        size = (len(seeds), request.height, request.width)
+        shape = (self.folder.transformer["in_channels"], request.drawn_height // factor, request.drawn_width // factor)
+        size = (len(seeds), request.drawn_height, request.drawn_width)
         predict = self.engine.predictor(texts, *size)
         predict_alone = predict if len(texts) == 1 else self.engine.predictor(texts[:1], *size)
         low, high = request.guidance_interval
@@ -227,6 +237,8 @@ class Pipeline:
             "guidance_rescale": request.guidance_rescale,
             "width": request.width,
             "height": request.height,
+            "binning": request.bin is not None,
+            "bin": asdict(request.bin) if request.bin else None,
             "sampler": request.sampler,
             **self._read_provenance(),
             "pixels_sha256": pixel_hash(image),

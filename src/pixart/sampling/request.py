@@ -4,7 +4,9 @@ import math
 import secrets
 from dataclasses import dataclass
 
+from pixart.buckets import Bucket
 from pixart.errors import UsageError
+from pixart.sampling.bins import bins_by_itself, choose_bin
 from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.noise import MAX_SEED
 from pixart.sampling.prompts import apply_style, check_text, find_style, unknown
@@ -32,7 +34,16 @@ class Request:
     guidance_rescale: float
     width: int
     height: int
+    bin: Bucket | None  # what is drawn instead and then fitted to width x height
     sampler: str
+
+    @property
+    def drawn_height(self) -> int:
+        return self.bin.height if self.bin else self.height
+
+    @property
+    def drawn_width(self) -> int:
+        return self.bin.width if self.bin else self.width
 
 
 def make_request(
@@ -49,9 +60,13 @@ def make_request(
     guidance_rescale: float = 0.0,
     width: int | None = None,
     height: int | None = None,
+    binning: bool | None = None,
     sampler: str | None = None,
 ) -> Request:
-    """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first."""
+    """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first.
+
+    `binning`: draw at the nearest bin (`pixart.sampling.bins`), or not; None means as the model is used to.
+    """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise UsageError("There is no prompt in the list; give at least one.")
@@ -81,6 +96,10 @@ def make_request(
     scale = defaults.get("guidance_scale", suited.guidance_scale) if guidance_scale is None else guidance_scale
     scale = _number(scale, "The guidance scale", 0, MAX_GUIDANCE, "; 1 means no guidance")
     rescale = _number(guidance_rescale, "The guidance rescale", 0, 1, "; 0 means none")
+    if binning is not None and not isinstance(binning, bool):
+        raise UsageError(f"binning must be True, False or None, not {binning!r}.")
+    binning = bins_by_itself(folder) if binning is None else binning
+    width, height = (_size(folder, value, what, binning) for value, what in ((width, "width"), (height, "height")))
     negative_resolved = apply_style("", negative_prompt, styles.get(style))[1]
     return Request(
         prompts=tuple(prompts),
@@ -93,8 +112,9 @@ def make_request(
         guidance_scale=scale,
         guidance_interval=_interval(guidance_interval),
         guidance_rescale=rescale,
-        width=_size(folder, width, "width"),
-        height=_size(folder, height, "height"),
+        width=width,
+        height=height,
+        bin=choose_bin(folder, height, width) if binning else None,
         sampler=sampler,
     )
 
@@ -124,17 +144,18 @@ def _interval(value: tuple[int, int]) -> tuple[int, int]:
     return low, high
 
 
-def _size(folder: ModelFolder, value: int | None, what: str) -> int:
+def _size(folder: ModelFolder, value: int | None, what: str, binning: bool) -> int:
     if value is None:
         return folder.native_size
-    step = folder.size_multiple
+    step = 1 if binning else folder.size_multiple
     low, high = -(-MIN_SIZE // step) * step, folder.max_size // step * step
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"The {what} must be a whole number of pixels, not {value!r}.")
     if low <= value <= high and value % step == 0:
         return value
     nearest = min(max((value + step // 2) // step * step, low), high)
+    multiple = f"a multiple of {step} " if step > 1 else ""
     raise UsageError(
-        f"This model cannot draw a {what} of {value} pixels: it must be a multiple of {step} from {low} to {high}; "
+        f"This model cannot draw a {what} of {value} pixels: it must be {multiple}from {low} to {high}; "
         f"the nearest is {nearest}."
     )
