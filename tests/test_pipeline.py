@@ -325,7 +325,7 @@ def test_settings_of_a_foreign_file(tmp_path):
     with pytest.raises(PixArtError, match="no settings"):
         read_settings(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(PixArtError, match="cannot be read"):
+    with pytest.raises(PixArtError, match="not a PNG, JPEG or WebP file"):
         read_settings(tmp_path / "text.png")
 
 

@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from pixart.errors import PixArtError, UsageError
+from pixart.sampling.picture_texts import PictureTexts, parse_json, read_texts
 from pixart.sampling.samplers import SAMPLERS
 
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
 CHUNK = "pixart"
+# What says that a machine made the picture: a code of the IPTC Photo Metadata Standard (2023.1, Digital Source Type), in
+# XMP. It names neither a person nor the prompt.
+XMP_KEYWORD = "XML:com.adobe.xmp"
+AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+   <Iptc4xmpExt:DigitalSourceType>{AI_MADE}</Iptc4xmpExt:DigitalSourceType>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
 
 
 def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
@@ -56,18 +70,14 @@ def check_output(path: Path) -> None:
         raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
 
 
-def write_png(image, settings: dict[str, Any], path: Path) -> Path:
+def write_png(image, settings: dict[str, Any], path: Path, *, metadata: bool = True) -> Path:
     """Write an RGB PIL image with its settings and return the path used: `path`, or a free name beside it.
 
     An existing file is never overwritten: name.png, name-1.png, name-2.png, ... is tried in turn. The file appears
-    under its name only when all of it is on disk. Raises PixArtError if the disk says no.
+    under its name only when all of it is on disk. `metadata` False leaves out all texts: the settings, their copy for
+    other tools, and the mark that the picture is AI-made. Raises PixArtError if the disk says no.
     """
-    from PIL.PngImagePlugin import PngInfo
-
-    record = {**settings, "pixels_sha256": pixel_hash(image)}
-    info = PngInfo()
-    info.add_text("parameters", parameters_text(record))
-    info.add_text(CHUNK, json.dumps(record))
+    info = _texts(image, settings) if metadata else None
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixart-", suffix=".tmp", delete=False) as file:
@@ -84,18 +94,39 @@ def write_png(image, settings: dict[str, Any], path: Path) -> Path:
             temporary.unlink(missing_ok=True)
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings that `write_png` put into a picture; raises PixArtError where there are none."""
-    from PIL import Image
+def _texts(image, settings: dict[str, Any]):
+    from PIL.PngImagePlugin import PngInfo
 
+    record = {**settings, "pixels_sha256": pixel_hash(image)}
+    info = PngInfo()
+    info.add_text("parameters", parameters_text(record))
+    info.add_text(CHUNK, json.dumps(record))
+    info.add_itxt(XMP_KEYWORD, XMP)
+    return info
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that `write_png` put into a picture; raises PixArtError where there are none.
+
+    They are what the file says: nothing in them is checked. `pixart.sampling.restore` does that.
+    """
+    record = read_record(read_texts(path))
+    if record is None:
+        raise PixArtError(f"{path} holds no settings of pixart.")
+    return record
+
+
+def read_record(texts: PictureTexts) -> dict[str, Any] | None:
+    """Our JSON record among the texts of a picture, or None; raises PixArtError if it is damaged."""
+    if CHUNK not in texts.texts:
+        return None
     try:
-        with Image.open(path) as image:
-            image.load()
-            return json.loads(image.text[CHUNK])
-    except KeyError:
-        raise PixArtError(f"{path} holds no settings of pixart.") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise PixArtError(f"{path} cannot be read as a picture of pixart ({error}).") from None
+        record = parse_json(texts.texts[CHUNK])
+    except ValueError as error:
+        raise PixArtError(f"The settings that pixart wrote are damaged ({error}).") from None
+    if not isinstance(record, dict):
+        raise PixArtError("The settings that pixart wrote are damaged (they are not a JSON object).")
+    return record
 
 
 def pixel_hash(image) -> str:
@@ -105,9 +136,9 @@ def pixel_hash(image) -> str:
 
 def parameters_text(record: dict[str, Any]) -> str:
     """The settings as the `parameters` text that other image tools read: a courtesy copy, ours is the JSON chunk."""
-    lines = [record["resolved_prompt"].replace("\0", "")]
+    lines = [record["resolved_prompt"]]
     if record["resolved_negative_prompt"]:
-        lines.append("Negative prompt: " + record["resolved_negative_prompt"].replace("\0", ""))
+        lines.append("Negative prompt: " + record["resolved_negative_prompt"])
     pairs = {
         "Steps": record["steps"],
         "Sampler": SAMPLERS[record["sampler"]].title if record["sampler"] in SAMPLERS else record["sampler"],
@@ -118,8 +149,10 @@ def parameters_text(record: dict[str, Any]) -> str:
         "Model": record["model"],
         "Version": f"pixart {record['versions']['pixart']}",
     }
-    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
-    return "\n".join(lines)
+    # The readers of this text take an empty value for a damaged one.
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items() if str(value).strip()))
+    # A folder's name may hold bytes that are no text, which no PNG can.
+    return "\n".join(lines).replace("\0", "").encode(errors="replace").decode()
 
 
 def _quoted(value: str) -> str:
