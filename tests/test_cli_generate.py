@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -159,6 +160,23 @@ def test_the_live_bar_leaves_stdout_alone(tiny_model, monkeypatch, capsys):
     assert out == "a-red-fox-7.png\na-red-fox-8.png\n"
     assert "drawing" in err
     assert "Drew picture" not in err
+
+
+def test_pictures_that_are_drawn_together_share_the_time_of_their_steps(monkeypatch, capsys):
+    from pixart import progress
+
+    clock = iter(range(100))  # a second passes between any two looks at it
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    bar = progress.DrawingProgress(4, 3)
+    bar.drawing()
+    for pictures in ((0, 1, 2), (3,)):
+        for _ in range(3):
+            for picture in pictures:
+                bar.step(picture, None)
+        for picture in pictures:
+            bar.drawn(picture)
+    times = [float(line.split(", ")[-1].removesuffix(" s.")) for line in capsys.readouterr().err.splitlines()]
+    assert times == [4, 4, 4, 4], "nine steps of three pictures are three each; one second more for decoding"
 
 
 def test_ctrl_c_is_130_without_a_traceback(tiny_model, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,9 @@ class DrawingProgress:
         self.live = sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))
         self.bar = _bar() if self.live else None  # a pipe need not wait for rich to load
         self.count = 0
-        self.started = time.monotonic()
+        self.started = self.stepped = time.monotonic()
+        self.together: set[int] = set()  # pictures that have taken steps since one was done
+        self.share = 0.0
 
     def __enter__(self) -> "DrawingProgress":
         if self.bar:
@@ -51,15 +53,23 @@ class DrawingProgress:
             self.task = self.bar.add_task("drawing", total=self.pictures * self.steps)
 
     def step(self, picture: int, step) -> None:
-        """Called by the pipeline after every step of every picture."""
+        """Called by the pipeline after every step of every picture; those drawn together take their steps in turn."""
+        self.together.add(picture)
+        self.stepped = time.monotonic()
         if self.bar:
-            self.bar.advance(self.task)  # pictures that are drawn together take their steps in turn
+            self.bar.advance(self.task)
 
     def drawn(self, seed: int) -> None:
+        """Of pictures that are drawn together, each took its share of the steps and was decoded alone."""
         self.count += 1
         now = time.monotonic()
+        if self.together:
+            self.share = (self.stepped - self.started) / len(self.together)
+            self.started = self.stepped
+            self.together.clear()
         if not self.live:
-            self.say(f"Drew picture {self.count} of {self.pictures}: seed {seed}, {now - self.started:.1f} s.")
+            seconds = self.share + now - self.started
+            self.say(f"Drew picture {self.count} of {self.pictures}: seed {seed}, {seconds:.1f} s.")
         self.started = now
 
 

@@ -16,7 +16,7 @@ from pixart.sampling.samplers import SAMPLERS
 
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
 CHUNK = "pixart"
-# What says that a machine made the picture: a code of the IPTC Photo Metadata Standard (2023.1, Digital Source Type), in
+# What says that a machine made the picture: a code of the IPTC Photo Metadata Standard (Digital Source Type), in
 # XMP. It names neither a person nor the prompt.
 XMP_KEYWORD = "XML:com.adobe.xmp"
 AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
