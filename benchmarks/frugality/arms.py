@@ -92,14 +92,14 @@ class Places:
     runs: Path
 
 
-def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int) -> TextRecipe:
-    """The recipe of `emoji/stage2`, with what the arm chooses."""
+def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int, points: int) -> TextRecipe:
+    """The recipe of `emoji/stage2`, with what the arm chooses; the error is measured at so many points of the run."""
     base = recipes.load("emoji/stage2")
     loop = LoopConfig(
         seed=seed,
         ema_decay=arm.ema_decay,
         log_every=50,
-        evaluate_every=max(1, steps // 8),
+        evaluate_every=max(1, steps // points),
         save_every=max(1, steps // 4),
     )
     return dataclasses.replace(

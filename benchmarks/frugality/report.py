@@ -88,7 +88,7 @@ def headline(results: dict) -> list[str]:
 
 
 def tuning(results: dict) -> list[str]:
-    lines = ["| Arm | Trial | Tuning half | Held-out pictures |", "| --- | --- | --- | --- |"]
+    lines = ["| Arm | Trial | Tuning pictures | Held-out pictures |", "| --- | --- | --- | --- |"]
     for arm, trials in TUNING.items():
         for trial in trials:
             if run := results.get(f"tuning/{arm}/{trial}"):

@@ -3,8 +3,8 @@
     python benchmarks/frugality/run.py --data runs/emoji --cache runs/emoji-features \\
         --autoencoder runs/emoji-autoencoder/vae --stage1 runs/emoji-stage1 --runs runs/frugality
 
-Tuning comes first (four trials for each tunable arm, judged on one half of the held-out pictures), then the arms with
-three seeds, then the waterfall. Everything reported is measured on the other half and on concepts never seen. What is
+Tuning comes first (four trials for each tunable arm, judged on held-out pictures of their own), then the arms with
+three seeds, then the waterfall. Everything reported is measured on other pictures and on concepts never seen. What is
 done is kept in results.json and never done again; a run that was cut short continues. `report.py` makes table and plot.
 """
 
@@ -33,7 +33,7 @@ SPLITS = {"cells": "test_cells", "concepts": "test_concepts"}
 
 
 def held_out(places: Places, recipe: TextRecipe) -> dict[str, dict]:
-    """Three sets: `tuning` and `cells`, the two halves of the held-out pictures, and `concepts`, never seen at all."""
+    """Three sets: `tuning` and `cells`, two quarters of the held-out pictures, and `concepts`, never seen at all."""
     encoder, tokenizer = text_folders(recipe)
     sets = {}
     for name, split in SPLITS.items():
@@ -43,8 +43,8 @@ def held_out(places: Places, recipe: TextRecipe) -> dict[str, dict]:
         sets[name] = {"latent": mean.float(), **condition}
     whole = sets["cells"]
     return {
-        "tuning": {key: value[0::2] for key, value in whole.items()},
-        "cells": {key: value[1::2] for key, value in whole.items()},
+        "tuning": {key: value[0::4] for key, value in whole.items()},
+        "cells": {key: value[2::4] for key, value in whole.items()},
         "concepts": sets["concepts"],
     }
 
@@ -137,13 +137,14 @@ def main() -> None:
     for name, arm, budget, seed in plan(results, given):
         if name in results or not name.startswith(given.only):
             continue
-        probe = recipe_of(arm, places, name="probe", steps=8, seed=seed)
+        probe = recipe_of(arm, places, name="probe", steps=8, seed=seed, points=1)
         sets = sets or held_out(places, probe)
         if arm.objective not in flops:
             flops[arm.objective] = step_flops(probe)
         per_step = flops[arm.objective]
         folder = name.replace("/", "-").replace(" ", "_").replace(",", "")
-        recipe = recipe_of(arm, places, name=folder, steps=round(budget / per_step), seed=seed)
+        points = 8 if name.startswith("arm/") else 1
+        recipe = recipe_of(arm, places, name=folder, steps=round(budget / per_step), seed=seed, points=points)
         results[name] = measure(recipe, per_step, sets)
         write_json(kept, results)
         last = results[name]["curve"][-1]
