@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import pixart
+from pixart.cli import main
 from pixart.errors import PixArtError
 from pixart.sampling.model_folder import open_model_folder
 
@@ -40,7 +41,7 @@ def test_missing_and_damaged_files_are_named(folder, name):
 def test_other_damage_is_named(folder, tmp_path):
     with pytest.raises(PixArtError, match="not there"):
         open_model_folder(tmp_path / "nowhere")
-    with pytest.raises(PixArtError, match="a file, not a folder"):
+    with pytest.raises(PixArtError, match=r"is a transformer alone; .* with --parts"):
         open_model_folder(folder / "model_index.json")
     with pytest.raises(PixArtError, match="not there"):
         open_model_folder("nowhere\0")
@@ -76,14 +77,27 @@ def test_sizes_that_no_network_has_are_refused_before_loading(folder, change):
         open_model_folder(folder)
 
 
-def test_a_transformer_in_several_files_is_refused_before_loading(folder):
+def test_a_transformer_in_several_files_draws_the_same(folder, tmp_path):
     from diffusers import PixArtTransformer2DModel
 
+    small = {"seed": 1, "steps": 2, "width": 64, "height": 64}
+    one = pixart.Pipeline.from_pretrained(folder, engine="torch")("a fox", **small)
     transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer")
     shutil.rmtree(folder / "transformer")
     transformer.save_pretrained(folder / "transformer", max_shard_size="50KB")
-    with pytest.raises(PixArtError, match=r"transformer is in several files.*save_pretrained"):
+    assert len(list((folder / "transformer").glob("*-of-*.safetensors"))) > 1
+    several = pixart.Pipeline.from_pretrained(folder, engine="torch")("a fox", **small)
+    assert one.images[0].tobytes() == several.images[0].tobytes()
+    assert main(["convert", str(folder), str(tmp_path / "one.pth"), "--to", "official"]) == 0
+    lost = sorted((folder / "transformer").glob("*-of-*.safetensors"))[0]
+    lost.unlink()
+    with pytest.raises(PixArtError, match=f"{lost.name} is missing"):
         open_model_folder(folder)
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    for weight_map in ({}, {"proj_out.bias": "../vae/diffusion_pytorch_model.safetensors"}, 5):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(PixArtError, match=r"weight_map of .* names no files beside it"):
+            open_model_folder(folder)
 
 
 @pytest.mark.parametrize("offsets", [["0", "4"], [0, None], 4, []])

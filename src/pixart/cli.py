@@ -1,8 +1,10 @@
 """The command line. Results go to stdout, everything else to stderr; help must not pay for torch."""
 
+import contextlib
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ HELP = f"""usage: pixart COMMAND ...
 PixArt-α {__version__}: text to image, from data to pictures.
 
   generate PROMPT     draw pictures and write them as PNG
+  app                 a web page for drawing, on this machine
   convert SOURCE      write a model in another form
   info SOURCE         say what a model is
   train RECIPE        train a model by a recipe
@@ -54,8 +57,16 @@ class Generate:
 
     prompt: Annotated[str, arg(metavar="PROMPT")]
     """What to draw, in quotes."""
-    model: Annotated[Path | None, _shown("FOLDER", "the model in the package")] = None
-    """Model folder, in the layout of Diffusers."""
+    model: Annotated[str | None, _shown("MODEL", "the model in the package")] = None
+    """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
+    parts: Annotated[str | None, _shown("FOLDER", "none")] = None
+    """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
+    ema: bool = False
+    """Of an official file: the moving average that it holds."""
+    num_heads: Annotated[int | None, _shown("N", "16")] = None
+    """Of an official file: the one size that its tensors do not tell."""
+    image_size: Annotated[int | None, _shown("PIXELS", "by pos_embed")] = None
+    """Of an official file without pos_embed: side of the pictures that it was trained on."""
     style: Annotated[str | None, _shown("NAME", "none")] = None
     """One of the model's styles."""
     negative_prompt: Annotated[str, _shown("TEXT", "none")] = ""
@@ -72,6 +83,11 @@ class Generate:
     """Timesteps at which guidance acts: 0 is clean, 1000 is noise. Outside, the work is halved."""
     guidance_rescale: Annotated[float, arg(metavar="X")] = 0.0
     """From 0 to 1: takes back the oversaturation of strong guidance."""
+    null_text: Annotated[str, arg(metavar="NAME")] = "encoded"
+    """What guidance leads away from: the encoded text, or an official checkpoint's null caption: caption, under the
+    prompt's mask, or caption-all."""
+    guidance_channels: Annotated[int | None, _shown("N", "all")] = None
+    """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
     width: Annotated[int | None, _shown("PIXELS", "the model's")] = None
     """Width of the picture."""
     height: Annotated[int | None, _shown("PIXELS", "the model's")] = None
@@ -90,6 +106,10 @@ class Generate:
     """A .png file or a folder. An existing file is kept: the next free name is taken."""
     json: bool = False
     """Print one JSON object per picture instead of its path."""
+    no_metadata: bool = False
+    """Write pictures without settings, prompt and the mark that they are AI-made; they cannot be drawn again."""
+    track: Annotated[str | None, _shown("TOOL", "none")] = None
+    """Record the drawing in wandb or trackio: configuration, texts, seeds, time, pictures."""
 
 
 @dataclass
@@ -144,6 +164,11 @@ def _dispatch(arguments: list[str]) -> int:
             return 2
         case ["generate", *rest]:
             return _parsed(Generate, rest, "pixart generate", _generate)
+        case ["app", *rest]:
+            from pixart.web.command import run as app
+
+            with _quiet_libraries():
+                return app(rest)
         case ["convert", *rest]:
             from pixart.convert import Convert, convert
 
@@ -228,7 +253,14 @@ def _generate(options: Generate) -> int:
     from pixart.sampling.request import make_request
     from pixart.sampling.styles import style_notice
 
-    folder = open_model_folder(options.model)
+    with _quiet_libraries():
+        folder = open_model_folder(
+            options.model,
+            parts=options.parts,
+            ema=options.ema,
+            num_heads=options.num_heads,
+            image_size=options.image_size,
+        )
     request = make_request(
         folder,
         options.prompt,
@@ -240,17 +272,25 @@ def _generate(options: Generate) -> int:
         guidance_scale=options.guidance_scale,
         guidance_interval=options.guidance_interval,
         guidance_rescale=options.guidance_rescale,
+        guidance_channels=options.guidance_channels,
+        null_text=options.null_text,
         width=options.width,
         height=options.height,
         binning=_either(options.binning, options.no_binning, "binning"),
         sampler=options.sampler,
     )
-    engine = choose_engine(folder, options.engine, options.dtype)
-    check_output(plan_output(options.output, request.resolved_prompts[0], request.seeds[0]))
+    wanted = "torch" if options.engine == "auto" and request.null_text != "encoded" else options.engine
+    engine = choose_engine(folder, wanted, options.dtype)
+    target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
+    check_output(target)
 
     from pixart.progress import DrawingProgress
 
-    with _quiet_libraries(), DrawingProgress(len(request.seeds), request.steps) as progress:
+    with (
+        _quiet_libraries(),
+        DrawingProgress(len(request.seeds), request.steps) as progress,
+        _tracking(options.track, target.parent, progress.say) as record,
+    ):
         if options.seed is None:
             progress.say(
                 f"The seed is {request.seeds[0]}, chosen at random; --seed {request.seeds[0]} draws this again."
@@ -265,13 +305,31 @@ def _generate(options: Generate) -> int:
         written: set[Path] = set()
         for picture in pipeline.draw(request, progress.step, progress.say):
             planned = plan_output(options.output, request.resolved_prompts[0], picture.seed)
-            path = write_png(picture.image, picture.settings, planned)
+            path = write_png(picture.image, picture.settings, planned, metadata=not options.no_metadata)
             written.add(path)
+            record(picture)
             progress.drawn(picture.seed)
             if path != planned and planned not in written:  # with one name for several pictures, the first has it
                 progress.say(f"{planned} exists already and was kept; the new picture is {path}.")
             progress.result(json.dumps({"path": str(path), **picture.settings}) if options.json else str(path))
     return 0
+
+
+@contextlib.contextmanager
+def _tracking(tool: str | None, folder: Path, say: Callable[[str], None]):
+    """A function that takes each picture when it is drawn; the service gets them together, as one call, at the end."""
+    if tool is None:
+        yield lambda picture: None
+        return
+    from pixart.tracking.generations import GenerationTracker
+
+    pictures: list = []
+    with GenerationTracker(tool, folder, report=say) as tracker:
+        begun = time.monotonic()
+        try:
+            yield pictures.append
+        finally:
+            tracker.log(pictures, time.monotonic() - begun)
 
 
 def _either(on: bool, off: bool, name: str) -> bool | None:
@@ -300,8 +358,14 @@ def _quiet_libraries() -> warnings.catch_warnings:
     Their switches are in the environment, which they read as they are imported: those hold for the rest of the
     process, and for the processes it starts. Python's warnings come back when the returned context ends.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    from pixart.checkpoints.hub import keep_libraries_offline
+
+    keep_libraries_offline()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("HF_HUB_VERBOSITY", "error"),
+    ):
         os.environ.setdefault(name, value)
     return warnings.catch_warnings(action="ignore")

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import Positional, arg
 
+from pixart.checkpoints.hub import looks_like_hub_id, resolve
 from pixart.errors import PixArtError, UsageError
 
 FORMS = ("onnx", "diffusers", "official", "reparameterized")
@@ -27,14 +28,15 @@ class Convert:
     reparameterized: a PixArt to start training from, of a class-conditional DiT such as facebook/DiT-XL-2-256.
     """
 
-    source: Annotated[Path, arg(metavar="SOURCE")]
-    """A model folder, a transformer's folder, or an official .pth or safetensors file; for onnx a model folder."""
+    source: Annotated[str, arg(metavar="SOURCE")]
+    """A model folder, a transformer's folder, an official .pth or safetensors file, or a hub id; for onnx a model
+    folder."""
     dest: Positional[Annotated[Path | None, arg(metavar="DEST")]] = None
     """What to write: a new folder, or for official a .pth or .safetensors file. Not for onnx."""
     to: Annotated[str | None, arg(metavar="FORM", help_behavior_hint="(required)")] = None
     """The form: onnx, diffusers, official or reparameterized."""
-    parts: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: SOURCE, if it has them)")] = None
-    """A model folder to copy autoencoder, text encoder, tokenizer and scheduler from."""
+    parts: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: SOURCE, if it has them)")] = None
+    """A model folder, or hub id, to copy autoencoder, text encoder, tokenizer and scheduler from."""
     num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 16)")] = None
     """Heads of an official file, the one size that its tensors do not tell."""
     ema: bool = False
@@ -59,32 +61,38 @@ def convert(options: Convert) -> int:
     if options.to == "onnx":
         if options.dest is not None:
             raise UsageError("The graphs are written into the model folder itself; leave DEST out.")
-        return _to_onnx(options)
+        if looks_like_hub_id(options.source):
+            raise UsageError(
+                f"The graphs are written beside the weights, and {options.source} is a hub id, whose files are the "
+                "cache's; make a folder of it first: pixart convert "
+                f"{options.source} FOLDER --to diffusers"
+            )
+        return _to_onnx(Path(options.source))
     if options.dest is None:
         raise UsageError(f"Say what to write: pixart convert {options.source} DEST --to {options.to}")
     if options.dest.exists():
         raise UsageError(f"{options.dest} exists already; give a new name.")
     if options.num_heads is not None and options.num_heads < 1:
         raise UsageError(f"--num-heads {options.num_heads} must be at least 1.")
-    if not options.source.exists():
-        raise PixArtError(f"{options.source} is not there.")
+    whole = options.to == "diffusers" and options.parts is None
+    source = resolve(options.source, "model" if whole else "transformer")
+    if not source.exists():
+        raise PixArtError(f"{source} is not there.")
     if options.to == "official":
-        _to_official(options)
+        _to_official(options, source)
     else:
-        _to_folder(options)
+        _to_folder(options, source)
     print(options.dest)
     return 0
 
 
-def _to_official(options: Convert) -> None:
+def _to_official(options: Convert, source: Path) -> None:
     from pixart.checkpoints.official import write_official
     from pixart.checkpoints.sources import read_source
 
     if options.dest.suffix not in (".pth", ".safetensors"):
         raise UsageError(f"{options.dest} must end in .pth or .safetensors.")
-    checkpoint = read_source(
-        options.source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size
-    )
+    checkpoint = read_source(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size)
     if checkpoint.null_caption is None:
         _say(
             "The source has no null caption, so the file has none either; the official code would draw with a random "
@@ -97,21 +105,19 @@ def _to_official(options: Convert) -> None:
     write_official(checkpoint, options.dest)
 
 
-def _to_folder(options: Convert) -> None:
+def _to_folder(options: Convert, source: Path) -> None:
     from pixart.checkpoints.sources import read_source, write_diffusers
     from pixart.sampling.model_folder import open_model_folder
 
-    parts = options.parts
+    parts = None if options.parts is None else resolve(options.parts, "parts")
     if parts is not None and not parts.is_dir():
         raise PixArtError(f"{parts} is not a folder; --parts needs a whole model folder.")
     if options.to == "reparameterized":
-        checkpoint = _started_from_dit(options)
+        checkpoint = _started_from_dit(options, source)
     else:
-        checkpoint = read_source(
-            options.source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size
-        )
-        if parts is None and (options.source / "model_index.json").is_file():
-            parts = options.source
+        checkpoint = read_source(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size)
+        if parts is None and (source / "model_index.json").is_file():
+            parts = source
         if checkpoint.has_ema and not options.ema:
             _say("The file holds a moving average too; --ema takes that instead.")
     missing = write_diffusers(checkpoint, options.dest, parts=parts, check=open_model_folder)
@@ -122,7 +128,7 @@ def _to_folder(options: Convert) -> None:
         )
 
 
-def _started_from_dit(options: Convert):
+def _started_from_dit(options: Convert, source: Path):
     import torch
 
     from pixart.checkpoints.dit import read_dit
@@ -135,7 +141,7 @@ def _started_from_dit(options: Convert):
     if not 0 <= options.timestep <= 1000 or options.text_dim < 1:
         raise UsageError("--timestep must be from 0 to 1000, and --text-dim at least 1.")
     heads = options.num_heads or NUM_HEADS
-    dit = read_dit(options.source, num_heads=heads, ema=options.ema, image_size=options.image_size)
+    dit = read_dit(source, num_heads=heads, ema=options.ema, image_size=options.image_size)
     sizes = {name: getattr(dit.config, name) for name in SHARED_SIZES if name != "position_scale"}
     config = PixArtConfig(text_dim=options.text_dim, interpolation_scale=dit.config.interpolation_scale, **sizes)
     torch.manual_seed(options.seed)
@@ -144,16 +150,16 @@ def _started_from_dit(options: Convert):
     return Checkpoint(config, pixart.state_dict(), None)
 
 
-def _to_onnx(options: Convert) -> int:
+def _to_onnx(source: Path) -> int:
     from pixart.graphs.write import write_graphs
     from pixart.sampling.model_folder import open_model_folder
     from pixart.sampling.onnx_engine import OnnxEngine
     from pixart.sampling.pipeline import Pipeline
 
-    folder = open_model_folder(options.source)
+    folder = open_model_folder(source)
     if folder.transformer.get("qk_norm") or folder.transformer.get("kv_compress_blocks"):
         raise PixArtError(
-            f"{options.source} norms queries and keys or compresses keys and values, which graphs do not know; draw "
+            f"{source} norms queries and keys or compresses keys and values, which graphs do not know; draw "
             "it with --engine torch."
         )
 
@@ -166,7 +172,7 @@ def _to_onnx(options: Convert) -> int:
         difference = int(np.abs(pictures[0] - pictures[1]).max())
         if difference > LARGEST_DIFFERENCE:
             raise PixArtError(
-                f"The engines differ by {difference} of 255 on {options.source}, more than {LARGEST_DIFFERENCE}; no "
+                f"The engines differ by {difference} of 255 on {source}, more than {LARGEST_DIFFERENCE}; no "
                 "graphs were written. Draw this model with --engine torch."
             )
         _say(f"The engines draw the same picture (largest difference: {difference} of 255).")

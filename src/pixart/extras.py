@@ -4,8 +4,11 @@ from pixart.errors import PixArtError
 
 # Library, as it is imported -> the extra that installs it.
 EXTRA_OF = {
+    "gradio": "app",
+    "starlette": "app",
     "accelerate": "torch",
     "diffusers": "torch",
+    "huggingface_hub": "torch",
     "onnx": "torch",
     "onnxscript": "torch",
     "torch": "torch",

@@ -1,22 +1,35 @@
-"""`pixart info`: what a model folder, an official file or a run folder is, without drawing with it."""
+"""`pixart info`: what a model folder, a hub id, an official file or a run folder is, without drawing with it."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
+from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
 from pixart.errors import PixArtError
+
+if TYPE_CHECKING:
+    from pixart.model.pixart import PixArtConfig
+    from pixart.sampling.model_folder import ModelFolder
 
 
 @dataclass
 class Info:
-    """Say what a model is: its kind, sizes, options, parts and files. Everything is checked on the way."""
+    """Say what a model is: its kind, sizes, options, parts and files. Everything is checked on the way.
 
-    source: Annotated[Path, arg(metavar="SOURCE")]
-    """A model folder, a transformer's folder, an official .pth or safetensors file, or a run folder."""
+    Of a hub id whose weights are not in the cache, only the small files are fetched.
+    """
+
+    source: Positional[Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: ours)")]] = None
+    """A model folder, a hub id, a transformer's folder, an official .pth or safetensors file, a DiT, a run folder."""
+    parts: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """For an official file: the model folder or hub id that it would be drawn with."""
+    ema: bool = False
+    """Of an official file: the moving average that it holds."""
     num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 16)")] = None
     """Heads of an official file, the one size that its tensors do not tell."""
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: by pos_embed)")] = None
@@ -27,7 +40,13 @@ class Info:
 
 def info(options: Info) -> int:
     """Run `pixart info`; prints a line per fact."""
-    facts = describe(options.source, num_heads=options.num_heads, image_size=options.image_size)
+    facts = describe(
+        options.source,
+        parts=options.parts,
+        ema=options.ema,
+        num_heads=options.num_heads,
+        image_size=options.image_size,
+    )
     if options.json:
         print(json.dumps(facts))
         return 0
@@ -36,26 +55,62 @@ def info(options: Info) -> int:
     return 0
 
 
-def describe(source: Path, *, num_heads: int | None = None, image_size: int | None = None) -> dict[str, Any]:
-    """What `source` is, as plain values; which keys there are depends on its kind.
+def describe(
+    source: str | Path | None = None,
+    *,
+    parts: str | Path | None = None,
+    ema: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+) -> dict[str, Any]:
+    """What `source` (None: the shipped model) is, as plain values; which keys there are depends on its kind.
 
     Raises:
         PixArtError: it is not there, damaged, or nothing that pixart knows.
     """
-    if not source.exists():
-        raise PixArtError(f"{source} is not there.")
-    if source.is_dir() and (source / "config.json").is_file() and (source / "metrics.jsonl").is_file():
-        return _run(source)
+    from pixart.sampling.model_folder import DEFAULT_MODEL, open_model_folder
+
+    path = DEFAULT_MODEL if source is None else resolve(source, "configs")
+    if not path.exists():
+        raise PixArtError(f"{path} is not there.")
+    if path.is_dir() and (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        return _run(path)
+    hub_id = str(source) if source is not None and looks_like_hub_id(source) else None
+    missing = None if hub_id is None else left_to_fetch(hub_id)
+    if hub_id is not None and missing != 0:
+        return _of_configs(hub_id, path, missing)
+    from pixart.checkpoints.dit import is_dit
     from pixart.checkpoints.sources import read_source
 
-    checkpoint = read_source(source, num_heads=num_heads, image_size=image_size)
-    config, caption = checkpoint.config, checkpoint.null_caption
+    if is_dit(path):
+        return _dit(path, num_heads, ema, image_size)
+    checkpoint = read_source(path, num_heads=num_heads, ema=ema, image_size=image_size)
+    caption = checkpoint.null_caption
     facts: dict[str, Any] = {
-        "kind": "official file",
-        "path": str(source),
-        "family": "PixArt-Σ" if _is_sigma(config, caption) else "PixArt-α",
+        "kind": "official file" if path.is_file() else "transformer folder",
+        "path": str(path),
+        "family": "PixArt-Σ" if _is_sigma(checkpoint.config, caption) else "PixArt-α",
         "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})),
+        **_sizes_of(checkpoint.config),
+        "null_caption": None if caption is None else f"{len(caption)} tokens",
+    }
+    if path.is_file():
+        facts["moving_average"] = checkpoint.has_ema
+    if parts is not None:
+        given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
+        facts |= {"parts": str(parts), **_drawn(open_model_folder(path, parts=parts, **given))}
+    elif (path / "model_index.json").is_file():
+        facts |= {"kind": "model folder", **_drawn(open_model_folder(path))}
+    if hub_id is not None:
+        facts |= {"kind": "hub model", "hub_id": hub_id, "revision": revision_of(path)}
+    if path.is_file():
+        return facts | {"files": {path.name: path.stat().st_size}}
+    return facts | {"licence": _licence(path), "files": _sizes(path, lambda path: path.suffix != ".md")}
+
+
+def _sizes_of(config: "PixArtConfig") -> dict[str, Any]:
+    return {
         "width": config.width,
         "depth": config.depth,
         "heads": config.num_heads,
@@ -68,26 +123,60 @@ def describe(source: Path, *, num_heads: int | None = None, image_size: int | No
         "micro_conditions": config.micro_conditions,
         "qk_norm": config.qk_norm,
         "kv_compression": config.kv_compress if config.kv_compress_blocks else None,
-        "null_caption": None if caption is None else f"{len(caption)} tokens",
     }
-    if source.is_file():
-        return facts | {"moving_average": checkpoint.has_ema, "files": {source.name: source.stat().st_size}}
-    facts["kind"] = "transformer folder"
-    if (source / "model_index.json").is_file():
-        from pixart.sampling.model_folder import open_model_folder
 
-        folder = open_model_folder(source)
-        facts |= {
-            "kind": "model folder",
-            "image_size": folder.native_size,
-            "tokens": folder.max_tokens,
-            "text_encoder": folder.text_encoder_class,
-            "prediction": folder.scheduler.get("prediction_type", "epsilon"),
-            "defaults": folder.defaults,
-            "styles": list(folder.styles),
-            "graphs": folder.has_graphs,
-        }
-    return facts | {"licence": _licence(source), "files": _sizes(source, lambda path: path.suffix != ".md")}
+
+def _drawn(folder: "ModelFolder") -> dict[str, Any]:
+    """How a whole model is drawn."""
+    return {
+        "image_size": folder.native_size,
+        "tokens": folder.max_tokens,
+        "text_encoder": folder.text_encoder_class,
+        "prediction": folder.scheduler.get("prediction_type", "epsilon"),
+        "defaults": folder.defaults,
+        "styles": list(folder.styles),
+        "graphs": folder.has_graphs,
+    }
+
+
+def _of_configs(hub_id: str, folder: Path, missing: int | None) -> dict[str, Any]:
+    """Of a model on the Hub of which only the small files are here; `missing` bytes (None: unknown) are not."""
+    from pixart.checkpoints.diffusers import official_shapes, read_config
+    from pixart.checkpoints.sources import transformer_folder
+
+    place = transformer_folder(folder)
+    if place is None:
+        raise PixArtError(f"{hub_id} on the Hub holds no transformer: there is no transformer/config.json.")
+    config = read_config(place / "config.json")
+    count = sum(math.prod(shape) for shape in official_shapes(config).values())
+    return {
+        "kind": "hub model",
+        "hub_id": hub_id,
+        "revision": revision_of(folder),
+        "path": str(folder),
+        "family": "PixArt-Σ" if _is_sigma(config, None) else "PixArt-α",
+        "parameters": count,
+        **_sizes_of(config),
+        "licence": _licence(folder),
+        "bytes_not_in_the_cache": missing,
+    }
+
+
+def _dit(path: Path, num_heads: int | None, ema: bool, image_size: int | None) -> dict[str, Any]:
+    from pixart.checkpoints.dit import read_dit
+    from pixart.checkpoints.official import NUM_HEADS
+
+    model = read_dit(path, num_heads=num_heads or NUM_HEADS, ema=ema, image_size=image_size)
+    return {
+        "kind": "class-conditional DiT, from which pixart convert --to reparameterized makes a start",
+        "path": str(path),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "classes": sum(model.config.class_counts),
+        "width": model.config.width,
+        "depth": model.config.depth,
+        "heads": model.config.num_heads,
+        "image_size": 8 * model.config.sample_size,
+    }
 
 
 def _run(run: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pixart.checkpoints.names import to_diffusers_names, to_official_names
 from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes
+from pixart.checkpoints.weight_files import weight_files
 from pixart.errors import PixArtError, UsageError
 
 if TYPE_CHECKING:
@@ -88,13 +89,30 @@ def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> 
     """
     import torch
 
+    return assemble(*read_transformer(folder), dtype or torch.float32)
+
+
+def assemble(config: "PixArtConfig", state: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> "PixArt":
+    """A PixArt in evaluation mode with the tensors `state` (official names), converted to `dtype` where they differ."""
+    import torch
+
     from pixart.model.pixart import PixArt
 
-    config, state = read_transformer(folder)
     with torch.device("meta"):
         model = PixArt(config)
-    model.load_state_dict({name: tensor.to(dtype or torch.float32) for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     return model.eval()
+
+
+def read_weights(folder: Path, name: str) -> "tuple[dict[str, torch.Tensor], str]":
+    """The tensors in `name`, or in the several files that its index names, and what to call it all in a complaint.
+
+    Raises:
+        PixArtError: a file is missing or damaged.
+    """
+    paths = weight_files(folder, name)
+    state = {tensor: value for path in paths for tensor, value in read_safetensors(path).items()}
+    return state, str(paths[0] if len(paths) == 1 else folder / f"{name}.index.json")
 
 
 def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
@@ -109,17 +127,12 @@ def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch
 
     folder = Path(folder)
     config = read_config(folder / CONFIG_NAME)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        pickles = sorted(folder.glob("*.bin"))
-        hint = f" ({pickles[0].name} is a pickle, which pixart does not open)" if pickles else ""
-        raise PixArtError(f"{path} is missing{hint}; copy the whole model folder again.")
-    state = read_safetensors(path)
+    state, where = read_weights(folder, WEIGHTS_NAME)
     state.pop(NOT_TRAINED, None)
     with torch.device("meta"):
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
-    check_tensors(shapes(state), shapes(expected), str(path))
-    refuse_not_finite(state, str(path))
+    check_tensors(shapes(state), shapes(expected), where)
+    refuse_not_finite(state, where)
     return config, to_official_names(state, config.depth)
 
 

@@ -47,6 +47,17 @@ BLOCK_LAYERS = {
 }
 
 
+def is_dit(source: Path) -> bool:
+    """Whether this is a class-conditional DiT, by its tensors' names or its config; False for what cannot be read."""
+    if source.is_dir():
+        folder = source / "transformer" if (source / "transformer").is_dir() else source
+        try:
+            return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("norm_type") == "ada_norm_zero"
+        except (OSError, ValueError, AttributeError):
+            return False
+    return TABLE in read_states(source)["state_dict"]
+
+
 def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None) -> "DiT":
     """Read a DiT, in fp32, from a file in its own layout or a folder of Diffusers.
 

@@ -36,6 +36,8 @@ SIGMA_TOKENS = 300  # of PixArt-Σ's null caption; PixArt-α's has 120
 # Scale of the positions by picture size, where no grid says it (PixArt-sigma `configs`); PixArt-α has Diffusers' rule.
 SIGMA_SCALES = {256: 0.5, 512: 1.0, 1024: 2.0, 2048: 4.0}
 PIXELS_PER_LATENT = 8
+# What the released files are called by: PixArt-XL-2-512x512, PixArt-XL-2-1024-MS, PixArt-Sigma-XL-2-2K-MS.
+NAMED_SIZES = re.compile(r"-(256x256|512x512|512-MS|1024-MS|2K-MS)(?![\dK])")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Checkpoint:
     state: "dict[str, torch.Tensor]"
     null_caption: "torch.Tensor | None"
     has_ema: bool = False  # the file holds a moving average as well
+    files: tuple[Path, ...] = ()  # that hold the weights
 
 
 def read_official(
@@ -58,7 +61,8 @@ def read_official(
         num_heads: the one size that no shape tells.
         ema: take the moving average. Its null caption is that of the weights beside it all the same: the official
             training averages trained weights only, so the average's own null caption was never more than noise.
-        image_size: side in pixels of the pictures it was trained on; needed only where the file has no `pos_embed`.
+        image_size: side in pixels of the pictures it was trained on; needed only where the file has no `pos_embed` and
+            not the name of a released one.
 
     Raises:
         PixArtError: the file is missing, damaged, or holds another network; lists missing, extra and misshapen tensors.
@@ -77,7 +81,7 @@ def read_official(
     check_tensors(shapes(state), official_shapes(config), str(path))
     if null_caption is not None and (null_caption.dim() != 2 or null_caption.shape[1] != config.text_dim):
         raise PixArtError(f"{path} has {NULL_CAPTION} of {list(null_caption.shape)}, not [tokens, {config.text_dim}].")
-    return Checkpoint(config, state, null_caption, "state_dict_ema" in states)
+    return Checkpoint(config, state, null_caption, "state_dict_ema" in states, (path,))
 
 
 def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
@@ -221,6 +225,8 @@ def _positions(
 
     from pixart.model.embed import sincos_positions
 
+    if grid is None and image_size is None and (named := NAMED_SIZES.search(path.name)):
+        image_size = 2048 if named[1].startswith("2K") else int(re.split("[x-]", named[1])[0])
     if grid is None and image_size is None:
         raise UsageError(
             f"{path} has no {POSITIONS}, and its other tensors do not tell what size it was trained on; give "

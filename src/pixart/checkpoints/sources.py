@@ -6,9 +6,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pixart.checkpoints.diffusers import CONFIG_NAME, read_null_caption, read_transformer, save_transformer
+from pixart.checkpoints.diffusers import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_null_caption,
+    read_transformer,
+    save_transformer,
+)
 from pixart.checkpoints.folder import write_json
 from pixart.checkpoints.official import NUM_HEADS, Checkpoint, read_official
+from pixart.checkpoints.weight_files import weight_files
 from pixart.errors import PixArtError, UsageError
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # of a model folder, besides the transformer
@@ -37,7 +44,8 @@ def read_source(
     if folder is None:
         raise PixArtError(f"{source} holds no transformer: there is no {source / 'transformer' / CONFIG_NAME}.")
     config, state = read_transformer(folder)
-    return Checkpoint(config, state, read_null_caption(folder, config.text_dim))
+    files = tuple(weight_files(folder, WEIGHTS_NAME))
+    return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files)
 
 
 def write_diffusers(
@@ -66,13 +74,23 @@ def write_diffusers(
                 if (parts / name).is_file():
                     shutil.copyfile(parts / name, work / name)
             _name_the_transformer(work / "model_index.json")
-            check(work)
+            _check(work, parts, dest, check)
         work.replace(dest)
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return missing
+
+
+def _check(work: Path, parts: Path, dest: Path, check: Callable[[Path], object]) -> None:
+    try:
+        check(work)
+    except PixArtError as error:  # by the names that last
+        sentence = str(error)
+        for name in (*PARTS, "model_index.json"):
+            sentence = sentence.replace(str(work / name), str(parts / name))
+        raise PixArtError(sentence.replace(str(work), str(dest))) from None
 
 
 def _name_the_transformer(path: Path) -> None:

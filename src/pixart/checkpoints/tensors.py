@@ -88,9 +88,14 @@ def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.d
 def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
     """PixArtError naming the tensors of `where` that hold NaN or infinity."""
     wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    refuse_names(wrong, len(state), where)
+
+
+def refuse_names(wrong: list[str], count: int, where: str) -> None:
+    """PixArtError if any of the `count` tensors of `where` are in `wrong`, those that hold NaN or infinity."""
     if wrong:
         raise PixArtError(
-            f"{where} is not finite: NaN or infinity in {len(wrong)} of {len(state)} tensors ({_some(wrong)}); copy it "
+            f"{where} is not finite: NaN or infinity in {len(wrong)} of {count} tensors ({_some(wrong)}); copy it "
             "again, or take an earlier checkpoint."
         )
 

@@ -28,7 +28,10 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
             "GB. Draw it with --engine torch."
         )
     if len(folder.weights) != 3:
-        raise PixArtError(f"{folder.path} has its text encoder in several files; graphs need it in one.")
+        raise PixArtError(
+            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; draw it with "
+            "--engine torch."
+        )
     configs = {
         part: json.loads((folder.path / part / "config.json").read_text(encoding="utf-8"))
         for part in ("text_encoder", "vae")

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from pixart.errors import PixArtError, UsageError
+from pixart.sampling.memory import Memory, check_memory
 from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.prompts import unknown
 
+PLAIN = Memory()
 ENGINES = ("auto", "onnx", "torch")
 DTYPES = {"float32": ("onnx", "torch"), "int8": ("onnx",), "bfloat16": ("torch",)}  # and who can draw in them
 
@@ -22,9 +24,19 @@ class Engine(Protocol):
 
     name: str
     max_tokens: int
+    notices: list[str]  # what a person should know before it draws
 
     def read(self, text: str) -> tuple[Any, str]:
         """A text as what the denoiser needs of it, and the words over the limit. Once per text."""
+
+    def read_null(self, text: Any, whole: bool) -> Any:
+        """The null caption that the model was trained with, in place of a null text that is read.
+
+        Under the mask of `text`, which `read` gave, as the official code does it; or all of its tokens.
+
+        Raises:
+            UsageError: this engine takes none.
+        """
 
     def pictures_at_once(self, tokens: int) -> int:
         """How many pictures to draw together, at `tokens` image tokens in all passes of one of them.
@@ -51,10 +63,17 @@ class Engine(Protocol):
         """Engine, device, dtype, threads and versions, for the picture's file."""
 
 
-def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32") -> str:
+def choose_engine(
+    folder: ModelFolder,
+    engine: str = "auto",
+    dtype: str = "float32",
+    memory: Memory = PLAIN,
+    device: str = "cpu",
+) -> str:
     """Which engine a request for one of ENGINES means for this folder; loads nothing.
 
-    "auto" is ONNX Runtime where the folder has graphs and it can draw in this dtype, else torch.
+    "auto" is ONNX Runtime where the folder has graphs and it can draw so: in this dtype, on the CPU, without saving
+    memory; else torch.
 
     Raises:
         UsageError: no such engine or dtype. PixArtError: the folder has no graphs, or torch is not installed.
@@ -64,9 +83,16 @@ def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float
     if dtype not in DTYPES:
         raise UsageError(unknown("dtype", str(dtype), DTYPES))
     able = DTYPES[dtype]
+    if check_memory(memory) != PLAIN or device != "cpu":
+        able = tuple(name for name in able if name != "onnx")
+        if engine == "onnx" or not able:
+            raise UsageError(
+                "ONNX Runtime draws on the CPU, with all parts loaded: ways to save memory and other devices need the "
+                "engine torch, in float32 or bfloat16."
+            )
     if engine != "auto" and engine not in able:
         raise UsageError(f"The engine {engine} does not draw in {dtype}; take --engine {able[0]}.")
-    if dtype == "int8":
+    if able == ("onnx",):
         engine = "onnx"
     if engine == "onnx" and not folder.has_graphs:
         raise PixArtError(
@@ -80,15 +106,21 @@ def choose_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float
     return "torch"
 
 
-def open_engine(folder: ModelFolder, engine: str = "auto", dtype: str = "float32") -> Engine:
+def open_engine(
+    folder: ModelFolder,
+    engine: str = "auto",
+    dtype: str = "float32",
+    memory: Memory = PLAIN,
+    device: str = "cpu",
+) -> Engine:
     """Load a checked model folder with the engine that `choose_engine` names; raises as that does."""
-    if choose_engine(folder, engine, dtype) == "onnx":
+    if choose_engine(folder, engine, dtype, memory, device) == "onnx":
         from pixart.sampling.onnx_engine import OnnxEngine
 
         return OnnxEngine(folder, dtype)
     from pixart.sampling.torch_engine import TorchEngine
 
-    return TorchEngine(folder, dtype)
+    return TorchEngine(folder, dtype, memory, device)
 
 
 def _installed(library: str) -> bool:

@@ -1,25 +1,32 @@
-"""What a model folder holds, read and checked without torch, so that damage is named in a fraction of a second.
+"""What a model is drawn from, read and checked without torch, so that damage is named in a fraction of a second.
 
-The layout is the one that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
+A model folder has the layout that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
 `styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}; without it the general styles of
-`pixart.sampling.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model) and the graphs for ONNX Runtime.
+`pixart.sampling.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model) and the graphs for
+ONNX Runtime. It may lie in the cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an
+official file or the folder of a transformer alone.
 """
 
 import hashlib
-import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pixart.checkpoints.diffusers import NULL_CAPTION, NULL_CAPTION_NAME, read_settings
-from pixart.checkpoints.tensors import is_pickle
+from pixart.checkpoints.diffusers import CLASS_NAMES, NULL_CAPTION, NULL_CAPTION_NAME, diffusers_config, read_settings
+from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
+from pixart.checkpoints.weight_files import check_whole, hash_finite, read_object, weight_files
+from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, UsageError
 from pixart.sampling.prompts import Style, read_styles
-from pixart.sampling.schedule import check_config
+from pixart.sampling.schedule import read_scheduler
 from pixart.sampling.styles import GENERAL_STYLES
+
+if TYPE_CHECKING:
+    from pixart.checkpoints.official import Checkpoint
+    from pixart.model.pixart import PixArt
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
@@ -30,7 +37,29 @@ WEIGHTS = {
 }
 GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
-MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
+PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+# The classes that model_index.json may name for a part.
+CLASSES = {"text_encoder": TEXT_ENCODERS, "transformer": CLASS_NAMES, "vae": ("AutoencoderKL",)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What somebody gave to have this model, and what to give to have it again; `model` None is the shipped one."""
+
+    model: str | None = None
+    parts: str | None = None
+    ema: bool = False
+    num_heads: int | None = None
+    image_size: int | None = None
+    revision: str | None = None  # the commit, where `model`, or else `parts`, is a hub id
+
+    def for_pictures(self) -> dict[str, Any]:
+        """As picture files hold it: a path becomes its last name, for pictures are given away."""
+        named = {
+            key: value and (value if looks_like_hub_id(value) else Path(value).resolve().name)
+            for key, value in (("model", self.model), ("parts", self.parts))
+        }
+        return asdict(self) | named
 
 
 @dataclass(frozen=True)
@@ -48,72 +77,184 @@ class ModelFolder:
     max_size: int
     vae_factor: int  # how many pixels wide one latent is
     max_tokens: int  # of a text, as the transformer was trained
+    null_tokens: int  # of the null caption that the transformer was trained with; 0: it is not kept here
     weights: tuple[Path, ...]
     has_graphs: bool
+    source: Source = field(default_factory=Source)
+    # The transformer of an official file or of a folder of its own; None: it is in `path`.
+    checkpoint: "Checkpoint | None" = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        """What to call the model in picture files: the shipped one by our name, others by their folder's."""
-        return "pixart-default" if self.path == DEFAULT_MODEL else self.path.resolve().name
+        """What to call the model in picture files: ours by our name, a hub id by itself, others by their folder's."""
+        if self.path == DEFAULT_MODEL:
+            return "pixart-default"
+        if self.source.model is None:
+            return self.path.resolve().name
+        model = Path(self.source.model)
+        return self.source.model if looks_like_hub_id(self.source.model) else model.resolve().name
 
 
-def open_model_folder(path: str | Path | None = None) -> ModelFolder:
-    """Check a model folder (None: the shipped one) and read its small files.
+def open_model_folder(
+    model: str | Path | None = None,
+    *,
+    parts: str | Path | None = None,
+    ema: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+) -> ModelFolder:
+    """Find a model, check it, and read its small files.
 
-    Raises PixArtError naming the first file that is missing or damaged and what is wrong with it.
+    Args:
+        model: a model folder, or its id on the Hugging Face Hub ("org/name" or "org/name@revision"); None: the shipped
+            model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
+        parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
+        ema, num_heads, image_size: of an official file; see `pixart.checkpoints.official.read_official`.
+
+    Raises:
+        PixArtError: names the first file that is missing or damaged and what is wrong with it, or why a hub id cannot
+            be had.
+        UsageError: `parts` is needed and not given, or given and of no use; an option does not fit.
     """
-    folder = DEFAULT_MODEL if path is None else Path(path)
-    if not folder.is_dir():
-        if path is None:
-            raise PixArtError(
-                f"The shipped model is missing: there is no folder {folder}. Install pixart again, or name a model "
-                "folder with --model."
+    given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
+    if model is None:
+        if parts is not None or any(given.values()):
+            raise UsageError(
+                "--parts, --ema, --num-heads and --image-size go with an official file; name it with --model."
             )
-        what = "a file, not a folder" if folder.exists() else "not there"
-        raise PixArtError(f"The model folder {folder} is {what}. Give the folder that holds model_index.json.")
-    index = _read_json(folder / "model_index.json")
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    check_config(scheduler, str(folder / "scheduler" / "scheduler_config.json"))
-    text_encoder = _read_json(folder / "text_encoder" / "config.json")
-    transformer = read_settings(folder / "transformer" / "config.json")
-    vae = _read_json(folder / "vae" / "config.json")
-    vae_factor = _vae_factor(vae, folder / "vae" / "config.json")
-    _check_fit(folder, transformer, text_encoder, vae)
+        if not DEFAULT_MODEL.is_dir():
+            raise PixArtError(
+                f"The shipped model is missing: there is no folder {DEFAULT_MODEL}. Install pixart again, or name a "
+                "model folder with --model."
+            )
+        return _open(DEFAULT_MODEL, Source(), None)
+    folder = resolve(model, "model" if parts is None else "transformer")
+    if parts is None and not (folder.is_file() or _is_transformer(folder)):
+        if not folder.is_dir():
+            raise PixArtError(
+                f"The model folder {folder} is not there. Give the folder that holds model_index.json, an official "
+                "file, or a hub id such as PixArt-alpha/PixArt-XL-2-512x512."
+            )
+        if any(given.values()):
+            raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
+        return _open_fetched(folder, Source(str(model), revision=revision_of(folder)), None)
+    from pixart.checkpoints.sources import read_source
+
+    if parts is None:
+        raise UsageError(
+            f"{model} is a transformer alone; name a model folder or hub id that has the rest (text encoder, "
+            "tokenizer, autoencoder, scheduler) with --parts."
+        )
+    if (folder / "model_index.json").is_file():
+        raise UsageError(f"{model} is a whole model; leave --parts out.")
+    checkpoint = read_source(folder, **given)
+    rest = resolve(parts, "parts")
+    if not rest.is_dir():
+        raise PixArtError(f"{parts} is not there; --parts needs a whole model folder, or a hub id.")
+    revision = revision_of(folder) or revision_of(rest)
+    source = Source(str(model), str(parts), ema, num_heads, image_size, revision)
+    return _open_fetched(rest, source, checkpoint)
+
+
+def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "PixArt":  # noqa: F821
+    """The transformer of a checked model folder in `dtype` (None: fp32), wherever it lies; needs torch.
+
+    Raises:
+        PixArtError: its weights are damaged, or those of another network.
+    """
+    import torch
+
+    from pixart.checkpoints.diffusers import assemble, load_transformer
+
+    if folder.checkpoint is None:
+        return load_transformer(folder.path / "transformer", dtype)
+    return assemble(folder.checkpoint.config, folder.checkpoint.state, dtype or torch.float32)
+
+
+def load_null_caption(folder: ModelFolder) -> "torch.Tensor":  # noqa: F821  torch is imported by those who draw
+    """The null caption (L, T) of a model folder with `null_tokens`."""
+    from pixart.checkpoints.diffusers import read_null_caption
+
+    if folder.checkpoint is not None:
+        return folder.checkpoint.null_caption
+    return read_null_caption(folder.path / "transformer", folder.transformer["caption_channels"])
+
+
+def _is_transformer(folder: Path) -> bool:
+    """Whether it is the folder of a transformer alone."""
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def _open_fetched(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
+    try:
+        return _open(folder, source, checkpoint)
+    except PixArtError as error:
+        if revision_of(folder) is None or "is missing" not in str(error):
+            raise
+        hub_id = source.model if checkpoint is None else source.parts
+        raise PixArtError(
+            f"{error} What the cache holds of {hub_id} was not downloaded to its end; run this again with a network."
+        ) from None
+
+
+def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
+    index = read_object(folder / "model_index.json")
+    _check_classes(index, folder / "model_index.json")
+    scheduler_config = folder / "scheduler" / "scheduler_config.json"
+    scheduler, suited = read_scheduler(read_object(scheduler_config), str(scheduler_config))
+    text_encoder = _read_text_encoder(folder / "text_encoder" / "config.json")
+    vae = _read_vae(folder / "vae" / "config.json")
+    if checkpoint is None:
+        transformer = read_settings(folder / "transformer" / "config.json")
+        null_tokens = _null_tokens(folder / "transformer" / NULL_CAPTION_NAME)
+        where = folder / "transformer" / "config.json"
+    else:
+        transformer = diffusers_config(checkpoint.config)
+        null_tokens = 0 if checkpoint.null_caption is None else len(checkpoint.null_caption)
+        where = Path(str(source.model))
+    _check_fit(folder, where, transformer, text_encoder, vae)
     _check_tokenizer(folder / "tokenizer")
-    weights = [file for part, name in WEIGHTS.items() for file in _check_weights(folder / part, name)]
-    styles = folder / "styles.json"
+    parts = [part for part in WEIGHTS if part != "transformer" or checkpoint is None]
+    weights = [file for part in parts for file in weight_files(folder / part, WEIGHTS[part])]
+    vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     native = transformer["sample_size"] * vae_factor
-    match index.get("text_encoder"):
-        case [str(), str(encoder)]:
-            pass
-        case other:
-            raise PixArtError(
-                f"The model folder is damaged: {folder / 'model_index.json'} says text_encoder is {other!r}; it must "
-                "be a list of a library and a class."
-            )
+    styles = folder / "styles.json"
+    by_pipeline = SIGMA_TOKENS if index["_class_name"] == "PixArtSigmaPipeline" else MAX_TOKENS
     return ModelFolder(
         path=folder,
         scheduler=scheduler,
         transformer=transformer,
-        text_encoder_class=encoder,
-        styles=read_styles(_read_json(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
-        defaults=_read_defaults(folder / "pixart.json"),
+        text_encoder_class=index["text_encoder"][1],
+        styles=read_styles(read_object(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
+        defaults=suited | _read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
         vae_factor=vae_factor,
-        max_tokens=_max_tokens(folder / "transformer" / NULL_CAPTION_NAME, index.get("_class_name")),
-        weights=tuple(weights),
-        has_graphs=all((folder / name).is_file() for name in GRAPHS),
+        max_tokens=null_tokens or by_pipeline,
+        null_tokens=null_tokens,
+        weights=(*weights, *(() if checkpoint is None else checkpoint.files)),
+        has_graphs=checkpoint is None and all((folder / name).is_file() for name in GRAPHS),
+        source=source,
+        checkpoint=checkpoint,
     )
 
 
 def hash_weights(folder: ModelFolder) -> dict[str, str]:
-    """SHA-256 of every weights file, by its name inside the folder."""
+    """SHA-256 of every weights file, by its name inside the folder.
+
+    Raises:
+        PixArtError: names the file and the tensors that hold NaN or infinity.
+    """
     hashes = {}
     for path in folder.weights:
-        with path.open("rb") as file:
-            hashes[path.relative_to(folder.path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        inside = path.is_relative_to(folder.path)
+        name = path.relative_to(folder.path).as_posix() if inside else f"transformer/{path.name}"
+        if path.suffix == ".safetensors":
+            hashes[name] = hash_finite(path)
+        else:
+            with path.open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
@@ -130,41 +271,71 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PixArtError(f"The model folder is not complete: {path} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise PixArtError(f"The model folder is damaged: {path} cannot be read ({error}).") from None
-    if not isinstance(value, dict):
-        raise PixArtError(f"The model folder is damaged: {path} does not hold a JSON object.")
-    return value
-
-
-def _check_fit(folder: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> None:
-    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
-    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
-    if transformer["caption_channels"] != width:
+def _check_classes(index: dict[str, Any], path: Path) -> None:
+    """The pipeline and the class of each part, as model_index.json names them."""
+    if index.get("_class_name") not in PIPELINES:
         raise PixArtError(
-            f"The parts of {folder} do not fit: its transformer reads text states of width "
-            f"{transformer['caption_channels']}, and its text encoder gives {width}."
+            f"{path} describes {index.get('_class_name')!r}; pixart draws {' and '.join(PIPELINES)}, so give the "
+            "folder of such a model."
         )
-    if transformer["in_channels"] != vae.get("latent_channels"):
+    for part, allowed in CLASSES.items():
+        match index.get(part):
+            case [str(), str(name)] if name in allowed:
+                pass
+            case [str(), str(name)]:
+                raise PixArtError(
+                    f"{path} says {part} is a {name}, and pixart reads {' or '.join(allowed)}; give a model folder "
+                    "whose parts are of these classes."
+                )
+            case other:
+                raise PixArtError(
+                    f"The model folder is damaged: {path} says {part} is {other!r}; it must be a list of a library and "
+                    "a class."
+                )
+
+
+def _read_text_encoder(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    if config.get("model_type", "t5") not in ("bert", "t5"):
         raise PixArtError(
-            f"The parts of {folder} do not fit: its transformer has {transformer['in_channels']} latent channels, and "
-            f"its autoencoder {vae.get('latent_channels')}."
+            f"{path} describes a text encoder of type {config['model_type']!r}, and pixart reads bert and t5; put the "
+            "text encoder there that the transformer was trained with."
         )
+    return config
 
 
-def _vae_factor(config: dict[str, Any], path: Path) -> int:
-    """How many pixels wide one latent is: the autoencoder halves its picture between one level and the next."""
+def _read_vae(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise PixArtError(
+            f"{path} describes {config['_class_name']!r}, and pixart reads AutoencoderKL; put the autoencoder there "
+            "that the transformer was trained with."
+        )
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise PixArtError(
             f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."
         )
-    return 2 ** (len(levels) - 1)
+    return config
+
+
+def _check_fit(
+    folder: Path, where: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]
+) -> None:
+    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
+    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
+    if transformer["caption_channels"] != width:
+        raise PixArtError(
+            f"{folder / 'text_encoder' / 'config.json'} does not fit {where}: the transformer reads text states of "
+            f"width {transformer['caption_channels']}, and this text encoder gives {width}; put the one there that the "
+            "transformer was trained with."
+        )
+    if transformer["in_channels"] != vae.get("latent_channels"):
+        raise PixArtError(
+            f"{folder / 'vae' / 'config.json'} does not fit {where}: the transformer has {transformer['in_channels']} "
+            f"latent channels, and this autoencoder {vae.get('latent_channels')}; put the one there that the "
+            "transformer was trained with."
+        )
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -173,74 +344,20 @@ def _check_tokenizer(folder: Path) -> None:
         raise PixArtError(f"The model folder is not complete: {folder / names[0]} is missing.")
 
 
-def _check_weights(folder: Path, name: str) -> list[Path]:
-    """The safetensors file of one part, or the several that its index names, each checked for being whole."""
-    index = folder / f"{name}.index.json"
-    if (folder / name).is_file() or not index.is_file():
-        paths = [folder / name]
-    elif folder.name == "transformer":
-        raise PixArtError(
-            f"The transformer in {folder} is in several files, and pixart reads it from one; save it again with "
-            'Diffusers\' save_pretrained and max_shard_size="1TB".'
-        )
-    else:
-        try:
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-            outside = any(Path(shard).name != shard for shard in names)
-        except (KeyError, AttributeError, TypeError):
-            raise PixArtError(f"The model folder is damaged: {index} has no weight_map in it.") from None
-        if outside or not names:
-            raise PixArtError(f"The model folder is damaged: {index} names no files, or files outside {folder}.")
-        paths = [folder / shard for shard in names]
-    for path in paths:
-        _check_safetensors(path)
-    return paths
-
-
-def _max_tokens(null_caption: Path, pipeline: Any) -> int:
-    """As long as the null caption, where there is one; else what the stock pipeline of that class cuts at."""
-    if not null_caption.is_file():
-        return SIGMA_TOKENS if pipeline == "PixArtSigmaPipeline" else MAX_TOKENS
-    shape = _check_safetensors(null_caption).get(NULL_CAPTION, {}).get("shape")
+def _null_tokens(path: Path) -> int:
+    """How long the null caption in this file is; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    shape = check_whole(path).get(NULL_CAPTION, {}).get("shape")
     if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
-        raise PixArtError(f"The model folder is damaged: {null_caption} holds no {NULL_CAPTION} of 2 dimensions.")
+        raise PixArtError(f"The model folder is damaged: {path} holds no {NULL_CAPTION} of 2 dimensions.")
     return shape[0]
-
-
-def _check_safetensors(path: Path) -> dict[str, Any]:
-    """Compare the file's length with what its header promises; a cut-short download fails here and says so.
-
-    Returns the header.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-            header = json.loads(file.read(length)) if length <= MAX_HEADER else None
-    except FileNotFoundError:
-        pickles = sorted(path.parent.glob("*.bin"))
-        why = f" ({pickles[0].name} is a pickle, which pixart does not open)" if pickles else ""
-        raise PixArtError(f"The model folder is not complete: {path} is missing{why}.") from None
-    except (OSError, ValueError):
-        header = None
-    try:
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
-    except (AttributeError, KeyError, TypeError, IndexError):
-        why = " but a pickle, which pixart does not open" if is_pickle(path) else ""
-        raise PixArtError(f"The model folder is damaged: {path} is not a whole safetensors file{why}.") from None
-    found = path.stat().st_size
-    if found != expected:
-        raise PixArtError(
-            f"The model folder is damaged: {path} should be {expected:,} bytes long and is {found:,}; copy it again."
-        )
-    return header
 
 
 def _read_defaults(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    defaults = _read_json(path)
+    defaults = read_object(path)
     checks = {
         "steps": lambda value: type(value) is int and value > 0,
         "guidance_scale": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,

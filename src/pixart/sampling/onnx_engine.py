@@ -9,7 +9,8 @@ import numpy as np
 
 import pixart
 from pixart.encoders.tokenizer import Tokenizer
-from pixart.errors import PixArtError
+from pixart.encoders.vae import check_pixels
+from pixart.errors import PixArtError, UsageError
 from pixart.model.positions import sincos_positions
 from pixart.sampling.engine import Predict
 from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
@@ -29,6 +30,7 @@ class OnnxEngine:
     """The graphs of a model folder in ONNX Runtime. See `pixart.sampling.engine.Engine`."""
 
     name = "onnx"
+    notices: list[str] = []  # noqa: RUF012  nobody changes it
 
     def __init__(self, folder: ModelFolder, dtype: str = "float32", graphs: tuple[str, ...] = GRAPHS):
         """Load from disk only, the three graphs that `dtype` ("float32" or "int8") needs, side by side.
@@ -78,6 +80,9 @@ class OnnxEngine:
         feed = {"tokens": np.array([ids], np.int64), "text_mask": mask}
         return Text(self.text.run(["text"], feed)[0], mask), cut
 
+    def read_null(self, text: Text, whole: bool) -> Text:
+        raise UsageError("The graphs take no null caption; draw with the engine torch, or without --null-text.")
+
     def pictures_at_once(self, tokens: int) -> int:
         # In int8 the largest value of a batch scales all of it, and a picture must not depend on its neighbours.
         return 1 if self.dtype == "int8" else max(1, TOKENS_AT_ONCE // tokens)
@@ -116,6 +121,7 @@ class OnnxEngine:
 
     def decode(self, latent: np.ndarray) -> np.ndarray:
         pixels = self.decoder.run(["pixels"], {"latent": latent})[0]
+        check_pixels(pixels, self.folder.path / "vae")
         pixels = np.clip(pixels[0] * np.float32(0.5) + np.float32(0.5), 0, 1).transpose(1, 2, 0)
         return (pixels * 255).round().astype(np.uint8)
 
@@ -126,6 +132,7 @@ class OnnxEngine:
             "engine": self.name,
             "device": "cpu",
             "dtype": self.dtype,
+            "memory": {},
             "threads": self.threads,
             "versions": {
                 "pixart": pixart.__version__,

@@ -13,8 +13,9 @@ from pixart.diffusion.guidance import guided
 from pixart.errors import PixArtError
 from pixart.sampling.bins import fit
 from pixart.sampling.dpm_solver import Step
-from pixart.sampling.engine import Engine, open_engine
+from pixart.sampling.engine import PLAIN, Engine, open_engine
 from pixart.sampling.image_files import pixel_hash
+from pixart.sampling.memory import Memory
 from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
 from pixart.sampling.noise import noise_stream
 from pixart.sampling.request import Request, make_request
@@ -47,30 +48,52 @@ class Result:
 class Pipeline:
     """A loaded model. Calls share nothing but its weights, so one request cannot disturb another."""
 
-    def __init__(self, folder: ModelFolder, *, engine: str | Engine = "auto", dtype: str = "float32"):
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        engine: str | Engine = "auto",
+        dtype: str = "float32",
+        memory: Memory = PLAIN,
+        device: str = "cpu",
+    ):
         """Load the networks of a checked model folder, from disk only, by the name of an engine; or take one loaded."""
-        self.folder = folder
-        self.engine = open_engine(folder, engine, dtype) if isinstance(engine, str) else engine
+        self.folder, self.memory = folder, memory
+        self.engine = open_engine(folder, engine, dtype, memory, device) if isinstance(engine, str) else engine
         self._provenance: dict[str, Any] | None = None
         # Reading all weights once more takes a while, and nobody needs their hashes before the first picture is done.
         self._hashes = ThreadPoolExecutor(1).submit(hash_weights, folder)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path | None = None, *, engine: str = "auto", dtype: str = "float32"
+        cls,
+        model: str | Path | None = None,
+        *,
+        parts: str | Path | None = None,
+        ema: bool = False,
+        num_heads: int | None = None,
+        image_size: int | None = None,
+        engine: str = "auto",
+        dtype: str = "float32",
+        memory: Memory = PLAIN,
+        device: str = "cpu",
     ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
         Args:
-            folder: the model folder.
+            model: the model folder, or its id on the Hugging Face Hub; with `parts` also an official file.
+            parts, ema, num_heads, image_size: for an official file; see `open_model_folder`.
             engine: "onnx" (ONNX Runtime on the CPU, for folders with graphs), "torch", or "auto": the first where it
                 can be had.
             dtype: of the denoiser: "float32"; "int8" (onnx: faster, not quite the same picture); "bfloat16" (torch).
+            memory: ways to draw in less memory, with torch; see `pixart.sampling.memory.Memory` and docs/memory.md.
+            device: "cpu", or with torch "cuda".
 
         Raises:
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        return cls(open_model_folder(folder), engine=engine, dtype=dtype)
+        folder = open_model_folder(model, parts=parts, ema=ema, num_heads=num_heads, image_size=image_size)
+        return cls(folder, engine=engine, dtype=dtype, memory=memory, device=device)
 
     def __call__(
         self,
@@ -84,6 +107,8 @@ class Pipeline:
         guidance_scale: float | None = None,
         guidance_interval: tuple[int, int] = (0, 1000),
         guidance_rescale: float = 0.0,
+        guidance_channels: int | None = None,
+        null_text: str = "encoded",
         width: int | None = None,
         height: int | None = None,
         binning: bool | None = None,
@@ -96,6 +121,9 @@ class Pipeline:
         4.5), and the model's native size; for the seed, a random one. The null text is asked at timesteps inside
         `guidance_interval` only (0 is clean, 1000 noise; arXiv 2404.07724); `guidance_rescale` from 0 to 1 brings the
         guided prediction back to the deviation of the unguided one (arXiv 2305.08891, section 3.4).
+        `guidance_channels` guides the first channels of the latent only, as the official IDDPM script does with 3;
+        `null_text` "caption" or "caption-all" guides away from the null caption of an official checkpoint, under the
+        prompt's mask or whole, and not from the encoded empty text.
         `binning` draws at the official size of the nearest shape and fits the picture to the size that was asked for,
         as stock Diffusers does; None does so for models that predict eps, and not for flow models.
         `on_step(index of the picture, Step)` is called after every step, and may raise to stop. Raises UsageError for
@@ -112,6 +140,8 @@ class Pipeline:
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
+            guidance_channels=guidance_channels,
+            null_text=null_text,
             width=width,
             height=height,
             binning=binning,
@@ -143,7 +173,7 @@ class Pipeline:
                 f"{request.width} x {request.height}; --no-binning draws that size itself."
             )
         # One for all prompts, and read only if one of them is steered away from it.
-        null = functools.cache(lambda: self._read(request.resolved_negative_prompt, "negative prompt", say))
+        negative = functools.cache(lambda: self._read(request.resolved_negative_prompt, "negative prompt", say))
         for prompt, resolved in zip(request.prompts, request.resolved_prompts, strict=True):
             text = self._read(resolved, "prompt", say)
             if not resolved.strip():
@@ -152,7 +182,12 @@ class Pipeline:
                 say(f'The prompt is empty: only the words of the style are drawn, "{resolved}".')
             # The same text on both sides of the guidance would cancel out; so would scale 1.
             same = resolved.lower().strip() == request.resolved_negative_prompt.lower().strip()
-            texts = [text] if same or request.guidance_scale == 1.0 else [text, null()]
+            if request.guidance_scale == 1.0 or (same and request.null_text == "encoded"):
+                texts = [text]
+            elif request.null_text == "encoded":
+                texts = [text, negative()]
+            else:
+                texts = [text, self.engine.read_null(text, request.null_text == "caption-all")]
             at_once = self.engine.pictures_at_once(len(texts) * self._tokens(request))
             for start in range(0, len(request.seeds), at_once):
                 seeds = request.seeds[start : start + at_once]
@@ -196,7 +231,9 @@ class Pipeline:
         def denoise(x_t, timestep: int):
             if len(texts) == 1 or not low <= timestep <= high:
                 return predict_alone(x_t, timestep)[0]
-            return guided(*predict(x_t, timestep), request.guidance_scale, request.guidance_rescale, shape[0])
+            return guided(
+                *predict(x_t, timestep), request.guidance_scale, request.guidance_rescale, request.guidance_channels
+            )
 
         streams = [noise_stream(seed, shape) for seed in seeds]
 
@@ -205,17 +242,24 @@ class Pipeline:
 
         solve = SAMPLERS[request.sampler].solve
         for step in solve(denoise, fresh_noise(), schedule, fresh_noise):
+            if step.index == 0:  # damaged weights show at once; no need to draw to the end
+                for i, seed in enumerate(seeds):
+                    self._refuse_not_finite(step.x_t[i : i + 1], seed, request)
             if on_step is not None:
                 for i in range(len(seeds)):
                     on_step(index + i, Step(step.index, step.x_t[i : i + 1], step.x_0[i : i + 1]))
         latents = [step.x_t[i : i + 1] for i in range(len(seeds))]
         for seed, latent in zip(seeds, latents, strict=True):
-            if not np.isfinite(self.engine.to_numpy(latent)).all():
-                raise PixArtError(
-                    f"The drawing with seed {seed} ended in numbers that are not finite; the weights in "
-                    f"{self.folder.path} may be damaged, or the guidance scale {request.guidance_scale:g} too high."
-                )
+            self._refuse_not_finite(latent, seed, request)
         return latents
+
+    def _refuse_not_finite(self, latent: Any, seed: int, request: Request) -> None:
+        if not np.isfinite(self.engine.to_numpy(latent)).all():
+            self._hashes.result()  # names the file and the tensors, if it is the weights
+            raise PixArtError(
+                f"The drawing with seed {seed} ended in numbers that are not finite, though the weights in "
+                f"{self.folder.path} are; take a lower guidance scale than {request.guidance_scale:g}, or --dtype float32."
+            )
 
     def _image(self, latent):
         from PIL import Image
@@ -235,6 +279,8 @@ class Pipeline:
             "guidance_scale": request.guidance_scale,
             "guidance_interval": list(request.guidance_interval),
             "guidance_rescale": request.guidance_rescale,
+            "guidance_channels": request.guidance_channels,
+            "null_text": request.null_text,
             "width": request.width,
             "height": request.height,
             "binning": request.bin is not None,
@@ -250,6 +296,7 @@ class Pipeline:
             hashes = self._hashes.result()
             self._provenance = {
                 "model": self.folder.name,
+                "source": self.folder.source.for_pictures(),
                 "model_hash": hashes[next(name for name in hashes if name.startswith("transformer/"))],
                 "weights": hashes,
                 **self.engine.provenance(),

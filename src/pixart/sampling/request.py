@@ -16,6 +16,9 @@ from pixart.sampling.styles import known_styles
 MIN_SIZE = 64
 MAX_IMAGES = 100
 MAX_GUIDANCE = 50.0
+# What stands for "no text" in guidance: the empty or negative prompt, encoded; or the null caption of an official
+# checkpoint, under the mask of the prompt (as the official code does it) or whole (as it did until November 2023).
+NULL_TEXTS = ("encoded", "caption", "caption-all")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Request:
     guidance_scale: float
     guidance_interval: tuple[int, int]  # timesteps, 0 (clean) to 1000 (noise), at which the null text is asked too
     guidance_rescale: float
+    guidance_channels: int  # of the latent, the first of them; the others are drawn without guidance
+    null_text: str  # one of NULL_TEXTS
     width: int
     height: int
     bin: Bucket | None  # what is drawn instead and then fitted to width x height
@@ -58,6 +63,8 @@ def make_request(
     guidance_scale: float | None = None,
     guidance_interval: tuple[int, int] = (0, 1000),
     guidance_rescale: float = 0.0,
+    guidance_channels: int | None = None,
+    null_text: str = "encoded",
     width: int | None = None,
     height: int | None = None,
     binning: bool | None = None,
@@ -65,6 +72,7 @@ def make_request(
 ) -> Request:
     """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first.
 
+    `guidance_channels` and `null_text` repeat what official code did otherwise than Diffusers (docs/drawing.md).
     `binning`: draw at the nearest bin (`pixart.sampling.bins`), or not; None means as the model is used to.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -96,11 +104,15 @@ def make_request(
     scale = defaults.get("guidance_scale", suited.guidance_scale) if guidance_scale is None else guidance_scale
     scale = _number(scale, "The guidance scale", 0, MAX_GUIDANCE, "; 1 means no guidance")
     rescale = _number(guidance_rescale, "The guidance rescale", 0, 1, "; 0 means none")
+    channels = folder.transformer["in_channels"]
+    guided = channels if guidance_channels is None else guidance_channels
+    guided = _whole(guided, "The number of guided channels", 1, channels)
     if binning is not None and not isinstance(binning, bool):
         raise UsageError(f"binning must be True, False or None, not {binning!r}.")
     binning = bins_by_itself(folder) if binning is None else binning
     width, height = (_size(folder, value, what, binning) for value, what in ((width, "width"), (height, "height")))
     negative_resolved = apply_style("", negative_prompt, styles.get(style))[1]
+    _check_null_text(null_text, folder, negative_resolved)
     return Request(
         prompts=tuple(prompts),
         negative_prompt=negative_prompt,
@@ -112,6 +124,8 @@ def make_request(
         guidance_scale=scale,
         guidance_interval=_interval(guidance_interval),
         guidance_rescale=rescale,
+        guidance_channels=guided,
+        null_text=null_text,
         width=width,
         height=height,
         bin=choose_bin(folder, height, width) if binning else None,
@@ -133,6 +147,22 @@ def _number(value: float, what: str, low: float, high: float, hint: str) -> floa
     if not math.isfinite(value) or not low <= value <= high:
         raise UsageError(f"{what} must be from {low:g} to {high:g}, not {value}{hint}.")
     return float(value)
+
+
+def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None:
+    if null_text not in NULL_TEXTS:
+        raise UsageError(unknown("null text", str(null_text), NULL_TEXTS))
+    if null_text == "encoded":
+        return
+    if not folder.null_tokens:
+        raise UsageError(
+            f"{folder.name} holds no null caption, which Diffusers' own converter drops; draw the official file (with "
+            "--parts), or a folder that pixart convert made of it."
+        )
+    if negative:
+        raise UsageError(
+            f'The null caption stands where the negative prompt would, here "{negative}"; leave one of the two out.'
+        )
 
 
 def _interval(value: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pixart.errors import PixArtError
 
 # What we can do, field by field; a value outside this list would silently draw another picture than stock Diffusers.
 SUPPORTED = {
-    "_class_name": ("DPMSolverMultistepScheduler",),
+    "_class_name": ("DPMSolverMultistepScheduler",),  # and LCMScheduler: see `read_scheduler`
     "prediction_type": ("flow_prediction", "epsilon"),
     "algorithm_type": ("dpmsolver++",),
     "solver_type": ("midpoint",),
@@ -34,6 +34,20 @@ SUPPORTED = {
 }
 # Fields that are numbers: the lowest and the highest with which no noise level is 0, infinite or equal to the next.
 RANGES = {"beta_start": (1e-6, 0.05), "beta_end": (1e-6, 0.05), "flow_shift": (0.01, 100)}
+
+
+# What Diffusers' LCMScheduler takes where its config does not say, and what it must say for our `lcm` to be the same.
+LCM_DEFAULTS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LCM_SUPPORTED = {
+    "prediction_type": ("epsilon",),
+    "original_inference_steps": (50,),
+    "timestep_scaling": (10.0,),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False,),
+    "num_train_timesteps": (1000,),
+}
 
 
 @dataclass(frozen=True)
@@ -62,12 +76,27 @@ class Schedule:
         return (x_t - self.sigmas[step] * prediction) / self.alphas[step]
 
 
+def read_scheduler(config: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checked scheduler config as one of DPMSolverMultistepScheduler, and the drawing defaults that it implies.
+
+    An LCMScheduler's noise schedule is kept, and "lcm" becomes the sampler that suits the model.
+
+    Raises:
+        PixArtError: names the field that asks for something we do not do.
+    """
+    if config.get("_class_name") != "LCMScheduler":
+        check_config(config, name)
+        return config, {}
+    _refuse_others(config, LCM_SUPPORTED, name)
+    noise = LCM_DEFAULTS | {field: config[field] for field in LCM_DEFAULTS if field in config}
+    plain = {"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "epsilon", **noise}
+    check_config(plain, name)
+    return plain, {"sampler": "lcm"}
+
+
 def check_config(config: dict[str, Any], name: str) -> None:
     """Raise PixArtError, naming the field, where the scheduler config asks for something we do not do."""
-    for field, allowed in SUPPORTED.items():
-        if field in config and config[field] not in allowed:
-            values = " or ".join(repr(value) for value in allowed)
-            raise PixArtError(f"{name}: {field} is {config[field]!r}, and pixart can draw with {values} only.")
+    _refuse_others(config, SUPPORTED, name)
     for field, (low, high) in RANGES.items():
         value = config.get(field, low)
         if type(value) not in (int, float) or not low <= value <= high:
@@ -76,6 +105,13 @@ def check_config(config: dict[str, Any], name: str) -> None:
         raise PixArtError(f"{name}: there is no _class_name in it; a DPMSolverMultistepScheduler config is needed.")
     if (config.get("prediction_type") == "flow_prediction") != bool(config.get("use_flow_sigmas")):
         raise PixArtError(f"{name}: prediction_type 'flow_prediction' and use_flow_sigmas true must come together.")
+
+
+def _refuse_others(config: dict[str, Any], supported: dict[str, tuple], name: str) -> None:
+    for field, allowed in supported.items():
+        if field in config and config[field] not in allowed:
+            values = " or ".join(repr(value) for value in allowed)
+            raise PixArtError(f"{name}: {field} is {config[field]!r}, and pixart can draw with {values} only.")
 
 
 def make_schedule(config: dict[str, Any], steps: int) -> Schedule:
