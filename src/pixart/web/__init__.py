@@ -1,0 +1,1 @@
+"""The studio: a web page for drawing."""

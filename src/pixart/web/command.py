@@ -1,0 +1,68 @@
+"""`pixart app`: the studio, a web page for drawing on this machine."""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from pixart.errors import UsageError
+
+
+@dataclass
+class App:
+    """Open a web page for drawing, on this machine. Ctrl-C ends it."""
+
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: the model in the package)")] = None
+    """A model folder, or organisation/name on the Hub. Another can be chosen on the page."""
+    outputs: Annotated[Path, arg(metavar="FOLDER")] = Path("outputs")
+    """Where the pictures are saved, each run in a folder of its own. Files in it can be fetched through the page."""
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """Where to listen. Whoever can reach another address than the default can use the page: there is no password."""
+    port: Annotated[int, arg(metavar="N")] = 7860
+    """Port to listen on."""
+    engine: Annotated[str, arg(metavar="NAME")] = "auto"
+    """onnx, torch, or auto."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "float32"
+    """float32, int8 (onnx) or bfloat16 (torch)."""
+    no_metadata: bool = False
+    """Write pictures without settings in them. They cannot be drawn again from the file."""
+    open: bool = False
+    """Open the page in the browser."""
+
+
+def run(arguments: list[str]) -> int:
+    """Serve until Ctrl-C; the address goes to stdout."""
+    import tyro
+
+    try:
+        options = tyro.cli(App, args=arguments, prog="pixart app", config=(FlagCreatePairsOff,))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if not 1 <= options.port <= 65535:
+        raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
+    import gradio  # noqa: F401  so that a missing extra is said before anything is loaded
+
+    from pixart.sampling.engine import choose_engine
+    from pixart.web.models import Choice
+    from pixart.web.serve import serve, temporary_folder
+    from pixart.web.studio import Studio
+
+    studio = Studio(
+        Choice(options.model, options.engine, options.dtype), options.outputs, metadata=not options.no_metadata
+    )
+    choose_engine(studio.models.folder, options.engine, options.dtype)
+    studio.warm_up()
+    page, address = serve(studio, host=options.host, port=options.port, open_browser=options.open)
+    print(address, flush=True)
+    print(f"Pictures go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    finally:
+        page.close(verbose=False)
+        studio.close()
+        shutil.rmtree(temporary_folder(), ignore_errors=True)

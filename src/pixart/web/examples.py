@@ -1,0 +1,32 @@
+"""Prompts to begin with, which the loaded model can really draw: chosen by looking at what it drew of them."""
+
+from pixart.sampling.model_folder import DEFAULT_MODEL, ModelFolder
+
+# The shipped model knows single objects, faces and signs on white, in its own styles: (prompt, style, seed).
+SHIPPED = [
+    ("a red apple", "3D", 7),
+    ("an owl", "flat", 7),
+    ("a cactus in a pot", "glossy", 7),
+    ("a smiling cat face", "Noto", 7),
+    ("a house with a garden", "Twemoji", 7),
+    ("a guitar", "3D", 7),
+]
+# What the released models were shown for: photographs, paintings, things that do not exist.
+GENERAL = [
+    ("a small cactus with a happy face in a desert", "No style", 0),
+    ("an astronaut reading a newspaper in a laundromat", "Photographic", 0),
+    ("a lighthouse on a cliff in a storm, waves breaking", "Cinematic", 0),
+    ("a fox made of folded paper among paper trees", "No style", 0),
+    ("a market street at night after the rain", "Neonpunk", 0),
+    ("a teapot shaped like a snail", "3D Model", 0),
+]
+
+
+def examples_for(folder: ModelFolder) -> list[tuple[str, str, int]]:
+    """(prompt, style, seed) for this model; for a model with styles of its own, things in these."""
+    if folder.path == DEFAULT_MODEL:
+        return SHIPPED
+    if not set(folder.styles) - {style for _, style, _ in GENERAL} or "Cinematic" in folder.styles:
+        return GENERAL
+    styles = list(folder.styles)
+    return [(prompt, styles[i % len(styles)], seed) for i, (prompt, _, seed) in enumerate(SHIPPED)]
