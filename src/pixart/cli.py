@@ -24,6 +24,8 @@ PixArt-α {__version__}: text to image, from data to pictures.
   app                 a web page for drawing, on this machine
   convert SOURCE      write a model in another form
   info SOURCE         say what a model is
+  compare MODEL ...   the same prompts by several models, on one page to look at and vote on
+  prompts [SET|FILE]  list the prompt sets, or the prompts of one
   train RECIPE        train a model by a recipe
   ema RUN             compare the moving averages of a run, and write the chosen one
   plan RECIPE         what a training needs: memory, hours, energy, money, CO2
@@ -179,6 +181,15 @@ def _dispatch(arguments: list[str]) -> int:
 
             with _quiet_libraries():
                 return _parsed(Info, rest, "pixart info", info)
+        case ["compare", *rest]:
+            from pixart.compare import Compare, compare
+
+            with _quiet_libraries():
+                return _parsed(Compare, rest, "pixart compare", compare)
+        case ["prompts", *rest]:
+            from pixart.compare import Prompts, list_prompts
+
+            return _parsed(Prompts, rest, "pixart prompts", list_prompts)
         case ["train", *rest]:
             from pixart.training.command import run
 

@@ -80,7 +80,7 @@ def start_from(model: DiT | PixArt, recipe: ClassRecipe | TextRecipe) -> None:
         elif "t_block.1.weight" in state:
             model.load_state_dict(_with_micro_conditions(model, state))
         else:
-            dit = _dit_of(model, state, init)
+            dit = dit_of(model, state, init)
             dit.load_state_dict(state)
             reparameterize(dit, model, recipe.reparameterize_timestep)
     except RuntimeError as error:
@@ -97,8 +97,8 @@ def _with_micro_conditions(model: PixArt, state: dict[str, Tensor]) -> dict[str,
     return state | silent
 
 
-def _dit_of(model: PixArt, state: dict[str, Tensor], init: Path) -> DiT:
-    """A DiT of the sizes of `model`, with as many classes as `state` has."""
+def dit_of(model: PixArt, state: dict[str, Tensor], init: Path) -> DiT:
+    """A DiT of the sizes of `model`, with as many classes as `state`, which is of `init`, has. PixArtError if none."""
     counts = []
     while (table := f"y_embedders.{len(counts)}.embedding_table.weight") in state:
         counts.append(state[table].shape[0] - 1)

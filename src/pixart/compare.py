@@ -1,0 +1,275 @@
+"""`pixart compare`: several models, the same prompts and seeds, one page to look at and vote on."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.comparison.drawing import Job, draw, missing
+from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
+from pixart.evaluation.comparison.plan import PLAN, Plan, begin, make_rows, read
+from pixart.evaluation.comparison.results import model_folder, outcome
+
+MAX_SEEDS = 100
+
+
+def _shown(metavar: str, default: str):
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Draw the same prompts with the same seeds by several models, and show them on one page; prints its path.
+
+    A model is: default (the shipped one), a model folder, an official file with parts=FOLDER, a hub id, a training run
+    or one of its checkpoints, any text-to-image pipeline of Diffusers, or a folder of pictures made elsewhere. Settings
+    of one model stand behind its name: default,steps=8,dtype=int8. A .toml or .json file names several.
+
+    Each picture is kept as soon as it is drawn; the same command goes on where it was stopped.
+    """
+
+    models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...")]]
+    """The models to compare."""
+    prompts: Annotated[str, arg(metavar="SET|FILE", help_behavior_hint="(required)")] = ""
+    """general, more, alignment, styles, emoji, composition; or a file: .txt, .jsonl, PartiPrompts, GenEval, ..."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    """Each prompt is drawn once with each of these."""
+    output: Annotated[Path, arg(metavar="FOLDER")] = Path("comparison")
+    """Where the pictures and the page go."""
+    limit: Annotated[int | None, _shown("N", "all")] = None
+    """Only N of the prompts, spread evenly over all of them."""
+    styles: bool = False
+    """Draw each prompt in all the styles of the first model that has styles."""
+    steps: Annotated[int | None, _shown("N", "each model's own")] = None
+    """For all models that do not say otherwise."""
+    guidance_scale: Annotated[float | None, _shown("X", "each model's own")] = None
+    """For all models that do not say otherwise."""
+    negative_prompt: Annotated[str | None, _shown("TEXT", "none")] = None
+    """For all models that do not say otherwise."""
+    track: Annotated[str | None, _shown("NAME", "none")] = None
+    """wandb or trackio: show the comparison there too, as a table."""
+
+
+def compare(options: Compare) -> int:
+    """Run `pixart compare`. Returns 0 if every picture is there; raises PixArtError in one sentence."""
+    from pixart.evaluation.comparison.page import write_page
+
+    if not options.prompts:
+        raise UsageError("pixart compare needs prompts: --prompts emoji, another set, or a file.")
+    if options.track not in (None, "wandb", "trackio"):
+        raise UsageError(f"--track is {options.track!r}; it must be wandb or trackio.")
+    plan = _plan(options)
+    jobs = {model.name: _job(plan, model) for model in plan.models if model.kind not in ("run", "pictures")}
+    begin(plan, options.output)
+    for model in plan.models:
+        if model.kind == "pictures":
+            _take_pictures(plan, model, options.output)
+    try:
+        for model in plan.models:
+            if model.kind != "pictures":
+                _draw(plan, model, jobs.get(model.name), options.output)
+    finally:
+        page = write_page(plan, options.output)
+    print(page, flush=True)
+    if options.track:
+        from pixart.evaluation.comparison.track import track
+
+        track(options.track, plan, options.output, _say)
+    _refuse_gaps(plan, options.output, page)
+    return 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """List the prompt sets of the package, or the prompts of a set or file as JSON lines."""
+
+    name: Positional[Annotated[str | None, arg(metavar="SET|FILE")]] = None
+    """What to list; without it, the sets."""
+
+
+def list_prompts(options: Prompts) -> int:
+    """Run `pixart prompts`."""
+    from pixart.evaluation.prompt_sets import SETS, read_prompts
+
+    if options.name is None:
+        for name, what in SETS.items():
+            print(f"{name:<12} {what}")
+        return 0
+    for prompt in read_prompts(options.name):
+        print(json.dumps({"prompt": prompt.text, "category": prompt.category, **prompt.about}, ensure_ascii=False))
+    return 0
+
+
+def _plan(options: Compare) -> Plan:
+    """Everything that can be wrong with the command is said here, before anything is drawn or written."""
+    from pixart.evaluation.prompt_sets import read_prompts
+
+    prompts = read_prompts(options.prompts)
+    if options.limit is not None:
+        if options.limit < 1:
+            raise UsageError(f"--limit is {options.limit}; give 1 or more.")
+        count = min(options.limit, len(prompts))
+        prompts = [prompts[number * len(prompts) // count] for number in range(count)]
+    seeds = options.seeds
+    if not 1 <= len(seeds) <= MAX_SEEDS or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
+        raise UsageError(f"--seeds takes 1 to {MAX_SEEDS} different whole numbers from 0 to {2**32 - 1}.")
+    shared = Settings(
+        steps=options.steps, guidance_scale=options.guidance_scale, negative_prompt=options.negative_prompt
+    )
+    models = [_settled(model, options.output) for model in read_models(list(options.models), shared)]
+    rows = make_rows(prompts, _styles(models) if options.styles else None)
+    return Plan(rows, tuple(seeds), tuple(models))
+
+
+def _settled(model: Model, output: Path) -> Model:
+    """A run's model with its checkpoint named, since a run may go on; a comparison begun earlier keeps its own."""
+    if model.kind != "run":
+        return model
+    from pixart.training.checkpoint_model import find_checkpoint
+
+    settings = model.settings
+    if (output / PLAN).is_file():
+        for earlier in read(output).models:
+            if (earlier.name, earlier.source, earlier.kind) == (model.name, model.source, model.kind):
+                settings = replace(
+                    settings,
+                    checkpoint=settings.checkpoint or earlier.settings.checkpoint,
+                    ema=settings.ema or earlier.settings.ema,
+                )
+                if (model_folder(output, model.folder) / "model").is_dir():
+                    return replace(model, settings=settings)
+    _, step, ema = find_checkpoint(Path(model.source), step=settings.checkpoint, ema=settings.ema)
+    return replace(model, settings=replace(settings, checkpoint=step, ema=ema))
+
+
+def _styles(models: list[Model]) -> dict:
+    from pixart.sampling.model_folder import open_model_folder
+
+    for model in models:
+        source = Path(model.source) / "model" if model.kind == "run" else model.source
+        if model.kind == "pixart" or (model.kind == "run" and (Path(model.source) / "model").is_dir()):
+            folder = open_model_folder(None if source == SHIPPED else source)
+            if folder.styles:
+                return folder.styles
+    raise UsageError("--styles: none of these models has styles; put the style into the prompts.")
+
+
+def _job(plan: Plan, model: Model, folder: Path | None = None) -> Job:
+    """What draws a model; one of ours is checked here, with every prompt, before any network is loaded."""
+    source = str(folder) if folder else model.source
+    if model.kind == "diffusers":
+        return Job("diffusers", source)
+    from pixart.sampling.engine import choose_engine
+    from pixart.sampling.model_folder import open_model_folder
+    from pixart.sampling.request import make_request
+
+    given = model.settings.given()
+    opening = {"parts": given["parts"]} if "parts" in given else {}
+    opened = open_model_folder(None if source == SHIPPED else source, **opening)
+    choose_engine(opened, given.get("engine", "auto"), given.get("dtype", "float32"))
+    asked = {name: given[name] for name in ("steps", "guidance_scale", "width", "height", "sampler") if name in given}
+    for row in plan.rows:
+        make_request(opened, row.text, negative_prompt=row.negative_prompt, seed=max(plan.seeds), **asked)
+    return Job("pixart", source)
+
+
+def _draw(plan: Plan, model: Model, job: Job | None, output: Path) -> None:
+    """Draw what `model` still lacks. How it ended is in its session; a run's model folder is there only meanwhile."""
+    import shutil
+
+    cells = missing(plan, model, output)
+    if not cells:
+        return
+    own = model_folder(output, model.folder) / "model"
+    if job is None:
+        if not own.is_dir():
+            from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+
+            wanted = model.settings
+            run, step, ema = find_checkpoint(Path(model.source), step=wanted.checkpoint, ema=wanted.ema)
+            _say(f"{model.name}: preparing step {step:,}, EMA {ema:g}.")
+            own.parent.mkdir(parents=True, exist_ok=True)
+            write_checkpoint_model(run, own, step=step, ema=ema)
+        job = _job(plan, model, own)
+    done = len(plan.cells) - len(cells)
+    with Progress(model.name, len(plan.cells), done) as progress:
+        session = draw(plan, model, job, cells, output, lambda _, picture: progress.drawn(picture))
+    if session.ended == "done" and own.is_dir():
+        shutil.rmtree(own)
+
+
+def _take_pictures(plan: Plan, model: Model, output: Path) -> None:
+    from pixart.evaluation.comparison.made_elsewhere import match, take
+
+    found, notes = match(Path(model.source), plan)
+    for note in notes:
+        _say(f"{model.name}: {note}")
+    known = outcome(output, model.folder)
+    take(found, known.folder, have=set(known.drawn), notes=notes)
+
+
+def _refuse_gaps(plan: Plan, output: Path, page: Path) -> None:
+    """PixArtError if a picture of a model that draws is missing, with the reason of each."""
+    gaps, count = [], 0
+    for model in plan.models:
+        known = outcome(output, model.folder)
+        lacking = len(plan.cells) - len(known.drawn)
+        if lacking and model.kind != "pictures":
+            count += lacking
+            last = known.last
+            why = {"memory": "memory ran out", "failed": "failed"}.get(last.ended if last else "", "stopped")
+            gaps.append(f"{model.name} {why} after {len(known.drawn):,}{f' ({last.reason})' if last else ''}")
+    if gaps:
+        raise PixArtError(
+            f"{count:,} of {len(plan.cells) * len(plan.models):,} pictures are missing: {'; '.join(gaps)}. {page} "
+            "shows what there is; the same command draws the rest."
+        )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Pictures of one model, on stderr: a bar on a terminal, elsewhere a line every half minute and at the end."""
+
+    def __init__(self, name: str, total: int, done: int):
+        self.name, self.total, self.done = name, total, done
+        self.live = sys.stderr.isatty()
+        self.began = self.said = time.monotonic()
+        self.fresh = 0
+        self.bar = None
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            text = TextColumn("{task.description}", markup=False)
+            console = Console(stderr=True)
+            self.bar = Bar(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task(self.name, total=self.total, completed=self.done)
+            self.bar.start()
+        else:
+            _say(f"{self.name}: loading, then {self.total - self.done:,} pictures.")
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar:
+            self.bar.stop()
+        else:
+            _say(f"{self.name}: {self.fresh:,} pictures in {time.monotonic() - self.began:.1f} s.")
+
+    def drawn(self, picture) -> None:
+        self.fresh += 1
+        if self.bar:
+            self.bar.update(self.task, completed=self.done + self.fresh)
+        elif time.monotonic() - self.said >= 30:
+            self.said = time.monotonic()
+            _say(f"{self.name}: {self.done + self.fresh:,} of {self.total:,} pictures.")
