@@ -21,25 +21,44 @@ class EncodedText:
 class TextEncoder:
     """A text encoder and its tokenizer, from two folders in Hugging Face layout. Holds no state between calls."""
 
-    def __init__(self, encoder_folder: Path, tokenizer_folder: Path, class_name: str, max_tokens: int = MAX_TOKENS):
-        """Load from disk only. Raises PixArtError, naming the folder, where it does not hold what it should."""
+    def __init__(
+        self,
+        encoder_folder: Path,
+        tokenizer_folder: Path,
+        class_name: str,
+        max_tokens: int = MAX_TOKENS,
+        *,
+        dtype: str = "float32",
+        eight_bit: bool = False,
+    ):
+        """Load from disk only; with `eight_bit` the linear layers' weights are int8, and `dtype` is that of the rest.
+
+        Raises PixArtError, naming the folder, where it does not hold what it should.
+        """
         import torch
         import transformers
 
         if class_name not in TEXT_ENCODERS:
             raise PixArtError(f"{encoder_folder} is a {class_name}; pixart reads {' and '.join(TEXT_ENCODERS)}.")
+        kind = getattr(transformers, class_name)
         try:
-            model, info = getattr(transformers, class_name).from_pretrained(
-                encoder_folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            if eight_bit:
+                from pixart.encoders.eight_bit import load_eight_bit
+
+                model, missing = load_eight_bit(kind, encoder_folder, getattr(torch, dtype))
+            else:
+                model, info = kind.from_pretrained(
+                    encoder_folder,
+                    dtype=getattr(torch, dtype),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
+                missing = info["missing_keys"]
         except Exception as error:  # a damaged folder can fail anywhere inside the library
             raise PixArtError(f"The text encoder in {encoder_folder} cannot be loaded: {_first_line(error)}") from error
         # The pooler is not used; anything else missing would have been filled with random numbers.
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        missing = sorted(key for key in missing if not key.startswith("pooler."))
         if missing:
             raise PixArtError(f"The text encoder in {encoder_folder} lacks weights, among them {missing[0]}.")
         self.model = model.eval().requires_grad_(False)
@@ -51,7 +70,8 @@ class TextEncoder:
         import torch
 
         ids, mask, cut = self.tokenizer.padded(text)
-        tokens, mask = torch.tensor([ids]), torch.tensor([mask])
+        device = self.model.device
+        tokens, mask = torch.tensor([ids], device=device), torch.tensor([mask], device=device)
         with torch.inference_mode():
             states = self.model(input_ids=tokens, attention_mask=mask)[0]
         return EncodedText(states.float(), mask.bool(), cut)

@@ -1,7 +1,7 @@
 """What draws: two engines behind one face. The solvers, the noise and the guidance stand above and are the same."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from pixart.sampling.prompts import unknown
 
 PLAIN = Memory()
 ENGINES = ("auto", "onnx", "torch")
-DTYPES = {"float32": ("onnx", "torch"), "int8": ("onnx",), "bfloat16": ("torch",)}  # and who can draw in them
+DTYPES = {"float32": ("onnx", "torch"), "int8": ("onnx", "torch"), "bfloat16": ("torch",)}  # and who can draw in them
 
 # x_t (B, C, h, w) and a timestep -> one prediction (B, out_channels, h, w) for each text.
 Predict = Callable[[Any, int], list[Any]]
@@ -24,7 +24,8 @@ class Engine(Protocol):
 
     name: str
     max_tokens: int
-    notices: list[str]  # what a person should know before it draws
+    memory: Memory  # how it was told to save memory
+    notices: Sequence[str]  # what a person should know before it draws
 
     def read(self, text: str) -> tuple[Any, str]:
         """A text as what the denoiser needs of it, and the words over the limit. Once per text."""

@@ -41,13 +41,9 @@ class Memory:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What is not the default, as plain values: for a picture's settings. A file is named without its folder."""
-        values = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
-        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+        """What is not the default, for a picture's settings; without `text_states`, of which no pixel tells."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "text_states"}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
 
     @property
     def changes_bytes(self) -> tuple[str, ...]:

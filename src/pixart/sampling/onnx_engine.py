@@ -13,6 +13,7 @@ from pixart.encoders.vae import check_pixels
 from pixart.errors import PixArtError, UsageError
 from pixart.model.positions import sincos_positions
 from pixart.sampling.engine import Predict
+from pixart.sampling.memory import Memory
 from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
 
 # More image tokens than this in one call gain nothing on a CPU: the matrix products are large enough.
@@ -30,7 +31,8 @@ class OnnxEngine:
     """The graphs of a model folder in ONNX Runtime. See `pixart.sampling.engine.Engine`."""
 
     name = "onnx"
-    notices: list[str] = []  # noqa: RUF012  nobody changes it
+    memory = Memory()  # all parts are loaded, whole
+    notices = ()
 
     def __init__(self, folder: ModelFolder, dtype: str = "float32", graphs: tuple[str, ...] = GRAPHS):
         """Load from disk only, the three graphs that `dtype` ("float32" or "int8") needs, side by side.

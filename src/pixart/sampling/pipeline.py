@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pixart.diffusion.guidance import guided
-from pixart.errors import PixArtError
+from pixart.encoders.text_states import read_head
+from pixart.errors import PixArtError, UsageError
 from pixart.sampling.bins import fit
 from pixart.sampling.dpm_solver import Step
 from pixart.sampling.engine import PLAIN, Engine, open_engine
@@ -23,6 +24,7 @@ from pixart.sampling.samplers import SAMPLERS, schedule_for
 from pixart.sampling.schedule import Schedule
 
 OnStep = Callable[[int, Step], None]
+T = TypeVar("T")
 MAX_WORDS_SHOWN = 300  # characters of cut text that a notice repeats
 
 
@@ -58,7 +60,7 @@ class Pipeline:
         device: str = "cpu",
     ):
         """Load the networks of a checked model folder, from disk only, by the name of an engine; or take one loaded."""
-        self.folder, self.memory = folder, memory
+        self.folder = folder
         self.engine = open_engine(folder, engine, dtype, memory, device) if isinstance(engine, str) else engine
         self._provenance: dict[str, Any] | None = None
         # Reading all weights once more takes a while, and nobody needs their hashes before the first picture is done.
@@ -165,13 +167,30 @@ class Pipeline:
         together are reported in turn.
         """
         say = on_notice or (lambda notice: None)
-        schedule = schedule_for(request.sampler, self.folder.scheduler, request.steps)
-        index = 0
+        self._check_text_states()
+        for notice in self.engine.notices:
+            say(notice)
         if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
             say(
                 f"Drawn at the bin {request.bin.width} x {request.bin.height}, which the model knows, and fitted to "
                 f"{request.width} x {request.height}; --no-binning draws that size itself."
             )
+        texts = self._in_stages(self._texts(request, say))
+        for prompt, resolved, seed, latent in self._in_stages(self._latents(texts, request, on_step)):
+            image = fit(self._image(latent), request.height, request.width)
+            yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
+
+    def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
+        """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
+        if not self.engine.memory.staged:
+            yield from work
+            return
+        done = list(work)
+        while done:
+            yield done.pop(0)  # and with a text goes what the denoiser made of it
+
+    def _texts(self, request: Request, say: Callable[[str], None]) -> Iterator[tuple[str, str, list[Any]]]:
+        """For every prompt: itself, with its style, and the one or two texts that the denoiser is asked with."""
         # One for all prompts, and read only if one of them is steered away from it.
         negative = functools.cache(lambda: self._read(request.resolved_negative_prompt, "negative prompt", say))
         for prompt, resolved in zip(request.prompts, request.resolved_prompts, strict=True):
@@ -188,14 +207,35 @@ class Pipeline:
                 texts = [text, negative()]
             else:
                 texts = [text, self.engine.read_null(text, request.null_text == "caption-all")]
+            yield prompt, resolved, texts
+
+    def _latents(
+        self, read: Iterator[tuple[str, str, list[Any]]], request: Request, on_step: OnStep | None
+    ) -> Iterator[tuple[str, str, int, Any]]:
+        """For every picture: its prompt, that with its style, its seed and its clean latent (1, C, h, w)."""
+        schedule = schedule_for(request.sampler, self.folder.scheduler, request.steps)
+        index = 0
+        for prompt, resolved, texts in read:
             at_once = self.engine.pictures_at_once(len(texts) * self._tokens(request))
             for start in range(0, len(request.seeds), at_once):
                 seeds = request.seeds[start : start + at_once]
                 latents = self._draw_latents(texts, request, schedule, seeds, index, on_step)
                 for seed, latent in zip(seeds, latents, strict=True):
-                    image = fit(self._image(latent), request.height, request.width)
-                    yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
+                    yield prompt, resolved, seed, latent
                 index += len(seeds)
+
+    def _check_text_states(self) -> None:
+        """A file of text states is for one text encoder; the states of another would draw something else."""
+        path = self.engine.memory.text_states
+        if path is None:
+            return
+        made = read_head(path)[0].encoder
+        mine = {name: value for name, value in self._hashes.result().items() if name.startswith("text_encoder/")}
+        if made != mine:
+            raise UsageError(
+                f"{path} was made with another text encoder than that of {self.folder.name}; write one for this model "
+                "with pixart encode --model."
+            )
 
     def _read(self, text: str, what: str, say: Callable[[str], None]) -> Any:
         """The text as the denoiser takes it; words over the limit are named."""
@@ -258,7 +298,7 @@ class Pipeline:
             self._hashes.result()  # names the file and the tensors, if it is the weights
             raise PixArtError(
                 f"The drawing with seed {seed} ended in numbers that are not finite, though the weights in "
-                f"{self.folder.path} are; take a lower guidance scale than {request.guidance_scale:g}, or --dtype float32."
+                f"{self.folder.path} are; take a lower guidance scale than {request.guidance_scale:g}, or float32."
             )
 
     def _image(self, latent):

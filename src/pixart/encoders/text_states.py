@@ -1,0 +1,145 @@
+"""Texts that were read before: their states in a file, drawn with where there is no room for the text encoder.
+
+A safetensors file: for the text number i `states.<i>` (L, T) fp32 and `mask.<i>` (L,) bool, padded as the encoder
+padded it, so that a picture has the same bytes as with the encoder. Its head says what made it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixart.errors import PixArtError, UsageError
+
+if TYPE_CHECKING:
+    from pixart.encoders.text import EncodedText
+
+FORMAT = "pixart text states 1"
+SHOWN = 5  # texts in a message
+
+
+@dataclass(frozen=True)
+class StatesHead:
+    """What a file of text states holds and was made with."""
+
+    texts: tuple[str, ...]  # lower-cased and stripped, as the encoder read them
+    cut: tuple[str, ...]  # the words of each that were over the limit
+    max_tokens: int
+    encoder: dict[str, str]  # SHA-256 of the text encoder's weights, by file name
+    text_encoder_8bit: bool
+    text_encoder_dtype: str
+
+
+def normalised(text: str) -> str:
+    """A text as the encoder reads it; two texts that are the same so have the same states."""
+    return text.lower().strip()
+
+
+def write_text_states(path: Path, head: StatesHead, encoded: "list[EncodedText]") -> None:
+    """Write the states of the head's texts, whole or not at all. Raises PixArtError if the disk says no."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for number, text in enumerate(encoded):
+        tensors[f"states.{number}"] = text.states[0].float().cpu().contiguous()
+        tensors[f"mask.{number}"] = text.mask[0].cpu().contiguous()
+    part = path.with_name(f"{path.name}.part")
+    try:
+        save_file(tensors, part, metadata={"format": FORMAT, "head": json.dumps(asdict(head))})
+        part.chmod(0o644)
+        part.replace(path)
+    except (SafetensorError, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from None
+
+
+def read_head(path: Path) -> tuple[StatesHead, int]:
+    """What the file says of itself, and the width T of its states; no torch is needed.
+
+    Raises:
+        UsageError: there is no such file. PixArtError: it is damaged, or another kind of file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}; write one with pixart encode.")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no dict
+    except (SafetensorError, OSError) as error:
+        raise PixArtError(
+            f"{path} is no file of text states, or damaged ({error}); write it with pixart encode."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise PixArtError(f"{path} holds no text states; give a file that pixart encode wrote.")
+    try:
+        head = _head(json.loads(metadata["head"]))
+        widths = {shapes[f"states.{i}"][1] for i in range(len(head.texts))}
+        whole = all(shapes[f"mask.{i}"] == shapes[f"states.{i}"][:1] for i in range(len(head.texts)))
+    except (KeyError, ValueError, TypeError, IndexError):
+        widths, whole = set(), False
+    if not whole or len(widths) != 1:
+        raise PixArtError(f"{path} is damaged: its states are not those that its head names; write it again.")
+    return head, widths.pop()
+
+
+def check_texts(path: Path, texts: list[str], *, max_tokens: int, width: int) -> StatesHead:
+    """Whether a model that reads `max_tokens` tokens of `width` can draw `texts` with this file.
+
+    Raises:
+        UsageError: it cannot; says why. PixArtError: the file is damaged.
+    """
+    head, found = read_head(path)
+    if (head.max_tokens, found) != (max_tokens, width):
+        raise UsageError(
+            f"{path} is for another model: its texts have up to {head.max_tokens} tokens of width {found}, and this "
+            f"model reads {max_tokens} of width {width}; write one for it with pixart encode --model."
+        )
+    for text in texts:
+        if normalised(text) not in head.texts:
+            shown = ", ".join(f'"{known}"' for known in head.texts[:SHOWN])
+            more = f" and {len(head.texts) - SHOWN} more" if len(head.texts) > SHOWN else ""
+            raise UsageError(
+                f'{path} holds no states of "{normalised(text)}"; it holds {shown}{more}. Add it with pixart encode.'
+            )
+    return head
+
+
+class StoredTexts:
+    """In the place of a `TextEncoder`: the texts of a file, and no others. Reads a text when it is asked for."""
+
+    def __init__(self, path: Path):
+        """Raises as `read_head` does."""
+        self.path = path
+        self.head, self.width = read_head(path)
+        self.max_tokens = self.head.max_tokens
+
+    def encode(self, text: str) -> "EncodedText":
+        """What the encoder made of this text. UsageError for one that is not in the file, PixArtError for NaN."""
+        from safetensors import safe_open
+
+        from pixart.encoders.text import EncodedText
+
+        check_texts(self.path, [text], max_tokens=self.max_tokens, width=self.width)
+        number = self.head.texts.index(normalised(text))
+        with safe_open(self.path, "pt") as file:
+            states, mask = file.get_tensor(f"states.{number}"), file.get_tensor(f"mask.{number}")
+        if not states.isfinite().all() or not mask.any():
+            raise PixArtError(f'{self.path} is damaged: the states of "{normalised(text)}" cannot be; write it again.')
+        return EncodedText(states.float()[None], mask.bool()[None], self.head.cut[number])
+
+
+def _head(found: Any) -> StatesHead:
+    """Raises TypeError or ValueError for what no head can be."""
+    head = StatesHead(**found)
+    texts, cut = tuple(head.texts), tuple(head.cut)
+    checks = (
+        texts and len(texts) == len(cut) and all(isinstance(text, str) for text in texts + cut),
+        isinstance(head.max_tokens, int) and isinstance(head.encoder, dict),
+        isinstance(head.text_encoder_8bit, bool) and isinstance(head.text_encoder_dtype, str),
+    )
+    if not all(checks):
+        raise ValueError("no head")
+    return StatesHead(**(found | {"texts": texts, "cut": cut}))
