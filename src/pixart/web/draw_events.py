@@ -10,8 +10,10 @@ import gradio as gr
 
 from pixart.errors import PixArtError
 from pixart.sampling.image_files import read_settings
+from pixart.sampling.prompts import NO_STYLE
 from pixart.web import markup
 from pixart.web.draw_tab import DrawTab, samples
+from pixart.web.examples import examples_for
 from pixart.web.form import ASPECTS, Form, from_request, restored, sampler_defaults, samplers_of, size_for, styles_of
 from pixart.web.grid import DEFAULT_VALUES, Grid
 from pixart.web.studio import Studio
@@ -76,12 +78,21 @@ def connect(studio: Studio, draw: DrawTab, tab: gr.Textbox, model_line: gr.HTML)
         queue=False,
         **QUIET,
     )
+    size = [draw.fields[NAMES.index("width")], draw.fields[NAMES.index("height")]]
+    gr.on(
+        [field.change for field in size],
+        lambda width, height: markup.size_line(studio.models.folder, width, height),
+        size,
+        draw.size,
+        queue=False,
+        **QUIET,
+    )
     for axis, values in ((draw.grid[0], draw.grid[1]), (draw.grid[2], draw.grid[3])):
         axis.input(lambda name: DEFAULT_VALUES.get(name, ""), axis, values, queue=False, **QUIET)
 
     def take_example(index: int) -> list:
-        taken = samples(studio)[index]
-        return [taken[0], taken[1], False, int(taken[2])]
+        prompt, style, seed = examples_for(studio.models.folder)[index]
+        return [prompt, style, False, seed]
 
     draw.examples.click(
         take_example,
@@ -125,6 +136,22 @@ def connect(studio: Studio, draw: DrawTab, tab: gr.Textbox, model_line: gr.HTML)
         draw.fields,
         None,
         js=f"(...values) => pixart.keep({json.dumps(NAMES)}, values)",
+    )
+
+
+def connect_look(studio: Studio, draw: DrawTab, look: Any, tabs: gr.Tabs) -> None:
+    """The button under a picture that takes it to the glass box; `look` has that tab's fields."""
+    names = ("prompt", "negative_prompt", "style", "seed", "steps", "guidance_scale", "width", "height", "sampler")
+
+    def settings(run_name: str, index: int) -> list:
+        values = picture_settings(studio, run_name, index)
+        if values is None:
+            return [gr.skip()] * (len(names) + 1)
+        filled = {**values, "style": values.get("style") or NO_STYLE}
+        return [*[filled.get(name) for name in names], gr.Tabs(selected="glass")]
+
+    draw.look.click(settings, [draw.run, draw.picked], [*[getattr(look, name) for name in names], tabs], **QUIET).then(
+        None, None, None, js="() => pixart.press('glass-go')"
     )
 
 
@@ -185,10 +212,10 @@ def field_updates(studio: Studio, form: Form) -> list:
 
 def from_file(studio: Studio, path: str) -> list:
     """The fields and a message from a picture that somebody dropped; whatever is in it, nothing is raised."""
-    from pixart.sampling.restore import restore_settings
+    from pixart.sampling.restore import fit_to_model, restore_settings
 
     try:
-        found = restore_settings(path)
+        found = fit_to_model(restore_settings(path), studio.models.folder)
         form = from_request(found.request, studio.models.folder)
     except PixArtError as error:
         return [*[gr.skip()] * len(NAMES), markup.message(str(error), "error")]
@@ -211,14 +238,22 @@ def reuse(studio: Studio, run_name: str, index: int) -> list:
 
 def details(studio: Studio, run_name: str, index: int) -> str:
     """What is known of one picture of a run."""
+    settings = picture_settings(studio, run_name, index)
+    return "" if settings is None else markup.picture_details(studio.runs.get(run_name), index, settings)
+
+
+def picture_settings(studio: Studio, run_name: str, index: int) -> dict[str, Any] | None:
+    """The settings in a picture's file, or what the run knows where it has none; None if it is not there."""
     run = studio.runs.get(run_name)
     if run is None or not 0 <= index < len(run.pictures):
-        return ""
+        return None
     try:
-        settings = read_settings(studio.runs.folder / run.name / run.pictures[index]["file"])
+        return read_settings(studio.runs.folder / run.name / run.pictures[index]["file"])
     except PixArtError:
-        settings = {**run.form, "seed": run.pictures[index]["seed"]}
-    return markup.picture_details(run, index, settings)
+        form = run.form
+        negative = form.get("negative_prompt") if form.get("use_negative") else ""
+        style = None if form.get("style") == NO_STYLE else form.get("style")
+        return {**form, "negative_prompt": negative, "style": style, "seed": run.pictures[index]["seed"]}
 
 
 async def _asked(studio: Studio, tab_id: str, ask: Callable[[], Any]) -> AsyncIterator[list]:

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pixart.sampling.prompts import NO_STYLE
+from pixart.web import markup
 from pixart.web.examples import examples_for
 from pixart.web.form import ASPECTS, MAX_BATCHES, Form, default_form, samplers_of, styles_of
 from pixart.web.grid import AXES, DEFAULT_VALUES, NO_AXIS
@@ -23,6 +24,7 @@ class DrawTab:
     cancel: gr.Button
     meter: gr.HTML
     aspect: gr.Radio
+    size: gr.HTML
     examples: gr.Dataset
     dropped: gr.File
     grid: list[Any]  # x axis, x values, y axis, y values, button
@@ -59,6 +61,7 @@ def build(studio: Studio, tab: gr.Textbox) -> DrawTab:
                 styles_of(folder), value=NO_STYLE, label="Style", allow_custom_value=True, elem_id="style"
             )
             aspect = gr.Radio(list(ASPECTS), value=None, label="Shape", elem_id="aspect")
+            size = gr.HTML(markup.size_line(folder, form.width, form.height), elem_id="size")
             with gr.Row():
                 num_images = gr.Slider(
                     1, 16, value=1, step=1, label="Pictures at once", min_width=140, elem_id="number"
@@ -117,14 +120,12 @@ def build(studio: Studio, tab: gr.Textbox) -> DrawTab:
                 with gr.Row():
                     same_seed = gr.Button("Keep this seed", size="sm", min_width=100, elem_id="same-seed")
                     again = gr.Button("All its settings", size="sm", min_width=100, elem_id="again")
-                    look = gr.Button("Look inside", size="sm", min_width=100, visible=False, elem_id="look")
+                    look = gr.Button("Look inside", size="sm", min_width=100, elem_id="look")
                 details = gr.HTML(elem_id="details")
             examples = gr.Dataset(
-                components=[gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Textbox(visible=False)],
+                components=[gr.Textbox(visible=False)],
                 samples=samples(studio),
-                headers=["Try", "Style", "Seed"],
-                label="Examples",
-                show_label=False,
+                label="Try one of these",
                 elem_id="examples",
                 type="index",
             )
@@ -155,6 +156,7 @@ def build(studio: Studio, tab: gr.Textbox) -> DrawTab:
         cancel=cancel,
         meter=meter,
         aspect=aspect,
+        size=size,
         examples=examples,
         dropped=dropped,
         grid=[x_axis, x_values, y_axis, y_values, grid],
@@ -172,4 +174,8 @@ def _number(label: str, value: int, name: str, precision: int | None = 0) -> gr.
 
 
 def samples(studio: Studio) -> list[list[str]]:
-    return [[prompt, style, str(seed)] for prompt, style, seed in examples_for(studio.models.folder)]
+    """The examples as they are shown: prompt and style."""
+    return [
+        [prompt if style == NO_STYLE else f"{prompt} · {style}"]
+        for prompt, style, _ in examples_for(studio.models.folder)
+    ]

@@ -121,7 +121,7 @@ class Drawing:
     def _save(self, picture: Picture, request: Request, folder: Path) -> Path:
         name = f"{slug(request.resolved_prompts[0])}-{picture.seed}.png"
         try:
-            return write_png(picture.image, picture.settings, folder / name)
+            return write_png(picture.image, picture.settings, folder / name, metadata=self.metadata)
         except PixArtError:
             # What was drawn is at least to be seen. And an empty folder helps nobody.
             index = next(i for i, tile in enumerate(self.view.tiles) if tile.path is None)

@@ -5,6 +5,9 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from pixart.errors import UsageError
+from pixart.sampling.model_folder import ModelFolder
+from pixart.sampling.request import make_request
 from pixart.web.drawing import Tile, View
 from pixart.web.models import gpu_memory_now, memory_now
 from pixart.web.runs import Run
@@ -22,6 +25,20 @@ def text(value: Any, most: int = LONGEST) -> str:
     """Anything as text that cannot be HTML, not too long."""
     shown = str(value)
     return html.escape(shown if len(shown) <= most else shown[:most] + " ...")
+
+
+def size_line(folder: ModelFolder, width: float | None, height: float | None) -> str:
+    """The size in pixels, and the bin in which it will be drawn if it is drawn in one."""
+    try:
+        request = make_request(folder, "", seed=0, width=width, height=height)
+    except UsageError as error:
+        return f'<p class="px-size wrong">{text(error)}</p>'
+    size = f"{request.width} × {request.height} pixels"
+    if request.bin:
+        drawn = f"{request.bin.width} × {request.bin.height}"
+        same = (request.bin.width, request.bin.height) == (request.width, request.height)
+        size += ", a bin of the model" if same else f", drawn in the bin {drawn} and fitted"
+    return f'<p class="px-size">{size}</p>'
 
 
 def message(sentence: str, kind: str = "") -> str:

@@ -102,7 +102,8 @@ def memory_now() -> tuple[int, int]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize(), peak
+        now = pages * resource.getpagesize()
+        return now, max(now, peak)
     except (OSError, ValueError, IndexError):
         return peak, peak
 

@@ -80,5 +80,5 @@ window.pixart = (() => {
   const apply = () => { if (theme && document.body) document.body.classList.toggle("dark", theme === "dark"); };
   document.addEventListener("DOMContentLoaded", () => { apply(); setTimeout(apply, 300); });
 
-  return { tab, stored, keep };
+  return { tab, stored, keep, press: (id) => setTimeout(() => press(id), 300) };
 })();

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from pixart import __version__
-from pixart.web import draw_events, draw_tab, history_tab, model_tab
+from pixart.web import draw_events, draw_tab, glass_box, history_tab, model_tab
 from pixart.web.studio import Studio
 
 HERE = Path(__file__).parent
@@ -26,12 +26,14 @@ def build_page(studio: Studio) -> gr.Blocks:
                 draw = draw_tab.build(studio, tab)
             with gr.Tab("History", id="history") as history_item:
                 history = history_tab.build(studio)
+            look = glass_box.build_tab(studio)
             with gr.Tab("Model", id="model") as model_item:
                 model = model_tab.build(studio, tab)
         gr.HTML(f'<p class="px-foot">pixart {html.escape(__version__)} · everything stays on this machine</p>')
 
         draw_events.connect(studio, draw, tab, model_line)
         history_tab.connect(studio, history, history_item, draw, tabs)
+        draw_events.connect_look(studio, draw, look, tabs)
         model_tab.connect(studio, model, model_item, draw, tab, model_line)
         page.load(
             draw_events.opened(studio),
