@@ -27,7 +27,7 @@ OFFICIAL = OptimizerConfig(
     decay_share=0.0,
     clip=0.01,
 )
-TUNED = OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.99), warmup_steps=50, decay_share=0.35)
+TUNED = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, betas=(0.9, 0.99), warmup_steps=50, decay_share=0.35)
 SHORT_EMA = 0.98
 
 
@@ -53,23 +53,23 @@ def at_rate(rate: float, config: OptimizerConfig = TUNED) -> OptimizerConfig:
 # Four trials each: three rates, and the best known weighting of noise levels at the middle one.
 TUNING = {
     "tuned": {
-        "rate 5e-4": Arm("ddpm", UNIFORM, at_rate(5e-4), SHORT_EMA),
         "rate 1e-3": Arm("ddpm", UNIFORM, at_rate(1e-3), SHORT_EMA),
         "rate 2e-3": Arm("ddpm", UNIFORM, at_rate(2e-3), SHORT_EMA),
-        "rate 1e-3, min-SNR 5": Arm("ddpm", UNIFORM, at_rate(1e-3), SHORT_EMA, min_snr_gamma=5.0),
+        "rate 4e-3": Arm("ddpm", UNIFORM, at_rate(4e-3), SHORT_EMA),
+        "rate 2e-3, min-SNR 5": Arm("ddpm", UNIFORM, at_rate(2e-3), SHORT_EMA, min_snr_gamma=5.0),
     },
     "ours": {
-        "rate 5e-4": Arm("flow", UNIFORM, at_rate(5e-4), SHORT_EMA),
         "rate 1e-3": Arm("flow", UNIFORM, at_rate(1e-3), SHORT_EMA),
         "rate 2e-3": Arm("flow", UNIFORM, at_rate(2e-3), SHORT_EMA),
-        "rate 1e-3, logit-normal": Arm("flow", Timesteps(), at_rate(1e-3), SHORT_EMA),
+        "rate 4e-3": Arm("flow", UNIFORM, at_rate(4e-3), SHORT_EMA),
+        "rate 2e-3, logit-normal": Arm("flow", Timesteps(), at_rate(2e-3), SHORT_EMA),
     },
 }
 
 # One change after the other, from the official recipe to ours.
 WATERFALL = {
     "official recipe": OFFICIAL_ARM,
-    "+ rate 1e-3, clip 1, beta2 0.99": Arm(
+    "+ rate 2e-3, clip 1, beta2 0.99": Arm(
         "ddpm", UNIFORM, dataclasses.replace(TUNED, warmup_steps=1000, decay_share=0.0), 0.9999
     ),
     "+ short average": Arm("ddpm", UNIFORM, dataclasses.replace(TUNED, warmup_steps=1000, decay_share=0.0), SHORT_EMA),
