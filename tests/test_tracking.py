@@ -94,6 +94,8 @@ def read_wandb(file: Path) -> tuple[list[dict], dict]:
             history.append({(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in items})
         if record.WhichOneof("record_type") == "run":
             config |= {item.key: item.value_json for item in record.run.config.update}
+        if record.WhichOneof("record_type") == "config":
+            config |= {item.key: item.value_json for item in record.config.update}
     return history, config
 
 

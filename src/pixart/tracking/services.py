@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Pictures = list[tuple[Path, str]]  # file and caption
+Rows = list[list[Any]]  # of a table; a Path is a picture file
 
 
 class Service(Protocol):
@@ -13,6 +14,10 @@ class Service(Protocol):
     def figures(self, step: int, figures: dict[str, float]) -> None: ...
 
     def pictures(self, step: int, name: str, pictures: Pictures) -> None: ...
+
+    def table(self, step: int, name: str, columns: list[str], rows: Rows) -> None: ...
+
+    def call(self, step: int, entry: dict[str, Any]) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -37,6 +42,7 @@ class Wandb:
         import wandb
 
         self.wandb = wandb
+        self.workflow: list[dict[str, Any]] = []
         settings = wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True, init_timeout=60)
         self.run = wandb.init(
             project=opening["project"],
@@ -57,6 +63,14 @@ class Wandb:
 
     def pictures(self, step: int, name: str, pictures: Pictures) -> None:
         self.run.log({"step": step, name: [self.wandb.Image(str(path), caption=text) for path, text in pictures]})
+
+    def table(self, step: int, name: str, columns: list[str], rows: Rows) -> None:
+        cells = [[self.wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        self.run.log({"step": step, name: self.wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+
+    def call(self, step: int, entry: dict[str, Any]) -> None:
+        self.workflow.append(entry)
+        self.run.config.update({"workflow": self.workflow}, allow_val_change=True)
 
     def finish(self) -> None:
         self.run.finish()
@@ -89,6 +103,14 @@ class Trackio:
         }
         self.run.log(images, step=step)
 
+    def table(self, step: int, name: str, columns: list[str], rows: Rows) -> None:
+        cells = [[self.trackio.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        self.run.log({name: self.trackio.Table(columns=columns, data=cells)}, step=step)
+
+    def call(self, step: int, entry: dict[str, Any]) -> None:
+        # Its configuration is fixed when a run begins; what comes later stands among the records.
+        self.run.log({"workflow": entry}, step=step)
+
     def finish(self) -> None:
         self.run.finish()
 
@@ -120,6 +142,12 @@ class TensorBoard:
             )
             values.append(self.summary.Summary.Value(tag=f"{name}/{number}", image=image))
         self._add(step, values)
+
+    def table(self, step: int, name: str, columns: list[str], rows: Rows) -> None:
+        raise ValueError("TensorBoard has no tables")
+
+    def call(self, step: int, entry: dict[str, Any]) -> None:
+        raise ValueError("TensorBoard takes no configuration")
 
     def finish(self) -> None:
         self.writer.close()

@@ -26,6 +26,7 @@ from pixart.tracking.energy import EnergySource
 QUEUE_SIZE = 256  # records that wait for a slow service; more are dropped and counted
 LOG_NAME = "tracking.log"
 Service = Literal["none", "wandb", "trackio", "tensorboard"]
+Cell = str | int | float | Path | None  # of a table
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,18 @@ class Tracker:
         *,
         settings: dict[str, Any] | None = None,
         report: Callable[[str], None] = print,
+        identity: str | None = None,
+        kept: str = "The run goes on without it; metrics.jsonl has all figures",
     ):
         """Start the service for the run folder `run`, which must exist; a folder tracked before is the same run again.
 
         Args:
             settings: the configuration that the service shows beside the curves; JSON values.
             report: takes one line when the service fails, and one at the end if it did not get everything.
+            identity: a name for the run, by which the service knows it; else the folder keeps one.
+            kept: what to say of the records that a service did not get.
         """
-        self.config, self.report = config, report
+        self.config, self.report, self.kept = config, report, kept
         self.offered = self.delivered = 0
         self.said = self.closed = False
         self.queue: queue.Queue[str | None] = queue.Queue(QUEUE_SIZE)
@@ -75,11 +80,12 @@ class Tracker:
         self.process: subprocess.Popen | None = None
         if config.to == "none":
             return
+        identity = identity or _identity(run)
         opening = {
             "service": config.to,
             "run": str(run.resolve()),
-            "name": f"{run.resolve().name}-{_identity(run)}",
-            "id": _identity(run),
+            "name": f"{run.resolve().name}-{identity}",
+            "id": identity,
             "project": config.project,
             "offline": config.offline,
             "settings": settings or {},
@@ -111,6 +117,15 @@ class Tracker:
         rows = [{"path": str(path.resolve()), "caption": caption} for path, caption in pictures]
         self._offer({"step": step, "name": name, "pictures": rows})
 
+    def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
+        """Hand over a table; a path in it is a picture file. Weights & Biases and trackio only."""
+        cells = [[{"picture": str(cell.resolve())} if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        self._offer({"step": step, "name": name, "columns": columns, "rows": cells})
+
+    def call(self, step: int, entry: dict[str, Any]) -> None:
+        """Add a drawing to `workflow` in the run's configuration; JSON values. Weights & Biases and trackio only."""
+        self._offer({"step": step, "call": entry})
+
     def close(self) -> None:
         """Let the service finish, for at most `close_timeout` seconds; then end it and say what it did not get."""
         if self.closed or self.process is None:
@@ -132,8 +147,8 @@ class Tracker:
         lost = self.offered - self.delivered
         if lost:
             self.report(
-                f"{self.config.to} did not get {lost:,} of {self.offered:,} records; metrics.jsonl has all figures, "
-                f"and {self.log} what {self.config.to} said."
+                f"{self.config.to} did not get {lost:,} of {self.offered:,} records. {self.kept}; {self.log} has what "
+                f"{self.config.to} said."
             )
 
     def __enter__(self) -> "Tracker":
@@ -173,7 +188,7 @@ class Tracker:
     def _fail(self, why: str) -> None:
         if not self.said:
             self.said = True
-            self.report(f"{self.config.to}: {why}. The run goes on without it; metrics.jsonl has all figures.")
+            self.report(f"{self.config.to}: {why}. {self.kept}.")
 
 
 def _identity(run: Path) -> str:

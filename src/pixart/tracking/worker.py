@@ -36,11 +36,17 @@ def main() -> int:
 
 
 def hand_over(service: Service, record: dict[str, Any]) -> None:
-    if "figures" in record:
-        service.figures(record["step"], record["figures"])
-    else:
-        pictures = [(Path(row["path"]), row["caption"]) for row in record["pictures"]]
-        service.pictures(record["step"], record["name"], pictures)
+    match record:
+        case {"figures": figures}:
+            service.figures(record["step"], figures)
+        case {"pictures": pictures}:
+            files = [(Path(row["path"]), row["caption"]) for row in pictures]
+            service.pictures(record["step"], record["name"], files)
+        case {"rows": rows}:
+            cells = [[Path(cell["picture"]) if isinstance(cell, dict) else cell for cell in row] for row in rows]
+            service.table(record["step"], record["name"], record["columns"], cells)
+        case {"call": entry}:
+            service.call(record["step"], entry)
 
 
 def reason(error: BaseException) -> str:
