@@ -7,6 +7,7 @@ import torch
 import pixart
 from pixart.errors import UsageError
 from pixart.sampling.attention_maps import attention_maps, open_eye, words_of
+from pixart.sampling.memory import Memory
 from pixart.sampling.request import make_request
 from pixart.sampling.trace import decode_steps, trace
 
@@ -91,6 +92,12 @@ def test_an_empty_prompt_has_no_words_and_all_attention_is_the_rest(pipeline):
     maps = attention_maps(pipeline.engine, drawn(pipeline, "", steps=2))
     assert maps.words == () and maps.shares.shape == (2, 0, 6, 4)
     np.testing.assert_allclose(maps.rest, 1, atol=1e-5)
+
+
+def test_an_engine_with_one_part_in_memory_at_a_time_can_look_too(pipeline, tiny_model):
+    staged = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", memory=Memory(staged=True))
+    there = attention_maps(pipeline.engine, drawn(pipeline, steps=2))
+    np.testing.assert_array_equal(attention_maps(staged.engine, drawn(staged, steps=2)).shares, there.shares)
 
 
 def test_a_block_that_is_not_there_is_refused(pipeline):

@@ -9,16 +9,19 @@ drawing once more, so that any engine may have drawn it, and the picture cannot 
 
 import threading
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import UsageError
 from pixart.sampling.pipeline import Pipeline
 from pixart.sampling.trace import Trace
+
+MARKS = {"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Sc", "Sk", "Sm"}  # punctuation and such, but no emoji
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,39 @@ def open_eye(pipeline: Pipeline) -> Any:
     return pipeline.engine if isinstance(pipeline.engine, TorchEngine) else TorchEngine(pipeline.folder)
 
 
-def attention_maps(eye: Any, trace: Trace, *, blocks: Sequence[int] | None = None) -> AttentionMaps:
+def attention_maps(
+    eye: Any, trace: Trace, *, blocks: Sequence[int] | None = None, on_step: Callable[[int], None] | None = None
+) -> AttentionMaps:
     """Show the network of `eye` (see `open_eye`) every step of a drawing again and watch how it reads the prompt.
 
     Args:
         eye: a torch engine with the weights that drew the picture.
         trace: the drawing.
         blocks: which blocks to average over; None means all.
+        on_step: called with the index of every step before it is looked at; may raise to stop.
 
     Raises:
         UsageError: the network has no such block.
     """
-    prompt = trace.picture.settings["resolved_prompt"]
-    depth = len(eye.denoiser.blocks)
+    prompt, folder = trace.picture.settings["resolved_prompt"], eye.folder
+    text, _ = eye.read(prompt)
+    words, members = words_of(
+        Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens), prompt
+    )
+    predict = eye.predictor([text], 1, trace.height, trace.width)
+    denoiser = eye.denoiser  # after `predictor`: an engine that has one part at a time in memory has loaded it now
+    depth, patch = len(denoiser.blocks), denoiser.config.patch_size
     chosen = tuple(range(depth)) if blocks is None else tuple(blocks)
     if not chosen or not set(chosen) <= set(range(depth)):
         raise UsageError(f"There are no blocks {list(chosen)}; give at least one, from 0 to {depth - 1}.")
-    text, _ = eye.read(prompt)
-    predict = eye.predictor([text], 1, trace.height, trace.width)
-    words, members = words_of(eye.text_encoder.tokenizer, prompt)
-    patch = eye.denoiser.config.patch_size
+    layers = [denoiser.blocks[i].cross_attn for i in chosen]
     grid = (trace.x_t.shape[2] // patch, trace.x_t.shape[3] // patch)
     shares = np.empty((len(trace.timesteps), len(words), *grid), np.float32)
     rest = np.empty((len(trace.timesteps), *grid), np.float32)
     for step, (x_t, timestep) in enumerate(zip(trace.x_t, trace.timesteps, strict=True)):
-        with _watched([eye.denoiser.blocks[i].cross_attn for i in chosen]) as seen:
+        if on_step is not None:
+            on_step(step)
+        with _watched(layers) as seen:
             predict(eye.latents(x_t[None]), timestep)
         tokens = np.mean(seen, axis=0)  # (N, L)
         for word, places in enumerate(members):
@@ -103,20 +114,19 @@ def _watched(layers: list[Any]) -> Iterator[list[np.ndarray]]:
 def attention_weights(layer, x, key, mask):
     """The softmax inside a `CrossAttention`, which its fused kernel does not hand out: (B, h, N, L) float32.
 
-    Image tokens x (B, N, D), keys (B, h, L, d), mask (B, 1, 1, L) bool, True where there is a token.
+    Image tokens x (B, N, D), keys (B or 1, h, L, d), mask (B, 1, 1, L) bool, True where there is a token, None for all.
     """
     from pixart.model.block import split_heads
 
     (query,) = split_heads(layer.q_linear(x), 1, layer.num_heads)  # (B, h, N, d)
     scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
 
 
-def words_of(tokenizer, text: str) -> tuple[tuple[str, ...], list[list[int]]]:
+def words_of(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, ...], list[list[int]]]:
     """The words of a text as the tokenizer splits it, and the places of each word's tokens in what the network reads.
 
-    `tokenizer` is a `pixart.encoders.tokenizer.Tokenizer`. Punctuation and special tokens belong to no word; nor do
-    words that were cut.
+    Punctuation and special tokens belong to no word; nor do words that were cut.
     """
     text = text.lower().strip()  # as the text encoder reads it
     encoding, read = tokenizer.tokenizer.encode(text), tokenizer.tokenize(text)[0]
@@ -127,7 +137,7 @@ def words_of(tokenizer, text: str) -> tuple[tuple[str, ...], list[list[int]]]:
     for place in range(kept):
         start, end = encoding.offsets[place]
         word, piece = encoding.word_ids[place], text[start:end].strip()
-        if word is None or all(unicodedata.category(letter).startswith("P") for letter in piece):
+        if word is None or all(unicodedata.category(letter) in MARKS for letter in piece):
             last = None
         elif word == last:
             words[-1] += text[start:end]
