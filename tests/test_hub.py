@@ -29,7 +29,7 @@ for source, wanted in json.loads(sys.argv[1]):
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
     """A person's own: the tests' offline switch is taken out, so that only what pixart does decides."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PIXART_"))}
     return kept | {"HF_HOME": str(cache), "OMP_NUM_THREADS": "1"} | more
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from pixart.encoders.sentencepiece_file import read_sentencepiece
 from pixart.errors import PixArtError
 
 MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
@@ -60,13 +61,8 @@ def _load(folder: Path):
 
     file = folder / "tokenizer.json"
     try:
-        if file.is_file():
-            tokenizer = Loaded.from_file(str(file))
-        else:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    except ModuleNotFoundError:
+        tokenizer = Loaded.from_file(str(file)) if file.is_file() else read_sentencepiece(folder / "spiece.model")
+    except PixArtError:
         raise
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
