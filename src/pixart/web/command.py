@@ -1,6 +1,7 @@
 """`pixart app`: the studio, a web page for drawing on this machine."""
 
 import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class App:
     """onnx, torch, or auto."""
     dtype: Annotated[str, arg(metavar="NAME")] = "float32"
     """float32, int8 (onnx) or bfloat16 (torch)."""
+    device: Annotated[str, arg(metavar="NAME")] = "cpu"
+    """cpu, or with torch cuda."""
     no_metadata: bool = False
     """Write pictures without settings in them. They cannot be drawn again from the file."""
     open: bool = False
@@ -52,13 +55,16 @@ def run(arguments: list[str]) -> int:
     from pixart.web.studio import Studio
 
     studio = Studio(
-        Choice(options.model, options.engine, options.dtype), options.outputs, metadata=not options.no_metadata
+        Choice(options.model, options.engine, options.dtype, device=options.device),
+        options.outputs,
+        metadata=not options.no_metadata,
     )
-    choose_engine(studio.models.folder, options.engine, options.dtype)
+    choose_engine(studio.models.folder, options.engine, options.dtype, device=options.device)
     studio.warm_up()
     page, address = serve(studio, host=options.host, port=options.port, open_browser=options.open)
     print(address, flush=True)
     print(f"Pictures go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         while True:
             time.sleep(3600)
@@ -66,3 +72,8 @@ def run(arguments: list[str]) -> int:
         page.close(verbose=False)
         studio.close()
         shutil.rmtree(temporary_folder(), ignore_errors=True)
+
+
+def _stop(number: int, frame) -> None:
+    """Told to end: as with Ctrl-C, so that nothing is left behind."""
+    raise KeyboardInterrupt

@@ -27,7 +27,7 @@ OF_THE_MODEL = ("steps", "guidance_scale", "sampler", "width", "height")
 class ModelTab:
     which: gr.Radio
     source: gr.Textbox
-    choices: list[gr.components.Component]  # engine, dtype, staged, offload, 8-bit text encoder, decode
+    choices: list[gr.components.Component]  # engine, dtype, device, staged, offload, 8-bit text encoder, decode
     load: gr.Button
     message: gr.HTML
     facts: gr.HTML
@@ -52,6 +52,7 @@ def build(studio: Studio, tab: gr.Textbox) -> ModelTab:
             with gr.Accordion("How it is computed and held in memory", open=False):
                 engine = gr.Radio(list(ENGINES), value=choice.engine, label="Engine", elem_id="engine")
                 dtype = gr.Radio(list(DTYPES), value=choice.dtype, label="Numbers of the denoiser", elem_id="dtype")
+                device = gr.Radio(["cpu", "cuda"], value=choice.device, label="Device", elem_id="device")
                 staged = gr.Checkbox(
                     choice.memory.staged,
                     label="One part at a time in memory (staged)",
@@ -71,27 +72,31 @@ def build(studio: Studio, tab: gr.Textbox) -> ModelTab:
         with gr.Column(scale=5, min_width=320):
             facts = gr.HTML(model_facts(studio), elem_id="facts")
             tracker = gr.Radio(list(TRACKERS), value="Nothing", label="Record every run with", elem_id="tracker")
-            tracking = gr.HTML()
-    return ModelTab(
-        which, source, [engine, dtype, staged, offload, eight, decode], load, message, facts, tracker, tracking
-    )
+            tracking = gr.HTML(elem_id="tracking")
+    choices = [engine, dtype, device, staged, offload, eight, decode]
+    return ModelTab(which, source, choices, load, message, facts, tracker, tracking)
 
 
 def connect(studio: Studio, model: ModelTab, item: gr.Tab, draw: DrawTab, tab: gr.Textbox, model_line: gr.HTML) -> None:
     """Give every component of the tab its events."""
     model.which.input(lambda which: gr.Textbox(visible=which == OTHER), model.which, model.source, queue=False, **QUIET)
-    item.select(lambda: [model_facts(studio), head_line(studio)], None, [model.facts, model_line], **QUIET)
+    item.select(
+        lambda: [model_facts(studio), head_line(studio), markup.message(studio.tracking_said, "error")],
+        None,
+        [model.facts, model_line, model.tracking],
+        **QUIET,
+    )
     outputs = [model.message, model.facts, model_line, draw.examples, *draw.fields]
 
     async def load(
-        tab_id, which, source, engine, dtype, staged, offload, eight, decode, *values
+        tab_id, which, source, engine, dtype, device, staged, offload, eight, decode, *values
     ) -> AsyncIterator[list]:
         nothing = [gr.skip()] * (len(outputs) - 1)
         try:
             if which == OTHER and not (source or "").strip():
                 raise PixArtError("Name a folder, or a model on the Hub as organisation/name.")
             memory = check_memory(Memory(staged=staged, offload=offload, text_encoder_8bit=eight, decode=decode))
-            choice = Choice((source or "").strip() if which == OTHER else None, engine, dtype, memory)
+            choice = Choice((source or "").strip() if which == OTHER else None, engine, dtype, memory, device)
             job = studio.swap(tab_id, choice)
         except PixArtError as error:
             yield [markup.message(str(error), "error"), *nothing]
@@ -152,6 +157,7 @@ def model_facts(studio: Studio) -> str:
         "Prompt": f"up to {folder.max_tokens} tokens",
         "Engine": models.loaded.pipeline.engine.name if models.loaded else "not loaded yet",
         "Numbers": choice.dtype,
+        "Device": choice.device,
         "Memory": ", ".join(f"{key} {value}" for key, value in choice.memory.chosen.items()) or "everything loaded",
         "Could not load": models.error,
     }

@@ -2,12 +2,12 @@
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import PixArtError
-from pixart.sampling.memory import Memory
+from pixart.sampling.memory import PLAIN, Memory
 from pixart.sampling.model_folder import ModelFolder, open_model_folder
 from pixart.sampling.pipeline import Pipeline
 from pixart.web.preview import Preview
@@ -20,7 +20,8 @@ class Choice:
     source: str | None = None
     engine: str = "auto"
     dtype: str = "float32"
-    memory: Memory = field(default_factory=Memory)
+    memory: Memory = PLAIN
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ class Models:
                 # Both together might not fit. If the new one fails, the one before is loaded again when it is wanted.
                 self.loaded = before = None
             self.stage = "Loading its networks"
-            pipeline = Pipeline(folder, engine=choice.engine, dtype=choice.dtype)
+            pipeline = Pipeline(
+                folder, engine=choice.engine, dtype=choice.dtype, memory=choice.memory, device=choice.device
+            )
             self.stage = "Measuring the preview"
-            preview = Preview(pipeline.engine, folder.transformer["in_channels"], folder.vae_factor)
+            # With one part at a time in memory, a look by the decoder would put the denoiser out.
+            channels, quick = folder.transformer["in_channels"], not choice.memory.staged
+            preview = Preview(pipeline.engine, channels, folder.vae_factor, by_decoder=quick)
             self.loaded = Loaded(choice, folder, pipeline, preview, time.monotonic() - started)
             self.choice, self.folder, self.tokenizer = choice, folder, tokenizer
             return self.loaded

@@ -47,6 +47,14 @@ window.pixart = (() => {
     }
   }, true);
 
+  // On a phone the pictures come below all fields: go there when something is drawn.
+  document.addEventListener("click", (event) => {
+    if (innerWidth < 700 && event.target.closest && event.target.closest("#draw, #draw-grid")) {
+      const stage = document.querySelector("#stage");
+      if (stage) setTimeout(() => stage.scrollIntoView({ behavior: "smooth" }), 200);
+    }
+  });
+
   document.addEventListener("click", (event) => {
     if (!event.target.closest || !event.target.closest(".px-theme")) return;
     const dark = document.body.classList.toggle("dark");

@@ -19,9 +19,9 @@ class Preview:
     makes of two random smooth latents, each latent against the mean colour of the pixels it stands for.
     """
 
-    def __init__(self, engine, channels: int, factor: int):
+    def __init__(self, engine, channels: int, factor: int, *, by_decoder: bool = True):
         """`engine` as in `pixart.sampling.engine`; `channels` and `factor` (pixels per latent): the autoencoder's."""
-        self.engine = engine
+        self.engine, self.by_decoder = engine, by_decoder
         latents, colours = [], []
         random = np.random.Generator(np.random.Philox(0))
         for coarse in (2, 4):
@@ -40,7 +40,7 @@ class Preview:
     def pixels(self, x_0: Any) -> np.ndarray:
         """Latents (1, C, h, w) of the engine's kind -> uint8 (H, W, 3), of any size with the right shape."""
         height, width = x_0.shape[2:]
-        if self.seconds_per_latent * height * width <= DECODER_SECONDS:
+        if self.by_decoder and self.seconds_per_latent * height * width <= DECODER_SECONDS:
             return self.engine.decode(x_0)
         return self.rough(self.engine.to_numpy(x_0))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.errors import PixArtError
+from pixart.web.runs import NAME
 from pixart.web.studio import Studio
 
 # The browser itself then refuses to ask any other host for anything, whatever stands in the page.
@@ -56,16 +57,21 @@ def serve(studio: Studio, *, host: str, port: int, open_browser: bool = False) -
         theme=theme(),
         css=css(),
         head=head(),
-        app_kwargs={"middleware": [Middleware(Guard)]},
+        app_kwargs={"middleware": [Middleware(Guard, outputs=studio.runs.folder)]},
     )
     return page, address
 
 
 class Guard:
-    """Says no to what Gradio would fetch elsewhere on a visitor's behalf, and tells browsers to stay here."""
+    """Says no to what is no business of the page, and tells browsers to ask no other host for anything.
 
-    def __init__(self, app):
+    Of the outputs folder only runs are served, whatever else lies there; and Gradio's own ways to fetch something
+    elsewhere on a visitor's behalf are shut.
+    """
+
+    def __init__(self, app, outputs: Path):
         self.app = app
+        self.outputs = f"{outputs}/"
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -73,7 +79,12 @@ class Guard:
             return
         path = scope["path"]
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if "/proxy=" in path or "file=http" in path.lower() or "file/http" in path.lower():
+        _, asked, file = path.partition("/file=")
+        foreign = "/proxy=" in path or "://" in path
+        # As Gradio reads it: relative to where we are, with its dots taken out.
+        full = os.path.abspath(file) + "/" if asked and "\0" not in file else ""
+        outside_runs = full.startswith(self.outputs) and not _is_of_a_run(full[len(self.outputs) : -1])
+        if foreign or outside_runs:
             await _refuse(send, 403, b"Only files of this page are served.")
             return
         if not path.endswith("/upload") and length.isdigit() and int(length) > LARGEST_BODY:
@@ -91,6 +102,12 @@ class Guard:
             await send(event)
 
         await self.app(scope, receive, send_with_policy)
+
+
+def _is_of_a_run(path: str) -> bool:
+    """Whether a path inside the outputs folder is a picture or the record of a run."""
+    name, _, file = path.partition("/")
+    return bool(NAME.fullmatch(name)) and "/" not in file and file.endswith((".png", ".json"))
 
 
 async def _refuse(send, status: int, body: bytes) -> None:

@@ -1,5 +1,6 @@
 """What all tabs that have the page open share: the model, the queue to it, the outputs folder."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Studio:
         self.metadata = metadata
         self.queue = WorkQueue()
         self.tracker: Any = None  # a pixart.tracking.generations.GenerationTracker while one is switched on
+        self.tracking_said = ""  # what went wrong with it last
         self._lock = threading.Lock()
         self._last: dict[str, tuple[Any, float, Job]] = {}  # tab -> its last form, when, and its job
         self._streams: dict[str, int] = {}  # tab -> number of its newest stream
@@ -120,7 +122,8 @@ class Studio:
         if tool is not None:
             from pixart.tracking.generations import GenerationTracker
 
-            self.tracker = GenerationTracker(tool, self.runs.folder)
+            self.tracking_said = ""
+            self.tracker = GenerationTracker(tool, self.runs.folder, report=self._tracking_failed)
 
     def close(self) -> None:
         self.queue.close()
@@ -129,6 +132,10 @@ class Studio:
     def _track(self, pictures: list[Picture], seconds: float, folder: Path) -> None:
         if self.tracker is not None:
             self.tracker.log(pictures, seconds)
+
+    def _tracking_failed(self, line: str) -> None:
+        self.tracking_said = line
+        print(line, file=sys.stderr, flush=True)
 
     def _remember(self, where: dict[str, Any], tab: str, value: Any) -> None:
         where.pop(tab, None)
