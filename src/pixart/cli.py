@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import FlagCreatePairsOff, Positional, PositionalRequiredArgs, arg
 
 from pixart import __version__
 from pixart.errors import PixArtError, UsageError
+from pixart.sampling.memory import PLAIN, Memory
 
 HELP = f"""usage: pixart COMMAND ...
 
 PixArt-α {__version__}: text to image, from data to pictures.
 
   generate PROMPT     draw pictures and write them as PNG
+  encode PROMPT ...   read prompts into a file, to draw without a text encoder
+  verify FILE ...     draw pictures again from their files, and compare every pixel
   app                 a web page for drawing, on this machine
   convert SOURCE      write a model in another form
   info SOURCE         say what a model is
@@ -57,8 +60,8 @@ class Generate:
     model folder.
     """
 
-    prompt: Annotated[str, arg(metavar="PROMPT")]
-    """What to draw, in quotes."""
+    prompt: Positional[Annotated[str | None, arg(metavar="PROMPT", help_behavior_hint="(required)")]] = None
+    """What to draw, in quotes; not required with --text-states of one prompt."""
     model: Annotated[str | None, _shown("MODEL", "the model in the package")] = None
     """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
     parts: Annotated[str | None, _shown("FOLDER", "none")] = None
@@ -90,6 +93,8 @@ class Generate:
     prompt's mask, or caption-all."""
     guidance_channels: Annotated[int | None, _shown("N", "all")] = None
     """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
+    block_cache: Annotated[int, arg(metavar="N")] = 1
+    """With torch: compute the middle blocks at every Nth step only; faster, and not quite the same picture."""
     width: Annotated[int | None, _shown("PIXELS", "the model's")] = None
     """Width of the picture."""
     height: Annotated[int | None, _shown("PIXELS", "the model's")] = None
@@ -104,6 +109,9 @@ class Generate:
     """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
     dtype: Annotated[str, arg(metavar="NAME")] = "float32"
     """float32; or int8, faster and not quite the same picture, with the engine onnx; or bfloat16 with torch."""
+    device: Annotated[str, arg(metavar="NAME")] = "cpu"
+    """cpu, or with torch cuda."""
+    memory: Annotated[Memory, arg(name="")] = PLAIN
     output: Annotated[str | None, _shown("PATH", "the current folder")] = None
     """A .png file or a folder. An existing file is kept: the next free name is taken."""
     json: bool = False
@@ -166,6 +174,11 @@ def _dispatch(arguments: list[str]) -> int:
             return 2
         case ["generate", *rest]:
             return _parsed(Generate, rest, "pixart generate", _generate)
+        case ["verify", *rest]:
+            from pixart.verify import Verify, verify
+
+            with _quiet_libraries():
+                return _parsed(Verify, rest, "pixart verify", verify)
         case ["app", *rest]:
             from pixart.web.command import run as app
 
@@ -176,6 +189,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with _quiet_libraries():
                 return _parsed(Convert, rest, "pixart convert", convert)
+        case ["encode", *rest]:
+            from pixart.encode import Encode, encode
+
+            with _quiet_libraries():
+                return _parsed(Encode, rest, "pixart encode", encode)
         case ["info", *rest]:
             from pixart.info import Info, info
 
@@ -258,10 +276,10 @@ def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:
 
 def _generate(options: Generate) -> int:
     # All that can be wrong with the request is said before torch is loaded, which takes seconds.
-    from pixart.sampling.engine import choose_engine
+    from pixart.sampling.engine import check_block_cache, choose_engine
     from pixart.sampling.image_files import check_output, plan_output, write_png
     from pixart.sampling.model_folder import open_model_folder
-    from pixart.sampling.request import make_request
+    from pixart.sampling.request import check_text_states, make_request
     from pixart.sampling.styles import style_notice
 
     with _quiet_libraries():
@@ -274,7 +292,7 @@ def _generate(options: Generate) -> int:
         )
     request = make_request(
         folder,
-        options.prompt,
+        _prompt(options),
         negative_prompt=options.negative_prompt,
         style=options.style,
         seed=options.seed,
@@ -285,13 +303,19 @@ def _generate(options: Generate) -> int:
         guidance_rescale=options.guidance_rescale,
         guidance_channels=options.guidance_channels,
         null_text=options.null_text,
+        block_cache=options.block_cache,
         width=options.width,
         height=options.height,
         binning=_either(options.binning, options.no_binning, "binning"),
         sampler=options.sampler,
     )
-    wanted = "torch" if options.engine == "auto" and request.null_text != "encoded" else options.engine
-    engine = choose_engine(folder, wanted, options.dtype)
+    for_torch = request.null_text != "encoded" or request.block_cache > 1
+    wanted = "torch" if options.engine == "auto" and for_torch else options.engine
+    engine = choose_engine(folder, wanted, options.dtype, options.memory, options.device)
+    if request.block_cache > 1:
+        check_block_cache(engine)
+    if options.memory.text_states is not None:
+        check_text_states(folder, request, options.memory.text_states)
     target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
     check_output(target)
 
@@ -311,7 +335,7 @@ def _generate(options: Generate) -> int:
         progress.loading()
         from pixart.sampling.pipeline import Pipeline
 
-        pipeline = Pipeline(folder, engine=engine, dtype=options.dtype)
+        pipeline = Pipeline(folder, engine=engine, dtype=options.dtype, memory=options.memory, device=options.device)
         progress.drawing()
         written: set[Path] = set()
         for picture in pipeline.draw(request, progress.step, progress.say):
@@ -341,6 +365,21 @@ def _tracking(tool: str | None, folder: Path, say: Callable[[str], None]):
             yield pictures.append
         finally:
             tracker.log(pictures, time.monotonic() - begun)
+
+
+def _prompt(options: Generate) -> str:
+    """The prompt; if none is given, the one that a file of text states holds."""
+    from pixart.encoders.text_states import read_head
+
+    if options.prompt is not None:
+        return options.prompt
+    if options.memory.text_states is None:
+        raise UsageError('There is no prompt; say what to draw, as in: pixart generate "a red apple".')
+    prompts = read_head(options.memory.text_states)[0].prompts
+    if len(prompts) > 1:
+        listed = ", ".join(f'"{prompt}"' for prompt in prompts)
+        raise UsageError(f"{options.memory.text_states} holds several prompts; name one of them: {listed}.")
+    return prompts[0]
 
 
 def _either(on: bool, off: bool, name: str) -> bool | None:

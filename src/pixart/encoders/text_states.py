@@ -22,7 +22,8 @@ SHOWN = 5  # texts in a message
 class StatesHead:
     """What a file of text states holds and was made with."""
 
-    texts: tuple[str, ...]  # lower-cased and stripped, as the encoder read them
+    prompts: tuple[str, ...]  # with the words of their style
+    texts: tuple[str, ...]  # the prompts and the negative prompt, lower-cased and stripped, as the encoder read them
     cut: tuple[str, ...]  # the words of each that were over the limit
     max_tokens: int
     encoder: dict[str, str]  # SHA-256 of the text encoder's weights, by file name
@@ -134,12 +135,13 @@ class StoredTexts:
 def _head(found: Any) -> StatesHead:
     """Raises TypeError or ValueError for what no head can be."""
     head = StatesHead(**found)
-    texts, cut = tuple(head.texts), tuple(head.cut)
+    prompts, texts, cut = tuple(head.prompts), tuple(head.texts), tuple(head.cut)
     checks = (
-        texts and len(texts) == len(cut) and all(isinstance(text, str) for text in texts + cut),
+        prompts and texts and len(texts) == len(cut),
+        all(isinstance(text, str) for text in prompts + texts + cut),
         isinstance(head.max_tokens, int) and isinstance(head.encoder, dict),
         isinstance(head.text_encoder_8bit, bool) and isinstance(head.text_encoder_dtype, str),
     )
     if not all(checks):
         raise ValueError("no head")
-    return StatesHead(**(found | {"texts": texts, "cut": cut}))
+    return StatesHead(**(found | {"prompts": prompts, "texts": texts, "cut": cut}))

@@ -7,11 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.memory import Memory, check_memory
+from pixart.sampling.memory import PLAIN, Memory, check_memory
 from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.prompts import unknown
 
-PLAIN = Memory()
 ENGINES = ("auto", "onnx", "torch")
 DTYPES = {"float32": ("onnx", "torch"), "int8": ("onnx", "torch"), "bfloat16": ("torch",)}  # and who can draw in them
 
@@ -48,10 +47,12 @@ class Engine(Protocol):
     def latents(self, noise: np.ndarray) -> Any:
         """Noise (B, C, h, w) as an array of this engine."""
 
-    def predictor(self, texts: list[Any], pictures: int, height: int, width: int) -> Predict:
+    def predictor(self, texts: list[Any], pictures: int, height: int, width: int, block_cache: int = 1) -> Predict:
         """The denoiser for one or two texts (the prompt's, the null text's), for `pictures` pictures at once.
 
-        Height and width are those of the pictures in pixels, for networks with micro-conditions.
+        Height and width are those of the pictures in pixels, for networks with micro-conditions. With `block_cache`
+        N above 1 (torch only) it is for the steps of one drawing in their order, and computes the middle blocks at
+        every Nth.
         """
 
     def to_numpy(self, array: Any) -> np.ndarray:
@@ -122,6 +123,12 @@ def open_engine(
     from pixart.sampling.torch_engine import TorchEngine
 
     return TorchEngine(folder, dtype, memory, device)
+
+
+def check_block_cache(engine: str) -> None:
+    """UsageError if this engine cannot leave blocks out."""
+    if engine != "torch":
+        raise UsageError(f"The engine {engine} computes every block at every step; a block cache needs --engine torch.")
 
 
 def _installed(library: str) -> bool:

@@ -37,7 +37,9 @@ class Parts:
         Raises PixArtError, naming the file, for damage; UsageError for no such device.
         """
         if device not in DEVICES or (device == "cuda" and not torch.cuda.is_available()):
-            raise UsageError(f'There is no device "{device}" here; choose {_devices()}.')
+            raise UsageError(
+                f'There is no device "{device}" here; pixart draws on cpu, or on cuda where torch sees one.'
+            )
         if int8 and device != "cpu":
             raise UsageError(f"int8 is for the CPU; on {device} take bfloat16.")
         self.folder, self.dtype, self.memory, self.int8 = folder, dtype, memory, int8
@@ -142,7 +144,3 @@ def _move(part: Any, device: torch.device) -> None:
     place = place_of(part)
     if place is not None and place.type != device.type:
         (part if isinstance(part, torch.nn.Module) else part.model).to(device)
-
-
-def _devices() -> str:
-    return "cpu or cuda" if torch.cuda.is_available() else "cpu; torch sees no CUDA device"

@@ -14,12 +14,12 @@ from pixart.encoders.text_states import read_head
 from pixart.errors import PixArtError, UsageError
 from pixart.sampling.bins import fit
 from pixart.sampling.dpm_solver import Step
-from pixart.sampling.engine import PLAIN, Engine, open_engine
+from pixart.sampling.engine import Engine, check_block_cache, open_engine
 from pixart.sampling.image_files import pixel_hash
-from pixart.sampling.memory import Memory
+from pixart.sampling.memory import PLAIN, Memory
 from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
 from pixart.sampling.noise import noise_stream
-from pixart.sampling.request import Request, make_request
+from pixart.sampling.request import Request, check_text_states, make_request
 from pixart.sampling.samplers import SAMPLERS, schedule_for
 from pixart.sampling.schedule import Schedule
 
@@ -111,6 +111,7 @@ class Pipeline:
         guidance_rescale: float = 0.0,
         guidance_channels: int | None = None,
         null_text: str = "encoded",
+        block_cache: int = 1,
         width: int | None = None,
         height: int | None = None,
         binning: bool | None = None,
@@ -126,6 +127,8 @@ class Pipeline:
         `guidance_channels` guides the first channels of the latent only, as the official IDDPM script does with 3;
         `null_text` "caption" or "caption-all" guides away from the null caption of an official checkpoint, under the
         prompt's mask or whole, and not from the encoded empty text.
+        `block_cache` N computes the middle blocks at every Nth step only and guesses what they add at the others:
+        faster, and not quite the same picture; with the engine torch (see `pixart.sampling.block_cache`).
         `binning` draws at the official size of the nearest shape and fits the picture to the size that was asked for,
         as stock Diffusers does; None does so for models that predict eps, and not for flow models.
         `on_step(index of the picture, Step)` is called after every step, and may raise to stop. Raises UsageError for
@@ -144,6 +147,7 @@ class Pipeline:
             guidance_rescale=guidance_rescale,
             guidance_channels=guidance_channels,
             null_text=null_text,
+            block_cache=block_cache,
             width=width,
             height=height,
             binning=binning,
@@ -167,9 +171,18 @@ class Pipeline:
         together are reported in turn.
         """
         say = on_notice or (lambda notice: None)
-        self._check_text_states()
-        for notice in self.engine.notices:
-            say(notice)
+        self._check_text_states(request)
+        if request.block_cache > 1:
+            check_block_cache(self.engine.name)
+        said = set()
+
+        def tell() -> None:
+            for notice in self.engine.notices:
+                if notice not in said:
+                    said.add(notice)
+                    say(notice)
+
+        tell()
         if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
             say(
                 f"Drawn at the bin {request.bin.width} x {request.bin.height}, which the model knows, and fitted to "
@@ -179,6 +192,7 @@ class Pipeline:
         for prompt, resolved, seed, latent in self._in_stages(self._latents(texts, request, on_step)):
             image = fit(self._image(latent), request.height, request.width)
             yield Picture(image, seed, self._settings(request, prompt, resolved, seed, image))
+        tell()  # the engine may have found something out
 
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
@@ -224,11 +238,12 @@ class Pipeline:
                     yield prompt, resolved, seed, latent
                 index += len(seeds)
 
-    def _check_text_states(self) -> None:
+    def _check_text_states(self, request: Request) -> None:
         """A file of text states is for one text encoder; the states of another would draw something else."""
         path = self.engine.memory.text_states
         if path is None:
             return
+        check_text_states(self.folder, request, path)
         made = read_head(path)[0].encoder
         mine = {name: value for name, value in self._hashes.result().items() if name.startswith("text_encoder/")}
         if made != mine:
@@ -264,13 +279,17 @@ class Pipeline:
         factor = self.folder.vae_factor
         shape = (self.folder.transformer["in_channels"], request.drawn_height // factor, request.drawn_width // factor)
         size = (len(seeds), request.drawn_height, request.drawn_width)
-        predict = self.engine.predictor(texts, *size)
-        predict_alone = predict if len(texts) == 1 else self.engine.predictor(texts[:1], *size)
         low, high = request.guidance_interval
+        guided_before, predict = None, None
 
         def denoise(x_t, timestep: int):
-            if len(texts) == 1 or not low <= timestep <= high:
-                return predict_alone(x_t, timestep)[0]
+            nonlocal guided_before, predict
+            guiding = len(texts) > 1 and low <= timestep <= high
+            if guiding != guided_before:  # a new one each time, since a block cache is for steps without a gap
+                guided_before = guiding
+                predict = self.engine.predictor(texts if guiding else texts[:1], *size, request.block_cache)
+            if not guiding:
+                return predict(x_t, timestep)[0]
             return guided(
                 *predict(x_t, timestep), request.guidance_scale, request.guidance_rescale, request.guidance_channels
             )
@@ -321,6 +340,7 @@ class Pipeline:
             "guidance_rescale": request.guidance_rescale,
             "guidance_channels": request.guidance_channels,
             "null_text": request.null_text,
+            "block_cache": request.block_cache,
             "width": request.width,
             "height": request.height,
             "binning": request.bin is not None,

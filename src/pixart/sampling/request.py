@@ -3,8 +3,10 @@
 import math
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 from pixart.buckets import Bucket
+from pixart.encoders.text_states import check_texts
 from pixart.errors import UsageError
 from pixart.sampling.bins import bins_by_itself, choose_bin
 from pixart.sampling.model_folder import ModelFolder
@@ -16,6 +18,7 @@ from pixart.sampling.styles import known_styles
 MIN_SIZE = 64
 MAX_IMAGES = 100
 MAX_GUIDANCE = 50.0
+MAX_BLOCK_CACHE = 10
 # What stands for "no text" in guidance: the empty or negative prompt, encoded; or the null caption of an official
 # checkpoint, under the mask of the prompt (as the official code does it) or whole (as it did until November 2023).
 NULL_TEXTS = ("encoded", "caption", "caption-all")
@@ -37,10 +40,17 @@ class Request:
     guidance_rescale: float
     guidance_channels: int  # of the latent, the first of them; the others are drawn without guidance
     null_text: str  # one of NULL_TEXTS
+    block_cache: int  # the middle blocks are computed at every so many-th step; 1 = at all
     width: int
     height: int
     bin: Bucket | None  # what is drawn instead and then fitted to width x height
     sampler: str
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts that are read for it."""
+        alone = self.guidance_scale == 1.0 or self.null_text != "encoded"
+        return [*self.resolved_prompts, *(() if alone else (self.resolved_negative_prompt,))]
 
     @property
     def drawn_height(self) -> int:
@@ -65,6 +75,7 @@ def make_request(
     guidance_rescale: float = 0.0,
     guidance_channels: int | None = None,
     null_text: str = "encoded",
+    block_cache: int = 1,
     width: int | None = None,
     height: int | None = None,
     binning: bool | None = None,
@@ -126,6 +137,7 @@ def make_request(
         guidance_rescale=rescale,
         guidance_channels=guided,
         null_text=null_text,
+        block_cache=_whole(block_cache, "The block cache", 1, MAX_BLOCK_CACHE, "; 1 means none"),
         width=width,
         height=height,
         bin=choose_bin(folder, height, width) if binning else None,
@@ -133,11 +145,16 @@ def make_request(
     )
 
 
-def _whole(value: int, what: str, low: int, high: int) -> int:
+def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None:
+    """UsageError where the file of text states cannot serve this model for this request. Reads its head only."""
+    check_texts(path, request.texts, max_tokens=folder.max_tokens, width=folder.transformer["caption_channels"])
+
+
+def _whole(value: int, what: str, low: int, high: int, hint: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"{what} must be a whole number, not {value!r}.")
     if not low <= value <= high:
-        raise UsageError(f"{what} must be from {low} to {high}, not {value}.")
+        raise UsageError(f"{what} must be from {low} to {high}, not {value}{hint}.")
     return value
 
 
