@@ -74,12 +74,14 @@ def test_stock_diffusers_draws_our_picture_of_an_eps_model_with_learned_variance
 
 
 def test_the_folder_that_we_write_in_half_precision_draws_the_same_in_stock_diffusers(torch_pipe, tiny_model, tmp_path):
+    from pixart.checkpoints.diffusers import load_transformer
     from pixart.checkpoints.folder import write_model_folder
 
+    transformer = load_transformer(tiny_model / "transformer")
     write_model_folder(
         tmp_path / "half",
-        transformer_state=torch_pipe.engine.denoiser.state_dict(),
-        config=torch_pipe.engine.denoiser.config,
+        transformer_state=transformer.state_dict(),
+        config=transformer.config,
         vae=torch_pipe.engine.decoder.model,
         text_encoder_folder=tiny_model / "text_encoder",
         tokenizer_folder=tiny_model / "tokenizer",

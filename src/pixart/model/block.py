@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PerText = Tensor | tuple[Tensor | None, ...]  # one for all pictures, or one for each of several texts
+
 
 class Attention(nn.Module):
     """Self-attention over image tokens: (B, N, D) -> (B, N, D).
@@ -59,9 +61,19 @@ class CrossAttention(nn.Module):
         key, value = split_heads(self.kv_linear(text), 2, self.num_heads)
         return key, value
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, key: PerText, value: PerText, mask: PerText | None) -> Tensor:
+        """Keys and values (B or 1, h, L, d), mask (B or 1, 1, 1, L) bool; or one of each for each of several texts.
+
+        Several texts share the B pictures evenly, in order, and are not padded to one length: bf16 would round
+        otherwise for it, and a picture must not depend on its neighbours' texts.
+        """
         (query,) = split_heads(self.q_linear(x), 1, self.num_heads)  # (B, h, N, d)
-        return self.proj(join_heads(attend(query, key, value, mask)))  # (B, N, D)
+        if isinstance(key, Tensor):
+            read = attend(query, key, value, mask)
+        else:
+            queries = query.chunk(len(key))
+            read = torch.cat([attend(*each) for each in zip(queries, key, value, mask, strict=True)])
+        return self.proj(join_heads(read))  # (B, N, D)
 
 
 class Mlp(nn.Module):
@@ -77,7 +89,8 @@ class Mlp(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention; query (B, h, N, d), key and value (B, h, M, d), mask (B, 1, 1, M) bool -> (B, h, N, d)."""
+    """Softmax attention; query (B, h, N, d), key, value (B or 1, h, M, d), mask (B, 1, 1, M) bool -> (B, h, N, d)."""
+    key, value = (part.expand(len(query), -1, -1, -1) for part in (key, value))
     if not (query.requires_grad and query.device.type == "cpu"):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # On a CPU the fused kernel's bf16 backward took 3 to 7 times as long as these lines (16 to 64 tokens, torch 2.13),

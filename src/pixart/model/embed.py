@@ -7,6 +7,7 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -18,9 +19,13 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, latent: Tensor) -> Tensor:
-        if latent.shape[-2] % self.proj.stride[0] or latent.shape[-1] % self.proj.stride[1]:
+        high, wide = self.proj.stride
+        if latent.shape[-2] % high or latent.shape[-1] % wide:
             raise ValueError(f"latent {tuple(latent.shape[-2:])} is not a multiple of the patch {self.proj.stride}")
-        return self.proj(latent).flatten(2).transpose(1, 2)  # (B, N, D)
+        patches = latent.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # (B, C, rows, P, columns, P)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C·P·P)
+        # The same sums as the convolution's, but those round otherwise in another batch size.
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, D)
 
 
 def unpatchify(patches: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:

@@ -11,13 +11,15 @@ Parameter names are those of the official checkpoints. Shape letters, here and i
     L text tokens    T width of the text states   h, d heads and width of a head, h · d = D
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pixart.errors import UsageError
-from pixart.model.block import Attention, CrossAttention, Mlp, modulated_norm
+from pixart.model.block import Attention, CrossAttention, Mlp, PerText, modulated_norm
 from pixart.model.embed import PatchEmbed, TimestepEmbedder, positions_for, unpatchify
 
 
@@ -87,10 +89,31 @@ def position_scale(sample_size: int, interpolation_scale: float | None) -> float
 
 @dataclass(frozen=True)
 class TextContext:
-    """All that the blocks need of a text: one (keys, values) pair per block, (B, h, L, d) each, and the key mask."""
+    """All that the blocks need of a text: one (keys, values) pair per block, (B, h, L, d) each, and the key mask.
 
-    keys_and_values: list[tuple[Tensor, Tensor]]
-    mask: Tensor  # (B, 1, 1, L) bool, True = read this token
+    Or of several texts, see `together`: then each of these is a tuple with a tensor per text.
+    """
+
+    keys_and_values: list[tuple[PerText, PerText]]
+    mask: PerText | None  # (B, 1, 1, L) bool, True = read this token; None = read all
+
+    @staticmethod
+    def together(texts: Sequence["TextContext"]) -> "TextContext":
+        """Texts of any length for one batch: B pictures, the first B / len(texts) of them for the first text, ..."""
+        if len(texts) == 1:
+            return texts[0]
+        blocks = zip(*(text.keys_and_values for text in texts), strict=True)
+        return TextContext(
+            [tuple(zip(*block, strict=True)) for block in blocks],  # keys of all texts, values of all texts
+            tuple(text.mask for text in texts),
+        )
+
+
+class Route(Protocol):
+    """Decides which blocks a step computes; without one it is all of them."""
+
+    def through(self, x: Tensor, blocks: range, run: Callable[[Tensor, Sequence[int]], Tensor]) -> Tensor:
+        """Tokens (B, N, D) before the first block -> after the last; `run(x, numbers)` computes these blocks."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +150,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
+        key: PerText,
+        value: PerText,
+        mask: PerText | None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """x (B, N, D), modulation (B, 6, D), key and value (B, h, L, d), mask (B, 1, 1, L) -> (B, N, D).
+        """x (B, N, D), modulation (B, 6, D), key, value and mask as `CrossAttention` takes them -> (B, N, D).
 
         `grid` is rows and columns of the tokens where x holds a whole picture; see `Attention`.
         """
@@ -194,11 +217,11 @@ class PixArt(nn.Module):
         """
         return self.denoise(x_t, self.embed_timestep(timestep, size), self.encode_text(text, text_mask))
 
-    def encode_text(self, text: Tensor, text_mask: Tensor) -> TextContext:
-        """The part of `forward` that depends on the text only: once per prompt."""
+    def encode_text(self, text: Tensor, text_mask: Tensor | None) -> TextContext:
+        """The part of `forward` that depends on the text only: once per prompt. Without a mask every token is read."""
         text = self.y_embedder(text)  # (B, L, D)
         keys_and_values = [block.cross_attn.keys_and_values(text) for block in self.blocks]
-        return TextContext(keys_and_values, text_mask.bool()[:, None, None])
+        return TextContext(keys_and_values, None if text_mask is None else text_mask.bool()[:, None, None])
 
     def embed_timestep(self, timestep: Tensor, size: Tensor | None = None) -> Modulation:
         """The part of `forward` that depends on timestep, (B,) or (1,), and size only: once per step (adaLN-single)."""
@@ -211,11 +234,18 @@ class PixArt(nn.Module):
             time = time + torch.cat([sides, self.ar_embedder(size[:, 2])], dim=1)
         return Modulation(self.t_block(time).unflatten(1, (6, -1)), time)
 
-    def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
+    def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext, route: Route | None = None) -> Tensor:
         """The rest: latents (B, C, H, W), with timestep and text already read -> (B, out_channels, H, W)."""
         x, grid = self.embed_latent(x_t), self.grid(x_t)
-        for block, (key, value) in zip(self.blocks, context.keys_and_values, strict=True):
-            x = block(x, modulation.blocks, key, value, context.mask, grid)
+
+        def run(x: Tensor, numbers: Sequence[int]) -> Tensor:
+            for number in numbers:
+                key, value = context.keys_and_values[number]
+                x = self.blocks[number](x, modulation.blocks, key, value, context.mask, grid)
+            return x
+
+        every = range(len(self.blocks))
+        x = run(x, every) if route is None else route.through(x, every, run)
         patches = self.final_layer(x, modulation.final)
         return unpatchify(patches, *grid, self.config.patch_size)  # (B, out_channels, H, W)
 

@@ -12,7 +12,7 @@ from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import check_pixels
 from pixart.errors import PixArtError, UsageError
 from pixart.model.positions import sincos_positions
-from pixart.sampling.engine import Predict
+from pixart.sampling.engine import Predict, check_block_cache
 from pixart.sampling.memory import Memory
 from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
 
@@ -92,7 +92,9 @@ class OnnxEngine:
     def latents(self, noise: np.ndarray) -> np.ndarray:
         return noise
 
-    def predictor(self, texts: list[Text], pictures: int, height: int, width: int) -> Predict:
+    def predictor(self, texts: list[Text], pictures: int, height: int, width: int, block_cache: int = 1) -> Predict:
+        if block_cache > 1:
+            check_block_cache(self.name)
         length = max(text.mask.shape[1] for text in texts)
         rows = [_lengthened(text, length) for text in texts for _ in range(pictures)]
         feed = {
