@@ -68,10 +68,10 @@ class DiffusersDrawer:
             raise UsageError(f"A Diffusers pipeline is loaded in one of {', '.join(DTYPES)}, not in {dtype}.")
         loading = {"torch_dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
         try:
-            try:
-                pipe = diffusers.AutoPipelineForText2Image.from_pretrained(folder, **loading)
-            except ValueError:  # a family that it does not list
-                pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **loading)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **loading)
+            if "image" in inspect.signature(pipe.__call__).parameters:
+                # The folder's own class changes pictures; this finds the one of its family that makes them.
+                pipe = diffusers.AutoPipelineForText2Image.from_pipe(pipe)
         except (OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError) as error:
             raise PixArtError(f"{source} cannot be loaded by Diffusers: {_first_line(error)}") from None
         self.pipe = pipe.to(self.device)

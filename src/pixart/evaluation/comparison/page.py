@@ -46,7 +46,8 @@ def page(plan: Plan, found: list[Outcome]) -> str:
         "form-action 'none'"
     )
     names = [text(model.name) for model in plan.models]
-    title = ", ".join(dict.fromkeys(row.set for row in plan.rows))
+    sets = ", ".join(dict.fromkeys(row.set for row in plan.rows))
+    title = text(f"{sets}: {_counted(len(names), 'model')} compared")
     side = "400px" if len(names) < 3 else "1fr"
     frame = (
         f"--n:{len(names)};--phone:{min(len(names), 3)};--side:{side};--ratio:{ratios[0] if len(ratios) == 1 else 1}"
@@ -58,7 +59,8 @@ def page(plan: Plan, found: list[Outcome]) -> str:
         "figures": figures(plan, found),
     }
     chips = "".join(
-        f'<span class="chip" style="{colour(index)}"><span>{name} <span class="soft small">{cost(outcome)}</span></span></span>'
+        f'<span class="chip" style="{colour(index)}"><span>{name} <span class="soft small">{cost(outcome)}</span>'
+        "</span></span>"
         for index, (name, outcome) in enumerate(zip(names, found, strict=True))
     )
     tabs = "".join(
@@ -73,8 +75,8 @@ def page(plan: Plan, found: list[Outcome]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}: comparison</title><style>{style}</style></head>\n"
-        f'<body style="{frame}"><header class="wrap"><h1>{text(title)}: {_counted(len(names), "model")} compared</h1><p class="soft">{_summary(plan, found)}</p>'
+        f"<title>{title}</title><style>{style}</style></head>\n"
+        f'<body style="{frame}"><header class="wrap"><h1>{title}</h1><p class="soft">{_summary(plan, found)}</p>'
         f'<div class="chips">{chips}</div></header>\n'
         f'<nav hidden><div class="wrap" role="tablist">{tabs}</div></nav>\n'
         f'<main><div class="wrap">{body}<footer>Made by <code>pixart compare</code>. The pictures are in this file '

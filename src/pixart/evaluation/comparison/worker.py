@@ -80,11 +80,11 @@ def _refuse_other_weights(drawer: Drawer, expected: dict[str, str]) -> None:
 
 def _reason(error: Exception) -> dict[str, str] | None:
     """What to tell of an error that a person can do something about; None for a bug."""
-    said = str(error).strip().splitlines()
-    first = said[0][:200] if said else type(error).__name__
-    text = f"{type(error).__name__} {first}".lower()
+    said = " ".join(str(error).split()) or type(error).__name__
+    text = f"{type(error).__name__} {said}".lower()
     if isinstance(error, MemoryError) or any(mark in text for mark in _NO_MEMORY):
-        return {"error": "memory", "reason": first}
+        # ONNX Runtime begins with places in its source, and ends with what is the matter.
+        return {"error": "memory", "reason": said if len(said) < 200 else f"... {said[-160:]}"}
     if isinstance(error, ModuleNotFoundError):
         from pixart.extras import missing_extra
 

@@ -1,0 +1,428 @@
+"""`pixart compare`: the same pictures as `Pipeline` draws, kept one by one, whatever happens to the process."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_data import write_tiny_data
+
+from pixart.cli import main
+from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.comparison.made_elsewhere import match
+from pixart.evaluation.comparison.models import Settings, read_models
+from pixart.evaluation.comparison.plan import Cell, Plan, make_rows, read
+from pixart.evaluation.comparison.results import outcome, outcomes
+from pixart.evaluation.prompt_sets import Prompt
+
+PROMPTS = 'a red apple\na "green" <b>fox</b>, flat\n'
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, tiny_model_with_graphs) -> tuple[Path, list[str]]:
+    """A comparison that is done, and its arguments: a model with 2 and with 3 steps, and pictures from elsewhere."""
+    home = tmp_path_factory.mktemp("compare")
+    (home / "prompts.txt").write_text(PROMPTS)
+    (home / "theirs").mkdir()
+    for row in range(2):
+        for seed in (4, 9):
+            Image.new("RGBA", (96, 48), (200, 40 * row, seed, 255)).save(home / "theirs" / f"{row}-{seed}.png")
+    arguments = [
+        "compare", f"{tiny_model_with_graphs},steps=2", f"{tiny_model_with_graphs},steps=3,name=three",
+        str(home / "theirs"), "--prompts", str(home / "prompts.txt"), "--seeds", "4", "9", "--output",
+        str(home / "out"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    return home / "out", arguments
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+
+
+def test_every_model_draws_what_the_pipeline_draws(begun, tiny_model_with_graphs):
+    from pixart import Pipeline
+
+    out, _ = begun
+    plan = read(out)
+    assert [(model.name, model.kind) for model in plan.models] == [
+        ("tiny, 2 steps", "pixart"), ("three", "pixart"), ("theirs", "pictures")
+    ]  # fmt: skip
+    pipe = Pipeline.from_pretrained(tiny_model_with_graphs)
+    for model, steps in zip(plan.models, (2, 3), strict=False):
+        expected = pipe(PROMPTS.splitlines(), seed=9, steps=steps).images
+        for row, image in enumerate(expected):
+            drawn = Image.open(out / "models" / model.folder / f"{row:04d}-9.png")
+            assert drawn.tobytes() == image.tobytes()
+
+
+def test_time_memory_and_settings_are_kept(begun):
+    out, _ = begun
+    plan = read(out)
+    first, _, theirs = outcomes(plan, out)
+    assert len(first.drawn) == 4 and [p.warm for p in first.drawn.values()] == [False, True, True, True]
+    assert first.seconds > 0 and first.load_seconds > 0
+    (session,) = first.sessions
+    assert 50e6 < first.peak_bytes < 4e9
+    assert session.settings["steps"] == 2 and session.settings["sampler"] == "dpm-solver"
+    assert any(name.startswith("transformer/") for name in session.weights)
+    assert theirs.seconds is None and {(p.width, p.height) for p in theirs.drawn.values()} == {(96, 48)}
+
+
+def test_the_page_holds_all_and_asks_nobody(begun):
+    import base64
+
+    out, _ = begun
+    page = (out / "index.html").read_text()
+    for path in out.glob("models/*/*.png"):
+        assert base64.b64encode(path.read_bytes()).decode() in page
+    assert "default-src 'none'" in page and "http://" not in page and "https://" not in page
+    assert "a &quot;green&quot; &lt;b&gt;fox&lt;/b&gt;" in page and "<b>fox" not in page
+    assert "96 × 48" in page and "256 × 256" in page  # sizes that differ are said
+
+
+def test_the_same_command_draws_only_what_is_missing(begun, tmp_path):
+    out, arguments = begun
+    again = shutil.copytree(out, tmp_path / "again")
+    own = again / "models" / "three"
+    (own / "0001-4.png").unlink()
+    Image.new("RGB", (256, 256)).save(own / "0000-9.png")  # somebody painted over it
+    with (own / "pictures.jsonl").open("a") as file:
+        file.write('{"row": 0, "seed"')  # a line that a kill cut short
+    before = files_of(again)
+    assert main([*arguments[:-1], str(again)]) == 0
+    after = files_of(again)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "models/three/0001-4.png", "models/three/0000-9.png"
+    }  # fmt: skip
+    for name in ("0001-4.png", "0000-9.png"):
+        assert (own / name).read_bytes() == (out / "models" / "three" / name).read_bytes()
+    assert [session.pictures for session in outcome(again, "three").sessions] == [4, 2]
+    assert main([*arguments[:-1], str(again)]) == 0 and files_of(again) == after
+
+
+def test_another_comparison_in_the_same_folder_is_refused(begun, tmp_path, capsys):
+    out, arguments = begun
+    before = files_of(out)
+    few = tmp_path / "few.txt"
+    few.write_text("a red apple\n")
+    model = arguments[1].removesuffix(",steps=2")
+    for changed, sentence in (
+        ({7: "5"}, "its seeds are 4 9, not 5 9"),
+        ({1: f"{model},steps=2,guidance_scale=3,name=tiny, 2 steps"}, "guidance_scale left to the model, not 3.0"),
+        ({1: f"{model},steps=4"}, "of tiny, 2 steps, three, theirs, not of tiny, 4 steps, three, theirs"),
+        ({5: str(few)}, "it has 2 prompts, not 1"),
+    ):
+        assert main([changed.get(n, word) for n, word in enumerate(arguments)]) == 2
+        assert sentence in capsys.readouterr().err
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "mine.txt").write_text("mine")
+    assert main([*arguments[:-1], str(used)]) == 2
+    assert "is in use and holds no comparison" in capsys.readouterr().err
+    assert files_of(out) == before and [path.name for path in used.iterdir()] == ["mine.txt"]
+
+
+def test_a_model_that_has_changed_meanwhile_is_not_mixed_in(begun, tmp_path, capsys):
+    out, arguments = begun
+    again = shutil.copytree(out, tmp_path / "again")
+    own = again / "models" / "three"
+    (own / "0000-4.png").unlink()
+    # The first pictures were drawn with other weights than those that are there now.
+    session = json.loads((own / "session-1.json").read_text())
+    session["weights"] = {name: "0" * 64 for name in session["weights"]}
+    (own / "session-1.json").write_text(json.dumps(session))
+    assert main([*arguments[:-1], str(again)]) == 1
+    said = capsys.readouterr().err
+    assert "The model has changed since its first pictures were drawn" in said
+    assert "1 of 12 pictures are missing" in said
+    assert not (own / "0000-4.png").exists()
+
+
+def drawing(arguments: list[str], at: Path) -> tuple[subprocess.Popen, int]:
+    """`pixart compare` in the background, and the process that draws, once the first picture is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pixart", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not list(at.glob("models/*/0000-0.png")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, int(children[0])
+
+
+def test_a_model_that_runs_out_of_memory_keeps_what_it_drew(tiny_model_with_graphs, tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "p.txt").write_text("".join(f"a red apple and {number} foxes\n" for number in range(12)))
+    arguments = ["compare", f"{tiny_model_with_graphs},steps=40", "--prompts", str(tmp_path / "p.txt")]
+    arguments += ["--output", str(out)]
+    process, child = drawing(arguments, out)
+    os.kill(child, signal.SIGKILL)  # as the system does when memory is short
+    stdout, stderr = process.communicate(timeout=300)
+    (first,) = outcomes(read(out), out)
+    assert process.returncode == 1, stderr
+    assert 1 <= len(first.drawn) < 12 and first.last.ended == "memory"
+    assert f"memory ran out after {len(first.drawn)}" in stderr and "the same command draws the rest" in stderr
+    assert stdout.strip() == str(out / "index.html")
+    assert "not drawn: memory ran out" in (out / "index.html").read_text()
+    kept = files_of(out)
+    assert main(arguments) == 0
+    (whole,) = outcomes(read(out), out)
+    assert len(whole.drawn) == 12 and {name: files_of(out)[name] for name in kept} == kept
+    page = (out / "index.html").read_text()
+    assert "not drawn" not in page and "memory ran out" in page  # the latter in how it was drawn
+
+
+def no_room_in_numpy():
+    import numpy as np
+
+    np.ones(2**55)
+
+
+def no_room_in_torch():
+    import torch
+
+    torch.ones(2**55)
+
+
+def no_room_in_onnxruntime():
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
+    full = helper.make_tensor_value_info("full", TensorProto.FLOAT, [None])
+    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["shape"], ["full"])], "g", [shape], [full])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"shape": np.array([2**45])})
+
+
+@pytest.mark.parametrize("library", [no_room_in_numpy, no_room_in_torch, no_room_in_onnxruntime])
+def test_what_libraries_say_when_there_is_no_memory_is_understood(library):
+    from pixart.evaluation.comparison.worker import _reason
+
+    with pytest.raises(Exception) as raised:
+        library()
+    assert _reason(raised.value)["error"] == "memory"
+    assert _reason(ValueError("a bug")) is None
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory, tiny_model) -> Path:
+    """A finished run of a text stage on tiny data, with two averages and two checkpoints."""
+    import dataclasses
+
+    from pixart.training.command import train_recipe
+    from pixart.training.loop import LoopConfig
+    from pixart.training.recipe import Denoiser, Phase, load
+
+    home = tmp_path_factory.mktemp("run")
+    recipe = dataclasses.replace(
+        load("emoji/stage2"), run=home / "run", data=write_tiny_data(home / "data"), cache=home / "cache",
+        autoencoder=tiny_model / "vae", text_encoder=tiny_model / "text_encoder", init=None, phases=(Phase(4, 64, 4),),
+        model=Denoiser(width=32, depth=2, num_heads=2),
+        loop=LoopConfig(ema_decay=0.9, ema_decays=(0.1,), save_every=2, log_every=4, evaluate_every=4),
+    )  # fmt: skip
+    assert train_recipe(recipe, lambda line: None) == 0
+    shutil.rmtree(home / "data")  # a run is compared where its data is not
+    return home / "run"
+
+
+def test_a_checkpoint_draws_what_its_average_holds(text_run, tmp_path):
+    import torch
+
+    from pixart.checkpoints.diffusers import load_transformer
+    from pixart.training import checkpoint
+    from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+
+    assert find_checkpoint(text_run) == (text_run, 4, 0.9)
+    assert find_checkpoint(text_run / "checkpoint-2", ema=0.1) == (text_run, 2, 0.1)
+    write_checkpoint_model(text_run, tmp_path / "last", step=4, ema=0.9)
+    write_checkpoint_model(text_run, tmp_path / "early", step=2, ema=0.1)
+    finished = load_transformer(text_run / "model" / "transformer").state_dict()
+    last = load_transformer(tmp_path / "last" / "transformer").state_dict()
+    assert all(torch.equal(finished[name], last[name]) for name in finished)
+    early = load_transformer(tmp_path / "early" / "transformer").state_dict()
+    kept = checkpoint.verified(text_run / "checkpoint-2").read("ema-0.1")
+    assert all(torch.equal(early[name], kept[name].half().float()) for name in kept)
+    for wanted, sentence in (
+        ({"step": 3}, "has the checkpoints 2, 4, not 3"),
+        ({"ema": 0.5}, "averages 0.9, 0.1, not"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            find_checkpoint(text_run, **wanted)
+
+
+def test_stage_1_draws_as_the_network_that_stage_2_starts_from(tiny_model, tmp_path):
+    import dataclasses
+
+    from pixart import Pipeline
+    from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+    from pixart.training.command import train_recipe
+    from pixart.training.loop import LoopConfig
+    from pixart.training.recipe import Denoiser, Phase, load
+
+    recipe = dataclasses.replace(
+        load("emoji/stage1"), run=tmp_path / "one", data=write_tiny_data(tmp_path / "data"), cache=tmp_path / "cache",
+        autoencoder=tiny_model / "vae", phases=(Phase(2, 64, 4),), model=Denoiser(width=32, depth=2, num_heads=2),
+        loop=LoopConfig(save_every=2, log_every=2, evaluate_every=2),
+    )  # fmt: skip
+    assert train_recipe(recipe, lambda line: None) == 0
+    run, step, ema = find_checkpoint(tmp_path / "one")
+    write_checkpoint_model(run, tmp_path / "model", step=step, ema=ema)
+    pipe = Pipeline.from_pretrained(tmp_path / "model")
+    first, second = pipe(["a red apple", "a fox"], seed=1, steps=2, width=64, height=64).images
+    assert first.tobytes() == second.tobytes()  # it knows no text
+    assert len(set(first.tobytes())) > 10
+
+
+def test_a_stock_sdxl_beside_a_run(text_run, tmp_path):
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from tiny_sdxl import write_tiny_sdxl
+
+    write_tiny_sdxl(tmp_path / "sdxl")
+    (tmp_path / "p.txt").write_text("a red apple\n")
+    models = {"SDXL": {"source": str(tmp_path / "sdxl"), "guidance_scale": 3.0, "width": 64, "height": 64}}
+    models["early"] = {"source": str(text_run), "checkpoint": 2, "ema": 0.1}
+    (tmp_path / "models.json").write_text(json.dumps({"models": models}))
+    out = tmp_path / "out"
+    arguments = ["compare", str(tmp_path / "models.json"), "--prompts", str(tmp_path / "p.txt"), "--seeds", "5"]
+    assert main([*arguments, "--steps", "2", "--negative-prompt", "blur", "--output", str(out)]) == 0
+    stock = StableDiffusionXLPipeline.from_pretrained(tmp_path / "sdxl")
+    stock.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(5)
+    expected = stock(
+        "a red apple", negative_prompt="blur", num_inference_steps=2, guidance_scale=3.0, width=64, height=64,
+        generator=generator,
+    ).images[0]  # fmt: skip
+    assert Image.open(out / "models" / "sdxl" / "0000-5.png").tobytes() == expected.tobytes()
+    sdxl, early = outcomes(read(out), out)
+    assert sdxl.last.settings["pipeline"] == "StableDiffusionXLPipeline" and sdxl.last.settings["sampler"]
+    assert "unet/diffusion_pytorch_model.safetensors" in sdxl.last.weights
+    assert early.drawn and not (out / "models" / "early" / "model").exists()
+
+
+def plan_of(*texts: str, seeds: tuple[int, ...] = (0,)) -> Plan:
+    return Plan(make_rows([Prompt(text, "test") for text in texts], None), seeds, ())
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "expected"),
+    [
+        (["0.png", "0001.jpg"], (0,), {(0, 0): "0.png", (1, 0): "0001.jpg"}),
+        (["1.png", "2.png"], (0,), {(0, 0): "1.png", (1, 0): "2.png"}),  # counted from 1
+        (["0-7.png", "0_8.png", "1-7.png"], (7, 8), {(0, 7): "0-7.png", (0, 8): "0_8.png", (1, 7): "1-7.png"}),
+        (["a-red-fox-0.png", "two-cats.webp"], (0,), {(0, 0): "a-red-fox-0.png", (1, 0): "two-cats.webp"}),
+        (["a red fox_000003.png", "2.png"], (3,), {(0, 3): "a red fox_000003.png", (1, 3): "2.png"}),
+        (["0/samples/0000.png", "1/samples/0.png"], (5,), {(0, 5): "0/samples/0000.png", (1, 5): "1/samples/0.png"}),
+    ],
+)  # fmt: skip
+def test_pictures_made_elsewhere_find_their_prompts(tmp_path, names, seeds, expected):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found, _ = match(tmp_path, plan_of("a red fox", "two cats!", seeds=seeds))
+    assert found == {Cell(*cell): tmp_path / name for cell, name in expected.items()}
+
+
+def test_pictures_that_do_not_match_are_named(tmp_path):
+    plan = plan_of("a red fox", "two cats", "a dog")
+    for name in ("0.png", "7.png", "stranger.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    found, notes = match(tmp_path, plan)
+    assert list(found) == [Cell(0, 0)]
+    assert "2 pictures" in notes[0] and "7.png, stranger.jpg" in notes[0]
+    assert "2 prompts: 1 (two cats), 2 (a dog)" in notes[1]
+    (tmp_path / "a-red-fox.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"both 0\.png and a-red-fox\.png are pictures of prompt 0"):
+        match(tmp_path, plan)
+    with pytest.raises(UsageError, match="none of its 1 pictures"):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "x.png").write_bytes(b"")
+        match(tmp_path / "other", plan)
+
+
+def test_models_are_named_by_what_tells_them_apart(tiny_model, tmp_path):
+    (tmp_path / "fast.toml").write_text(f'[models.fast]\nsource = "{tiny_model}"\nsteps = 4\nguidance_scale = 3\n')
+    models = read_models(
+        [str(tiny_model), f"{tiny_model},steps=8,dtype=int8", str(tmp_path / "fast.toml"), "default"],
+        Settings(steps=5),
+    )
+    assert [model.name for model in models] == ["tiny, 5 steps", "tiny, 8 steps, int8", "fast", "pixart-default"]
+    assert [model.folder for model in models] == ["tiny-5-steps", "tiny-8-steps-int8", "fast", "pixart-default"]
+    assert [model.settings.steps for model in models] == [5, 8, 4, 5] and models[2].settings.guidance_scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        (["nowhere"], 'There is no model "nowhere"'),
+        (["default,stepz=3"], 'There is no setting "stepz"'),
+        (["default,steps=three"], "steps must be a whole number, not 'three'"),
+        (["default,steps=2,steps=3"], "gives steps twice"),
+        (["default,checkpoint=3"], "cannot be told checkpoint"),
+        (["default", "default"], 'Two models are called "pixart-default"'),
+        ([], "Give 1 to 20 models"),
+        (["{}/broken.toml"], "cannot be read as TOML"),
+        (["{}/other.json"], 'must hold one table "models"'),
+        (["{}/sourceless.toml"], 'model "a", needs a source'),
+        (["{}/typed.toml"], "steps must be a whole number, not 'x'"),
+        (["{}/empty"], "is nothing that can be compared"),
+        (["{}/code"], "code in model folders is not run"),
+    ],
+)
+def test_models_that_cannot_be_compared_are_refused(tmp_path, models, sentence):
+    (tmp_path / "broken.toml").write_text("[models")
+    (tmp_path / "other.json").write_text("[1]")
+    (tmp_path / "sourceless.toml").write_text("[models.a]\nsteps = 3\n")
+    (tmp_path / "typed.toml").write_text('[models.a]\nsource = "default"\nsteps = "x"\n')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "model_index.json").write_text('{"_class_name": ["mine", "Mine"]}')
+    with pytest.raises(PixArtError) as said:
+        read_models([model.format(tmp_path) for model in models], Settings())
+    assert sentence in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["default"], "needs prompts"),
+        (["default", "--prompts", "genral"], 'Did you mean "general"?'),
+        (["default", "--prompts", "emoji", "--seeds", "1", "1"], "different whole numbers"),
+        (["default", "--prompts", "emoji", "--seeds", "-1"], "different whole numbers"),
+        (["default", "--prompts", "emoji", "--limit", "0"], "--limit is 0"),
+        (["default", "--prompts", "emoji", "--track", "paper"], "must be wandb or trackio"),
+        (["default,steps=0", "--prompts", "emoji"], "The number of steps must be from 1"),
+        (["default,width=100", "--prompts", "emoji"], "cannot draw a width of 100 pixels"),
+        (["default,dtype=int4", "--prompts", "emoji"], "int4"),
+        (["default,sampler=ddim", "--prompts", "emoji"], "ddim"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limit_and_styles_choose_what_is_drawn(tiny_model_with_graphs, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["compare", f"{tiny_model_with_graphs},steps=1", "--prompts", "alignment", "--limit", "1", "--styles"]
+    assert main([*arguments, "--output", str(out)]) == 0
+    rows = read(out).rows
+    text = "a green cup, a red saucer and a blue spoon"
+    assert [(row.text, row.style, row.negative_prompt) for row in rows] == [
+        (f"{text}, 3d", "3D", ""), (f"flat {text}", "Flat", "blurry")
+    ]  # fmt: skip
+    assert len(outcomes(read(out), out)[0].drawn) == 2
+    assert main(["prompts", "alignment"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["prompt"] == text
