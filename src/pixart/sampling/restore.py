@@ -14,7 +14,7 @@ from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.noise import MAX_SEED
 from pixart.sampling.picture_texts import PictureTexts, read_texts, shown
 from pixart.sampling.prompts import MAX_CHARACTERS
-from pixart.sampling.request import MAX_GUIDANCE, MIN_SIZE, make_request
+from pixart.sampling.request import MAX_GUIDANCE, MIN_SIZE, NULL_TEXTS, make_request
 from pixart.sampling.samplers import SAMPLERS
 
 MAX_SIDE = 65_535  # pixels; which of them a model can draw, `fit_to_model` says
@@ -195,6 +195,10 @@ def _sampler(value: Any) -> str | None:
     return value if isinstance(value, str) and value in SAMPLERS else None
 
 
+def _null_text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value in NULL_TEXTS else None
+
+
 def _name(value: Any) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() else None
 
@@ -243,6 +247,9 @@ FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "guidance_scale": (_number(0, MAX_GUIDANCE), f"a number from 0 to {MAX_GUIDANCE:g}"),
     "guidance_interval": (_interval, "two timesteps from 0 to 1000"),
     "guidance_rescale": (_number(0, 1), "a number from 0 to 1"),
+    "guidance_channels": (_whole(1, 1024), "a number of channels"),
+    "null_text": (_null_text, f"one of {', '.join(NULL_TEXTS)}"),
+    "block_cache": (_whole(1, MAX_STEPS), f"a whole number from 1 to {MAX_STEPS}"),
     "binning": (_switch, "true or false"),
     "width": (_whole(1, MAX_SIDE), f"a whole number of pixels up to {MAX_SIDE}"),
     "height": (_whole(1, MAX_SIDE), f"a whole number of pixels up to {MAX_SIDE}"),
