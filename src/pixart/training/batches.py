@@ -120,7 +120,7 @@ def weights_of(records: list[Record], sampling: Sampling) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest(*tensors: Tensor) -> str:
     """SHA-256 of what is trained on: a run is not continued on other data. A second per gigabyte."""
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -155,7 +155,7 @@ class PixelBatches:
         return {"pixels": to_unit(torch.stack(parts)), "count": len(rows), **_named(self.keys, chosen)}
 
     def fingerprint(self) -> str:
-        return _digest(*self.pictures.values())
+        return digest(*self.pictures.values())
 
     def data_size(self) -> int:
         return max(len(pictures) for pictures in self.pictures.values())
@@ -191,7 +191,7 @@ class LatentBatches:
 
     def fingerprint(self) -> str:
         tensors = [part for moments in self.moments.values() for part in moments]
-        return _digest(*tensors, torch.from_numpy(self.cumulative), *self.condition.tensors())
+        return digest(*tensors, torch.from_numpy(self.cumulative), *self.condition.tensors())
 
     def data_size(self) -> int:
         return len(self.cumulative)

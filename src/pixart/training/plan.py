@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pixart.training.flops import training_flops, training_memory
 from pixart.training.hardware import Hardware
 
+JUDGED_TEXT_DIM, JUDGED_TOKENS, JUDGED_STYLES = 384, 16, 7  # what plans count with for a judge
 OPERATIONS_PER_BLOCK = 100  # assumed: forward and backward of a block, without torch.compile
 
 
@@ -83,11 +84,11 @@ def priced(images: int, flops: float, memory: int, hours: float, hardware: Hardw
 
 
 def network_config(recipe):
-    """The denoiser's config as training will build it, without opening the data; None for an autoencoder."""
+    """The denoiser's config as training will build it, without opening the data; None for an autoencoder or judge."""
     from pixart.training.networks import expected_config
-    from pixart.training.recipe import AutoencoderRecipe
+    from pixart.training.recipe import ClassRecipe, TextRecipe
 
-    return None if isinstance(recipe, AutoencoderRecipe) else expected_config(recipe)
+    return expected_config(recipe) if isinstance(recipe, ClassRecipe | TextRecipe) else None
 
 
 def text_tokens(recipe) -> int:
@@ -99,13 +100,30 @@ def text_tokens(recipe) -> int:
 
 def build_network(recipe, config):
     """The recipe's network with fresh weights, on torch's default device."""
-    from pixart.encoders import autoencoder
+    from pixart.encoders import autoencoder, judge
     from pixart.model.dit import DiT, DiTConfig
     from pixart.model.pixart import PixArt
+    from pixart.training.recipe import JudgeRecipe
 
+    if isinstance(recipe, JudgeRecipe):
+        return judge.Judge(recipe.judge, JUDGED_TEXT_DIM, JUDGED_STYLES)
     if config is None:
         return autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder))
     return DiT(config) if isinstance(config, DiTConfig) else PixArt(config)
+
+
+def random_inputs(recipe, side: int, count: int, device=None) -> tuple:
+    """What the network of a recipe without a denoiser takes: an autoencoder's pixels, a judge's with their texts."""
+    import numpy as np
+    import torch
+
+    from pixart.training.recipe import JudgeRecipe
+
+    pixels = torch.rand(count, 3, side, side, device=device) * 2 - 1
+    if not isinstance(recipe, JudgeRecipe):
+        return pixels, np.random.default_rng(0)
+    text = torch.randn(count, JUDGED_TOKENS, JUDGED_TEXT_DIM, device=device)
+    return pixels, text, torch.ones(count, JUDGED_TOKENS, dtype=torch.bool, device=device)
 
 
 def works(recipe, *, fused_attention: bool = True) -> list[Work]:
@@ -115,12 +133,12 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
     config, tokens, found = network_config(recipe), text_tokens(recipe), []
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_network(recipe, config).parameters())
-    blocks = 4 * len(recipe.autoencoder.block_out_channels) if config is None else config.depth
+    blocks = _levels(recipe) if config is None else config.depth
     operations = OPERATIONS_PER_BLOCK * (blocks + 1)
     for phase in recipe.phases:
         side = phase.crop or phase.size
         if config is None:
-            flops, (state, image) = 3 * _autoencoder_flops(recipe, side), _autoencoder_memory(recipe, parameters, side)
+            flops, (state, image) = 3 * _counted_flops(recipe, side), _counted_memory(recipe, parameters, side)
         else:
             flops = training_flops(config, side // 8, tokens, again=recipe.loop.checkpoint_activations)
             options = {
@@ -135,20 +153,27 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
     return found
 
 
-def _autoencoder_flops(recipe, side: int) -> int:
+def _levels(recipe) -> int:
+    """About how many blocks' worth of operations an autoencoder or a judge has."""
+    from pixart.training.recipe import JudgeRecipe
+
+    if isinstance(recipe, JudgeRecipe):
+        return recipe.judge.depth * len(recipe.judge.widths) + 1
+    return 4 * len(recipe.autoencoder.block_out_channels)
+
+
+def _counted_flops(recipe, side: int) -> int:
     """Forward FLOPs of one picture, counted by torch on tensors without contents."""
-    import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build_network(recipe, None)(torch.zeros(1, 3, side, side), np.random.default_rng(0))
+        build_network(recipe, None)(*random_inputs(recipe, side, 1))
     return counter.get_total_flops()
 
 
-def _autoencoder_memory(recipe, parameters: int, side: int) -> tuple[int, int]:
+def _counted_memory(recipe, parameters: int, side: int) -> tuple[int, int]:
     """Bytes of the state (weights, gradients, AdamW, EMA) and for each picture: what torch keeps for the way back."""
-    import numpy as np
     import torch
 
     kept: dict[int, int] = {}
@@ -160,5 +185,5 @@ def _autoencoder_memory(recipe, parameters: int, side: int) -> tuple[int, int]:
 
     alive: list = []
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        build_network(recipe, None)(torch.zeros(1, 3, side, side), np.random.default_rng(0))
+        build_network(recipe, None)(*random_inputs(recipe, side, 1))
     return 20 * parameters, max(0, sum(kept.values()) - 4 * parameters)

@@ -1,4 +1,4 @@
-"""Recipes: a TOML file becomes one of three plain dataclasses, strictly. Unknown keys and wrong types are refused.
+"""Recipes: a TOML file becomes one of four plain dataclasses, strictly. Unknown keys and wrong types are refused.
 
 Each part of a recipe is the dataclass that stands beside the code it configures; this file only names the parts.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from pixart.data.dropped import ALLOWED
 from pixart.diffusion.timesteps import Timesteps
 from pixart.encoders.autoencoder import AutoencoderConfig
+from pixart.encoders.judge import JudgeConfig
 from pixart.errors import PixArtError, UsageError
 from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
@@ -179,8 +180,34 @@ class TextRecipe:
             raise UsageError("model: micro_conditions need features, which know the size that each picture had.")
 
 
-Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe
-KINDS: dict[str, type] = {"autoencoder": AutoencoderRecipe, "class": ClassRecipe, "text": TextRecipe}
+@dataclass(frozen=True)
+class JudgeRecipe:
+    """The judge of `pixart evaluate`, from the training split of `data`; of `sampling` it takes all but features'."""
+
+    run: Path
+    data: Path
+    cache: Path
+    phases: tuple[Phase, ...]
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    sampling: Sampling = field(default_factory=Sampling)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self):
+        check_common(self.phases, 0.0)
+        check_all_tokens(self.phases)
+        if any(phase.crop for phase in self.phases):
+            raise UsageError("A judge looks at whole pictures; leave crop out.")
+
+
+Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | JudgeRecipe
+KINDS: dict[str, type] = {
+    "autoencoder": AutoencoderRecipe,
+    "class": ClassRecipe,
+    "text": TextRecipe,
+    "judge": JudgeRecipe,
+}
 
 
 def check_common(phases: tuple[Phase, ...], dropout: float) -> None:

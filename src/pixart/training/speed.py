@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, replace
 
 from pixart.training.flops import training_flops
-from pixart.training.plan import build_network, network_config, text_tokens, works
+from pixart.training.plan import build_network, network_config, random_inputs, text_tokens, works
 
 MEASURED_STEPS = 3  # after one that is not counted
 LARGEST_SHARE = 0.25  # of the memory that is free: what the measured network may take
@@ -60,10 +60,8 @@ def measure(recipe, *, steps: int = MEASURED_STEPS) -> list[Measured]:
 
 def _time_steps(model, recipe, config, side: int, count: int, steps: int) -> float:
     """Seconds of one training step of `count` pictures, the mean over `steps` after a first one."""
-    import numpy as np
     import torch
 
-    from pixart.encoders import autoencoder
     from pixart.training.ema import Ema
     from pixart.training.optimizer import Optimizer
     from pixart.training.precision import autocast
@@ -77,17 +75,8 @@ def _time_steps(model, recipe, config, side: int, count: int, steps: int) -> flo
             _wait(device)
             begun = time.perf_counter()
         with autocast(recipe.loop.precision, device):
-            if config is None:
-                weights = recipe.autoencoder
-                value = autoencoder.loss(
-                    model,
-                    {"pixels": batch[0], "rng": np.random.default_rng(0)},
-                    squared_weight=weights.squared_weight,
-                    gradient_weight=weights.gradient_weight,
-                    kl_weight=weights.kl_weight,
-                )
-            else:
-                value = model(*batch).float().square().mean()
+            found = model(*batch)
+            value = sum(part.float().square().mean() for part in (found if isinstance(found, tuple) else (found,)))
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
@@ -103,7 +92,7 @@ def _random_batch(recipe, config, side: int, count: int, device) -> tuple:
     from pixart.model.pixart import PixArtConfig
 
     if config is None:
-        return (torch.rand(count, 3, side, side, device=device) * 2 - 1,)
+        return random_inputs(recipe, side, count, device)
     x_t = torch.randn(count, config.in_channels, side // 8, side // 8, device=device)
     timestep = torch.full((count,), 500.0, device=device)
     if isinstance(config, PixArtConfig):

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,26 +25,16 @@ from pixart.errors import UsageError
 from pixart.model.dit import DiT
 from pixart.training import checkpoint
 from pixart.training.batches import PixelBatches
+from pixart.training.judge_stage import judge_stage
 from pixart.training.networks import class_config, text_config, text_network
 from pixart.training.objective import denoising_loss
 from pixart.training.precision import autocast
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe, text_folders
+from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, JudgeRecipe, Recipe, TextRecipe, text_folders
 from pixart.training.samples import Sampler
 from pixart.training.sources import HELD_OUT, class_source, spread, text_source
+from pixart.training.stage import Stage
 from pixart.training.start import check_start, start_from
 from pixart.training.watch import loss_by_level
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`finish(ema)` writes what the run is for into the run folder, and returns its path."""
-
-    model: torch.nn.Module
-    loss: Callable[[torch.nn.Module, dict], Tensor]
-    batches: Callable[[int], dict]
-    evaluate: Callable[[torch.nn.Module, int], dict[str, float]]
-    finish: Callable[[torch.nn.Module], Path]
-    sampler: Sampler | None = None
 
 
 def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
@@ -61,6 +50,8 @@ def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
             return _class_stage(recipe, report)
         case TextRecipe():
             return _text_stage(recipe, report)
+        case JudgeRecipe():
+            return judge_stage(recipe, report)
 
 
 def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:

@@ -5,13 +5,19 @@ from pathlib import Path
 from pixart.training.batches import PATCH_SIZE
 from pixart.training.chain import Stage
 from pixart.training.objective import LATENT_SCALE
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe, text_folders
+from pixart.training.plan import build_network
+from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, JudgeRecipe, Recipe, TextRecipe, text_folders
 
 
 def summary(stage: Stage) -> list[str]:
     """Lines for a person. Opens no data; of what is not there yet, it counts with what the recipe expects."""
     recipe = stage.recipe
-    kind = {AutoencoderRecipe: "autoencoder", ClassRecipe: "classes to pictures", TextRecipe: "text to pictures"}
+    kind = {
+        AutoencoderRecipe: "autoencoder",
+        ClassRecipe: "classes to pictures",
+        TextRecipe: "text to pictures",
+        JudgeRecipe: "judge",
+    }
     lines = [f"{stage.name}: {kind[type(recipe)]}, into {recipe.run} ({_state(recipe.run)})"]
     lines += [f"  {name:<13} {path} ({_there(path)})" for name, path in _parts(recipe).items()]
     lines.append(f"  {'network':<13} {_network(recipe)}")
@@ -21,7 +27,7 @@ def summary(stage: Stage) -> list[str]:
 def _parts(recipe: Recipe) -> dict[str, Path]:
     names = ("data", "features", "text_encoder", "init")
     parts = {name.replace("_", " "): getattr(recipe, name, None) for name in names}
-    if not isinstance(recipe, AutoencoderRecipe):
+    if isinstance(recipe, ClassRecipe | TextRecipe):
         parts["autoencoder"] = recipe.autoencoder
     if isinstance(recipe, TextRecipe) and recipe.text_encoder is None:
         parts["text encoder"] = text_folders(recipe)[0]
@@ -43,13 +49,12 @@ def _there(path: Path) -> str:
 def _network(recipe: Recipe) -> str:
     import torch
 
-    from pixart.encoders import autoencoder
     from pixart.model.dit import DiT
     from pixart.training.networks import expected_config, text_network
 
     with torch.device("meta"):
-        if isinstance(recipe, AutoencoderRecipe):
-            model, told = autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder)), ""
+        if not isinstance(recipe, ClassRecipe | TextRecipe):
+            model, told = build_network(recipe, None), ""
         else:
             config, size = expected_config(recipe), recipe.model
             model = DiT(config) if isinstance(recipe, ClassRecipe) else text_network(recipe, config)
@@ -64,7 +69,7 @@ def _phases(recipe: Recipe) -> list[str]:
     for number, phase in enumerate(recipe.phases):
         seen += phase.steps * phase.batch_size
         tokens = ""
-        if not isinstance(recipe, AutoencoderRecipe):
+        if isinstance(recipe, ClassRecipe | TextRecipe):
             tokens = f", {(phase.size // LATENT_SCALE // PATCH_SIZE) ** 2:,} tokens each"
         crop = f", crops of {phase.crop} px" if phase.crop else ""
         lines.append(
@@ -72,6 +77,6 @@ def _phases(recipe: Recipe) -> list[str]:
             f"{tokens}{crop}: {phase.steps * phase.batch_size:,} pictures"
         )
     steps = sum(phase.steps for phase in recipe.phases)
-    images = recipe.expected.images if not isinstance(recipe, AutoencoderRecipe) else None
+    images = recipe.expected.images if isinstance(recipe, ClassRecipe | TextRecipe) else None
     epochs = f", {seen / images:,.1f} times over {images:,}" if images else ""
     return [*lines, f"  {'in all':<13} {steps:,} steps, {seen:,} pictures{epochs}"]
