@@ -3,7 +3,10 @@
 import json
 
 import torch
-from safetensors.torch import save_file
+from hub_server import COMMIT, serve
+from safetensors.torch import load_file, save_file
+from test_convert import CONFIG, DIT
+from test_hub import environment, pixart
 from test_official import VARIANTS, official_state
 
 from pixart.checkpoints.diffusers import NULL_CAPTION_NAME
@@ -53,3 +56,34 @@ def test_the_number_of_tokens_follows_the_folder(folder):
     assert open_model_folder(folder).max_tokens == 300
     save_file({NULL_CAPTION: torch.zeros(77, 32)}, folder / "transformer" / NULL_CAPTION_NAME)
     assert open_model_folder(folder).max_tokens == 77
+
+
+def test_hub_ids_are_told_from_their_small_files_alone(tiny_model, tmp_path):
+    with serve({"org/tiny": tiny_model}) as hub:
+        env = environment(tmp_path / "home", HF_ENDPOINT=hub.url)
+        said = json.loads(pixart(["info", "org/tiny", "--json"], env)[0])
+        assert not any(path.endswith(".safetensors") for path in hub.asked)
+        assert (said["kind"], said["hub_id"], said["revision"]) == ("hub model", "org/tiny", COMMIT)
+        assert said["width"] == 32 and said["family"] == "PixArt-α"
+        sizes = sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
+        assert said["bytes_not_in_the_cache"] == sizes
+        made = tmp_path / "made"
+        assert pixart(["convert", "org/tiny", made, "--to", "diffusers"], env)[0] == str(made)
+        whole = json.loads(pixart(["info", "org/tiny", "--json"], env)[0])
+    assert whole["parameters"] == said["parameters"] and whole["tokens"] == 120
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert load_file(made / weights).keys() == load_file(tiny_model / weights).keys()
+
+
+def test_official_files_with_parts_and_dits_are_told(tiny_model, tmp_path, capsys):
+    from diffusers import DiTTransformer2DModel
+
+    save_file(official_state(CONFIG), tmp_path / "a.safetensors")
+    said = facts(capsys, tmp_path / "a.safetensors", "--num-heads", 2, "--parts", tiny_model)
+    assert (said["kind"], said["text_encoder"], said["tokens"]) == ("official file", "BertModel", 120)
+    DiTTransformer2DModel(**(DIT | {"num_layers": 1}), sample_size=16, num_embeds_ada_norm=10).save_pretrained(
+        tmp_path / "dit"
+    )
+    said = facts(capsys, tmp_path / "dit")
+    assert said["kind"].startswith("class-conditional DiT") and (said["classes"], said["depth"]) == (10, 1)
+    assert facts(capsys)["styles"][0] == "3D"  # without a source: the shipped model

@@ -185,6 +185,8 @@ def write_text_encoder(config: dict, weights: Path, folder: Path, dtype: "torch.
 
 def copy_text_encoder(source: Path, folder: Path) -> None:
     """Config and safetensors files as they are: a T5 has 19 GB, and overflows in half precision."""
+    if not source.is_dir():
+        raise PixArtError(f"{source} is not there; it should hold the text encoder.")
     folder.mkdir()
     files = [*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json"), source / "config.json"]
     if len(files) < 2:

@@ -348,7 +348,7 @@ def weights_hash(folder: Path) -> str:
     """SHA-256 over the safetensors files of an encoder and its config, which says how to read them."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise PixArtError(f"{folder} holds no safetensors weights.")
+        raise PixArtError(f"{folder} {'holds no safetensors weights' if folder.is_dir() else 'is not there'}.")
     return files_hash([*files, *folder.glob("config.json")])
 
 

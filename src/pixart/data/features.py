@@ -145,7 +145,7 @@ def _pictures_hash(data: Path, split: str, records: list[Record]) -> str:
 def _weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise PixArtError(f"{folder} holds no safetensors weights.")
+        raise PixArtError(f"{folder} {'holds no safetensors weights' if folder.is_dir() else 'is not there'}.")
     return _files_hash(files)
 
 

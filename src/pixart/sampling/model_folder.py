@@ -8,18 +8,25 @@ official file or the folder of a transformer alone.
 """
 
 import hashlib
-import math
 import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.checkpoints.diffusers import CLASS_NAMES, NULL_CAPTION, NULL_CAPTION_NAME, diffusers_config, read_settings
+from pixart.checkpoints.diffusers import NULL_CAPTION_NAME, diffusers_config, read_settings
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
-from pixart.checkpoints.weight_files import check_whole, hash_finite, read_object, weight_files
-from pixart.encoders.text import TEXT_ENCODERS
+from pixart.checkpoints.weight_files import hash_finite, read_object, weight_files
 from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError
+from pixart.sampling.model_checks import (
+    check_classes,
+    check_fit,
+    check_tokenizer,
+    null_tokens_in,
+    read_defaults,
+    read_text_encoder,
+    read_vae,
+)
 from pixart.sampling.prompts import Style, read_styles
 from pixart.sampling.schedule import read_scheduler
 from pixart.sampling.styles import GENERAL_STYLES
@@ -37,9 +44,6 @@ WEIGHTS = {
 }
 GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
-PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
-# The classes that model_index.json may name for a part.
-CLASSES = {"text_encoder": TEXT_ENCODERS, "transformer": CLASS_NAMES, "vae": ("AutoencoderKL",)}
 
 
 @dataclass(frozen=True)
@@ -199,21 +203,21 @@ def _open_fetched(folder: Path, source: Source, checkpoint: "Checkpoint | None")
 
 def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
     index = read_object(folder / "model_index.json")
-    _check_classes(index, folder / "model_index.json")
+    check_classes(index, folder / "model_index.json")
     scheduler_config = folder / "scheduler" / "scheduler_config.json"
     scheduler, suited = read_scheduler(read_object(scheduler_config), str(scheduler_config))
-    text_encoder = _read_text_encoder(folder / "text_encoder" / "config.json")
-    vae = _read_vae(folder / "vae" / "config.json")
+    text_encoder = read_text_encoder(folder / "text_encoder" / "config.json")
+    vae = read_vae(folder / "vae" / "config.json")
     if checkpoint is None:
         transformer = read_settings(folder / "transformer" / "config.json")
-        null_tokens = _null_tokens(folder / "transformer" / NULL_CAPTION_NAME)
+        null_tokens = null_tokens_in(folder / "transformer" / NULL_CAPTION_NAME)
         where = folder / "transformer" / "config.json"
     else:
         transformer = diffusers_config(checkpoint.config)
         null_tokens = 0 if checkpoint.null_caption is None else len(checkpoint.null_caption)
         where = Path(str(source.model))
-    _check_fit(folder, where, transformer, text_encoder, vae)
-    _check_tokenizer(folder / "tokenizer")
+    check_fit(folder, where, transformer, text_encoder, vae)
+    check_tokenizer(folder / "tokenizer")
     parts = [part for part in WEIGHTS if part != "transformer" or checkpoint is None]
     weights = [file for part in parts for file in weight_files(folder / part, WEIGHTS[part])]
     vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -226,7 +230,7 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         transformer=transformer,
         text_encoder_class=index["text_encoder"][1],
         styles=read_styles(read_object(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
-        defaults=suited | _read_defaults(folder / "pixart.json"),
+        defaults=suited | read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
@@ -269,101 +273,3 @@ def fingerprint(folder: Path) -> str:
         with (folder / part / name).open("rb") as file:
             digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
     return digest.hexdigest()
-
-
-def _check_classes(index: dict[str, Any], path: Path) -> None:
-    """The pipeline and the class of each part, as model_index.json names them."""
-    if index.get("_class_name") not in PIPELINES:
-        raise PixArtError(
-            f"{path} describes {index.get('_class_name')!r}; pixart draws {' and '.join(PIPELINES)}, so give the "
-            "folder of such a model."
-        )
-    for part, allowed in CLASSES.items():
-        match index.get(part):
-            case [str(), str(name)] if name in allowed:
-                pass
-            case [str(), str(name)]:
-                raise PixArtError(
-                    f"{path} says {part} is a {name}, and pixart reads {' or '.join(allowed)}; give a model folder "
-                    "whose parts are of these classes."
-                )
-            case other:
-                raise PixArtError(
-                    f"The model folder is damaged: {path} says {part} is {other!r}; it must be a list of a library and "
-                    "a class."
-                )
-
-
-def _read_text_encoder(path: Path) -> dict[str, Any]:
-    config = read_object(path)
-    if config.get("model_type", "t5") not in ("bert", "t5"):
-        raise PixArtError(
-            f"{path} describes a text encoder of type {config['model_type']!r}, and pixart reads bert and t5; put the "
-            "text encoder there that the transformer was trained with."
-        )
-    return config
-
-
-def _read_vae(path: Path) -> dict[str, Any]:
-    config = read_object(path)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise PixArtError(
-            f"{path} describes {config['_class_name']!r}, and pixart reads AutoencoderKL; put the autoencoder there "
-            "that the transformer was trained with."
-        )
-    levels = config.get("block_out_channels")
-    if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
-        raise PixArtError(
-            f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."
-        )
-    return config
-
-
-def _check_fit(
-    folder: Path, where: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]
-) -> None:
-    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
-    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
-    if transformer["caption_channels"] != width:
-        raise PixArtError(
-            f"{folder / 'text_encoder' / 'config.json'} does not fit {where}: the transformer reads text states of "
-            f"width {transformer['caption_channels']}, and this text encoder gives {width}; put the one there that the "
-            "transformer was trained with."
-        )
-    if transformer["in_channels"] != vae.get("latent_channels"):
-        raise PixArtError(
-            f"{folder / 'vae' / 'config.json'} does not fit {where}: the transformer has {transformer['in_channels']} "
-            f"latent channels, and this autoencoder {vae.get('latent_channels')}; put the one there that the "
-            "transformer was trained with."
-        )
-
-
-def _check_tokenizer(folder: Path) -> None:
-    names = ("tokenizer.json", "spiece.model")
-    if not any((folder / name).is_file() for name in names):
-        raise PixArtError(f"The model folder is not complete: {folder / names[0]} is missing.")
-
-
-def _null_tokens(path: Path) -> int:
-    """How long the null caption in this file is; 0 where there is none."""
-    if not path.is_file():
-        return 0
-    shape = check_whole(path).get(NULL_CAPTION, {}).get("shape")
-    if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
-        raise PixArtError(f"The model folder is damaged: {path} holds no {NULL_CAPTION} of 2 dimensions.")
-    return shape[0]
-
-
-def _read_defaults(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    defaults = read_object(path)
-    checks = {
-        "steps": lambda value: type(value) is int and value > 0,
-        "guidance_scale": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
-        "sampler": lambda value: isinstance(value, str),
-    }
-    for key, value in defaults.items():
-        if key in checks and not checks[key](value):
-            raise PixArtError(f"The model folder is damaged: {path} says {key} is {value!r}.")
-    return {key: defaults[key] for key in checks if key in defaults}

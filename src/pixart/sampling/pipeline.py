@@ -323,7 +323,11 @@ class Pipeline:
     def _image(self, latent):
         from PIL import Image
 
-        return Image.fromarray(self.engine.decode(latent))
+        try:
+            return Image.fromarray(self.engine.decode(latent))
+        except PixArtError:
+            self._hashes.result()  # names the file and the tensors, if it is the weights
+            raise
 
     def _settings(self, request: Request, prompt: str, resolved: str, seed: int, image) -> dict[str, Any]:
         return {

@@ -1,0 +1,169 @@
+"""Models that are damaged or put together wrongly: one sentence that names the file and says what to do."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pixart
+from pixart.checkpoints.weight_files import hash_finite
+from pixart.cli import main
+from pixart.errors import PixArtError
+from pixart.sampling.model_folder import open_model_folder
+
+SMALL = {"seed": 1, "steps": 2, "width": 64, "height": 64}
+WEIGHTS = {
+    "text_encoder": "model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+
+
+def edit(path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(path, name: str, value: float) -> None:
+    state = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    state[name].view(-1)[0] = value
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def refusal(folder, capsys) -> str:
+    """What `pixart generate` says, which must be one line."""
+    options = ("--model", str(folder), "--steps", "2", "--width", "64", "--height", "64", "--seed", "1")
+    assert main(["generate", "a fox", *options]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    return [line for line in said.err.splitlines() if line.startswith("pixart: ")][-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "describes 'StableDiffusionPipeline'"),
+        ("model_index.json", {"_class_name": None}, "describes None"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderTiny"]}, "vae is a AutoencoderTiny"),
+        ("model_index.json", {"transformer": ["diffusers", "UNet2DModel"]}, "transformer is a UNet2DModel"),
+        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, "text_encoder is a CLIPTextModel"),
+        ("model_index.json", {"text_encoder": [None, None]}, "text_encoder is [None, None]"),
+        ("text_encoder/config.json", {"model_type": "clip"}, "of type 'clip'"),
+        ("text_encoder/config.json", {"hidden_size": 48}, "width 32, and this text encoder gives 48"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "describes 'VQModel'"),
+        ("vae/config.json", {"latent_channels": 16}, "8 latent channels, and this autoencoder 16"),
+        ("transformer/config.json", {"_class_name": "SomethingNew2DModel"}, "'SomethingNew2DModel'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "_class_name is 'PNDMScheduler'"),
+    ],
+)
+def test_parts_of_other_kinds_are_refused_by_file(folder, capsys, file, changes, words):
+    edit(folder / file, **changes)
+    said = refusal(folder, capsys)
+    assert str(folder / file) in said and words in said
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_a_pickle_in_the_clothes_of_safetensors_is_not_opened(folder, capsys, part):
+    path = folder / part / WEIGHTS[part]
+    torch.save(
+        {name: tensor.clone() for name, tensor in load_file(path).items()}, path
+    )  # no longer in the file's memory
+    said = refusal(folder, capsys)
+    assert str(path) in said and "but a pickle, which pixart does not open" in said
+
+
+def test_half_of_a_download_is_named(folder, capsys):
+    path = folder / "vae" / WEIGHTS["vae"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    said = refusal(folder, capsys)
+    assert str(path) in said and f"should be {len(whole):,} bytes long" in said and "copy it again" in said
+    shutil.rmtree(folder / "text_encoder")
+    assert f"{folder / 'text_encoder' / 'config.json'} is missing" in refusal(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "engine"),
+    [
+        ("text_encoder", "embeddings.word_embeddings.weight", "torch"),
+        ("transformer", "proj_out.bias", "torch"),
+        ("vae", "decoder.conv_in.weight", "torch"),
+        ("vae", "encoder.conv_in.weight", "torch"),  # drawing does not use it; but who damaged it damaged more
+        ("text_encoder", "embeddings.word_embeddings.weight", "onnx"),
+        ("transformer", "proj_out.bias", "onnx"),
+        ("vae", "decoder.conv_in.weight", "onnx"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named_by_file_and_tensor(
+    tiny_model_with_graphs, tmp_path, part, name, engine, value
+):
+    folder = shutil.copytree(tiny_model_with_graphs, tmp_path / "model")
+    path = folder / part / WEIGHTS[part]
+    change_weights(path, name, value)
+    with pytest.raises(PixArtError, match="is not finite: NaN or infinity in 1 of") as caught:
+        pixart.Pipeline.from_pretrained(folder, engine=engine)("a red fox", **SMALL)
+    assert str(path) in str(caught.value) and f"({name})" in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_drawings_that_overflow_are_no_pictures(tiny_model_with_graphs, tmp_path, engine):
+    folder = shutil.copytree(tiny_model_with_graphs, tmp_path / "model")
+    for part, name, words in (
+        ("transformer", "proj_out.weight", "The drawing with seed 1 ended in numbers that are not finite"),
+        ("vae", "decoder.conv_out.bias", "gave pixels that are not numbers"),
+    ):
+        path = folder / part / WEIGHTS[part]
+        whole, state = path.read_bytes(), load_file(path)
+        # Finite, all of them, and too large to go on with.
+        for key in [name] if part == "transformer" else [key for key in state if key.startswith("decoder.")]:
+            state[key] = torch.full_like(state[key], 3e38)
+        save_file(state, path, metadata={"format": "pt"})
+        with pytest.raises(PixArtError, match=words):
+            pixart.Pipeline.from_pretrained(folder, engine=engine)("a fox", guidance_scale=7.0, **SMALL)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_hash_looks_at_every_number_of_every_type(tmp_path, dtype):
+    import hashlib
+
+    path = tmp_path / "a.safetensors"
+    largest = torch.finfo(dtype).max
+    whole = {
+        "w": torch.tensor([0.0, -0.0, 1.0, -largest, largest], dtype=dtype),
+        "i": torch.tensor([-1, 2**62]),
+        "none": torch.zeros(0),
+    }
+    save_file(whole, path)
+    assert hash_finite(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    for value in (float("nan"), -float("nan"), float("inf"), -float("inf")):
+        tensor = torch.zeros(3_000_000, dtype=dtype)
+        tensor[-1] = value
+        save_file(whole | {"far": tensor}, path)
+        with pytest.raises(PixArtError, match=r"1 of 4 tensors \(far\)"):
+            hash_finite(path)
+
+
+def test_parts_that_are_not_whole_are_named_by_the_names_that_last(folder, tmp_path, capsys):
+    from test_convert import CONFIG
+    from test_official import official_state
+
+    save_file(official_state(CONFIG), tmp_path / "a.safetensors")
+    damaged = folder / "vae" / WEIGHTS["vae"]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    options = ("--to", "diffusers", "--num-heads", "2", "--parts", str(folder))
+    assert main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "made"), *options]) == 1
+    said = capsys.readouterr().err
+    assert str(damaged) in said and ".part" not in said and not (tmp_path / "made").exists()
+
+
+def test_a_missing_encoder_folder_is_said_to_be_missing(tmp_path):
+    from pixart.checkpoints.folder import copy_text_encoder
+    from pixart.data.feature_shards import weights_hash
+
+    for ask in (lambda: weights_hash(tmp_path / "gone"), lambda: copy_text_encoder(tmp_path / "gone", tmp_path / "to")):
+        with pytest.raises(PixArtError, match="gone is not there"):
+            ask()
+    assert open_model_folder().has_graphs
