@@ -1,0 +1,295 @@
+"""Drawing in less memory: the parts in turn, 8-bit texts, strips, stored texts; which of them keep every byte."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pixart
+from pixart.cli import main
+from pixart.encoders.eight_bit import Linear8bit
+from pixart.encoders.strips import decode_in_strips
+from pixart.encoders.text import TextEncoder
+from pixart.encoders.text_states import read_head
+from pixart.encoders.vae import Decoder
+from pixart.errors import PixArtError, UsageError
+from pixart.sampling.engine import choose_engine
+from pixart.sampling.memory import Memory
+from pixart.sampling.model_folder import open_model_folder
+
+SMALL = {"seed": 3, "width": 64, "height": 64, "steps": 2}
+PROMPTS = ["a red apple", "a green fox, flat"]
+
+
+def opened(folder, **memory):
+    return pixart.Pipeline.from_pretrained(folder, memory=Memory(**memory))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model):
+    return pixart.Pipeline.from_pretrained(tiny_model, engine="torch")
+
+
+def pixels(result) -> list[np.ndarray]:
+    return [np.asarray(image).astype(int) for image in result.images]
+
+
+def furthest(first, second) -> int:
+    return max(int(np.abs(a - b).max()) for a, b in zip(pixels(first), pixels(second), strict=True))
+
+
+def test_in_stages_one_part_is_there_at_a_time_and_every_byte_is_the_same(tiny_model, plain):
+    pipe = opened(tiny_model, staged=True)
+    assert pipe.engine.parts.loaded == ()
+    seen = []
+    given = {**SMALL, "num_images": 2, "negative_prompt": "blurry", "on_step": lambda index, step: seen.append(here())}
+
+    def here():
+        return pipe.engine.parts.loaded
+
+    staged = pipe(PROMPTS, **given)
+    assert set(seen) == {("denoiser",)} and len(seen) == 8
+    assert here() == ("decoder",)
+    usual = plain(PROMPTS, **given | {"on_step": None})
+    assert furthest(staged, usual) == 0 and staged.seeds == usual.seeds
+    assert [one["memory"] for one in staged.settings] == [{"staged": True}] * 4
+    assert [one["prompt"] for one in staged.settings] == [one["prompt"] for one in usual.settings]
+    again = pipe(PROMPTS, **given)  # everything is loaded once more
+    assert furthest(again, usual) == 0
+
+
+def test_offloading_without_a_gpu_says_that_it_does_nothing(tiny_model, plain):
+    result = opened(tiny_model, offload=True)("a red apple", **SMALL)
+    assert any("Offloading does nothing" in notice for notice in result.notices)
+    assert furthest(result, plain("a red apple", **SMALL)) == 0
+
+
+def test_offloading_moves_one_part_at_a_time(tiny_model):
+    """Without a GPU the moves are watched on torch's "meta" device, which takes weights and cannot give them back."""
+    from pixart.sampling.parts import Parts, place_of
+
+    parts = Parts(open_model_folder(tiny_model), torch.float32, Memory(offload=True))
+    others = parts.denoiser, parts.decoder
+    parts.device, parts.offload = torch.device("meta"), True
+    assert place_of(parts.text_encoder).type == "meta"
+    assert [place_of(other).type for other in others] == ["cpu", "cpu"]
+    with pytest.raises(NotImplementedError, match="meta"):  # the text encoder is to leave before another may come
+        parts.decoder  # noqa: B018
+    assert [place_of(other).type for other in others] == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize("way", ["sequential", "tiled"])
+def test_decoding_in_pieces(tmp_path, tiny_model, way):
+    """Strips give the whole's picture to rounding; tiles are those of stock Diffusers, and tell in the picture."""
+    vae = shutil.copytree(tiny_model / "vae", tmp_path / "vae")
+    whole, pieces = Decoder(vae), Decoder(vae, way=way)
+    latent = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 8, 40, 35), np.float32))
+    expected, found = whole.decode(latent).astype(int), pieces.decode(latent).astype(int)
+    assert expected.std() > 20, "a grey picture would prove nothing"
+    apart = np.abs(expected - found)
+    if way == "sequential":
+        assert apart.max() <= 1
+    else:
+        whole.model.enable_tiling()
+        assert np.array_equal(whole.decode(latent), found)
+        assert apart.max() > 1
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (9, 13), (33, 5)])
+def test_strips_give_what_the_whole_gives(shape):
+    """A decoder like the released one: attention in the middle, several residual blocks, shortcuts, 32 groups."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(4)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[32, 32, 64, 64],
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=32,
+    ).eval()
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    latent = torch.randn(1, 4, *shape)
+    with torch.inference_mode():
+        expected = vae.decode(latent).sample
+        found = decode_in_strips(vae, latent)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def write_t5(folder, tiny_model, dtype=torch.float32):
+    """A T5 of a shape like the released one's, saved by transformers."""
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(5)
+    config = T5Config(
+        vocab_size=128, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    model = T5EncoderModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.to(dtype).save_pretrained(folder / "text_encoder")
+    shutil.copytree(tiny_model / "tokenizer", folder / "tokenizer")
+
+
+@pytest.mark.parametrize("kind", ["T5EncoderModel", "BertModel"])
+def test_an_8_bit_text_encoder_is_near_the_true_one_and_small(tmp_path, tiny_model, kind):
+    folder = tiny_model
+    if kind == "T5EncoderModel":
+        folder = tmp_path
+        write_t5(folder, tiny_model)
+    places = (folder / "text_encoder", folder / "tokenizer", kind)
+    true, small = TextEncoder(*places), TextEncoder(*places, eight_bit=True)
+    for text in ("a red apple", "a green fox and a black house, flat"):
+        expected, found = true.encode(text), small.encode(text)
+        real = expected.mask[0]
+        error = (found.states - expected.states)[:, real].norm() / expected.states[:, real].norm()
+        assert 0 < error < 0.1  # random weights; 0.025 for the shipped encoder
+        assert torch.equal(found.mask, expected.mask) and found.states.dtype == torch.float32
+    layers = [module for module in small.model.modules() if isinstance(module, Linear8bit)]
+    linear = [module for module in true.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(layers) == len(linear) and not any(isinstance(m, torch.nn.Linear) for m in small.model.modules())
+    assert {layer.weight.dtype for layer in layers} == {torch.int8}
+    for layer, original in zip(layers, linear, strict=True):  # rounding to the nearest of 255 steps, no more
+        exact = original.weight
+        assert ((layer.weight * layer.scale[:, None] - exact).abs() <= 0.501 * layer.scale[:, None]).all()
+    assert not any(tensor.is_meta for tensor in [*small.model.parameters(), *small.model.buffers()])
+
+
+def test_an_8_bit_text_encoder_with_a_weight_missing_is_refused(folder):
+    path = folder / "text_encoder" / "model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.endswith("intermediate.dense.weight"))
+    del state[name]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(PixArtError, match=r"lacks weights.*intermediate.dense.weight"):
+        TextEncoder(folder / "text_encoder", folder / "tokenizer", "BertModel", eight_bit=True)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"text_encoder_8bit": True},
+        {"text_encoder_dtype": "bfloat16"},
+        {"vae_dtype": "bfloat16"},
+        {"decode": "sequential"},
+        {"text_encoder_8bit": True, "text_encoder_dtype": "bfloat16", "decode": "tiled", "staged": True},
+    ],
+)
+def test_what_may_change_bytes_is_named_recorded_and_near(tiny_model, plain, memory):
+    pipe = opened(tiny_model, **memory)
+    result = pipe("a red apple", **SMALL)
+    assert result.settings[0]["memory"] == memory
+    assert Memory(**result.settings[0]["memory"]) == pipe.engine.memory
+    assert set(pipe.engine.memory.changes_bytes) == set(memory) - {"staged"}
+    difference = np.abs(pixels(result)[0] - pixels(plain("a red apple", **SMALL))[0])
+    assert difference.mean() < 12, "another picture"
+    dtypes = {name: next(part.model.parameters()).dtype for name, part in kept_parts(pipe)}
+    for name, dtype in dtypes.items():
+        assert dtype == getattr(torch, memory.get(f"{'vae' if name == 'decoder' else name}_dtype", "float32"))
+
+
+def kept_parts(pipe):
+    return [(name, part) for name, part in pipe.engine.parts._loaded.items() if name != "denoiser"]
+
+
+def encode_to(path, folder, *options):
+    assert main(["encode", *PROMPTS, "--model", str(folder), "--output", str(path), *options]) == 0
+
+
+def test_stored_texts_draw_the_same_bytes_without_a_text_encoder(tiny_model, plain, tmp_path, capsys):
+    path = tmp_path / "texts.safetensors"
+    encode_to(path, tiny_model, "--negative-prompt", "Blurry", "--style", "3D")
+    assert capsys.readouterr().out.strip() == str(path)
+    head, width = read_head(path)
+    assert head.prompts == ("a red apple, 3d", "a green fox, flat, 3d") and width == 32
+    pipe = opened(tiny_model, text_states=path)
+    assert not isinstance(pipe.engine.text_encoder, TextEncoder)
+    given = {**SMALL, "negative_prompt": "blurry", "style": "3D"}
+    result = pipe(PROMPTS, **given)
+    assert furthest(result, plain(PROMPTS, **given)) == 0
+    assert result.settings[0]["memory"] == {}
+    command = ["generate", "--model", str(tiny_model), "--text-states", str(path), "--steps", "1", "--seed", "1"]
+    assert main([*command, "--output", str(tmp_path)]) == 2
+    assert "holds several prompts" in capsys.readouterr().err
+    options = ["--guidance-scale", "1", "--staged", "--output", str(tmp_path), "--json"]
+    assert main([*command, "a red apple, 3D", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"] == {"staged": True}
+    assert main([*command, "an owl", *options]) == 2
+    assert 'no states of "an owl"; it holds "a red apple, 3d"' in capsys.readouterr().err
+
+
+def test_a_file_of_one_prompt_needs_no_prompt_and_tells_how_it_was_made(tiny_model, tmp_path, capsys):
+    path = tmp_path / "one.safetensors"
+    options = ["--model", str(tiny_model), "--output", str(path), "--text-encoder-8bit"]
+    assert main(["encode", "a fox", *options]) == 0
+    assert main(["encode", "a fox", *options]) == 2
+    assert "exists already" in capsys.readouterr().err
+    command = ["generate", "--model", str(tiny_model), "--steps", "1", "--width", "64", "--height", "64"]
+    assert main([*command, "--text-states", str(path), "--output", str(tmp_path), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt"] == "a fox" and record["memory"] == {"text_encoder_8bit": True}
+    assert main(command) == 2
+    assert "There is no prompt" in capsys.readouterr().err
+
+
+def test_stored_texts_of_another_model_are_refused(tiny_model, folder, tmp_path):
+    path = tmp_path / "texts.safetensors"
+    encode_to(path, tiny_model)
+    state = load_file(folder / "text_encoder" / "model.safetensors")
+    name = next(name for name in state if name.endswith("word_embeddings.weight"))
+    state[name] = state[name] + 0.1
+    save_file(state, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="another text encoder than that of"):
+        opened(folder, text_states=path)("a red apple", **SMALL)
+    transformer = folder / "transformer" / "null_caption.safetensors"
+    save_file({"y_embedder.y_embedding": torch.zeros(300, 32)}, transformer)
+    with pytest.raises(UsageError, match="up to 120 tokens of width 32, and this model reads 300"):
+        opened(folder, text_states=path)("a red apple", **SMALL)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "head", "not finite", "away"])
+def test_damaged_files_of_texts_are_one_sentence(tiny_model, tmp_path, damage):
+    path = tmp_path / "texts.safetensors"
+    encode_to(path, tiny_model)
+    state, head = load_file(path), read_head(path)[0]
+    kind, words = PixArtError, "damaged"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "other":
+        words = "holds no text states"
+        save_file({"a": torch.zeros(1)}, path)
+    elif damage == "head":
+        save_file(state, path, metadata={"format": "pixart text states 1", "head": json.dumps({"texts": 3})})
+    elif damage == "not finite":
+        state["states.0"][:] = torch.nan
+        metadata = {"format": "pixart text states 1", "head": json.dumps(vars(head))}
+        save_file(state, path, metadata=metadata)
+    else:
+        kind, words = UsageError, "There is no file"
+        path.unlink()
+    with pytest.raises(kind, match=words):
+        opened(tiny_model, text_states=path)("a red apple", **SMALL)
+
+
+def test_ways_that_cannot_be_are_refused(tiny_model_with_graphs, tmp_path, capsys):
+    folder = open_model_folder(tiny_model_with_graphs)
+    assert choose_engine(folder) == "onnx"
+    assert choose_engine(folder, memory=Memory(staged=True)) == "torch"
+    with pytest.raises(UsageError, match="ONNX Runtime draws on the CPU"):
+        choose_engine(folder, "onnx", memory=Memory(staged=True))
+    with pytest.raises(UsageError, match=r'no way to decode "tilde".*Did you mean "tiled"'):
+        choose_engine(folder, memory=Memory(decode="tilde"))
+    with pytest.raises(UsageError, match='no dtype of the autoencoder "float16"'):
+        choose_engine(folder, memory=Memory(vae_dtype="float16"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match='no device "cuda"'):
+            pixart.Pipeline(folder, device="cuda")
+    assert main(["encode", "a", "--model", str(tiny_model_with_graphs)]) == 2
+    assert main(["encode", "a", "--output", str(tmp_path / "no" / "a.safetensors")]) == 2
+    errors = capsys.readouterr().err
+    assert "--output NAME.safetensors" in errors and "There is no folder" in errors
