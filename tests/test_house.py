@@ -97,7 +97,8 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
     import tyro
     from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs
 
-    from pixart.cli import DataEmoji, Generate, main
+    from pixart.cli import DataEmoji, main
+    from pixart.generate import Generate
 
     monkeypatch.chdir(tmp_path)
     config = (PositionalRequiredArgs, FlagCreatePairsOff)

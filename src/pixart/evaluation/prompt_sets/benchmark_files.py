@@ -26,9 +26,7 @@ def read_path(path: Path) -> list[Prompt]:
     if path.is_dir():
         texts = sorted(path.glob("*.txt"))
         if not texts:
-            raise UsageError(
-                f"{path} is a folder without .txt files; give a prompt file, or a T2I-CompBench folder."
-            )
+            raise UsageError(f"{path} is a folder without .txt files; give a prompt file, or a T2I-CompBench folder.")
         return [prompt for text in texts for prompt in read_path(text)]
     readers: dict[str, Callable[[str, Path], Lines]] = {
         ".txt": _plain,
