@@ -1,6 +1,6 @@
 """Peak memory of drawing with networks of the released sizes and random weights: XL/2, its autoencoder, T5-XXL.
 
-    python benchmarks/memory.py FOLDER                  # makes the models in FOLDER (4 GB), then measures
+    python benchmarks/memory.py FOLDER                  # makes the models in FOLDER (7 GB), then measures
     python benchmarks/memory.py FOLDER --only draw --sizes 256 --modes bf16 "bf16 staged"
 
 Each measurement is a process of its own, which draws one picture in one step with guidance. `peak` is the system's own
@@ -66,11 +66,11 @@ def main() -> None:
                 whole = peaks[LAYERS[0]][figure] + (ALL_LAYERS - LAYERS[0]) * each
                 print(f"    computed for {ALL_LAYERS} layers: {figure} {whole / 1e9:.2f} GB", flush=True)
     if "draw" in options.only:
+        make_model(options.folder / "xl", options.folder / "t5-1")
         for size in options.sizes:
-            make_model(options.folder / f"xl-{size}", size, options.folder / "t5-1")
             for name in options.modes:
                 dtype, memory = DRAW[name]
-                found = measure(options.folder / f"xl-{size}", {"size": size, "dtype": dtype, "memory": memory})
+                found = measure(options.folder / "xl", {"size": size, "dtype": dtype, "memory": memory})
                 show(f"XL/2, {size} px, {name}", found)
 
 
@@ -125,7 +125,7 @@ def draw(folder: Path, what: dict) -> None:
     memory = Memory(**what["memory"], text_states=folder.parent / "texts.safetensors")
     pipe = Pipeline.from_pretrained(folder, engine="torch", dtype=what["dtype"], memory=memory)
     size = {"width": what["size"], "height": what["size"]}
-    pipe("a red apple", seed=1, steps=1, **size)
+    pipe("a red apple", seed=1, steps=1, binning=False, **size)
 
 
 def status(name: str) -> int:
@@ -156,7 +156,7 @@ class Watch:
 
 def make_text_encoder(folder: Path, layers: int) -> None:
     """T5-XXL's encoder (google/t5-v1_1-xxl) with fewer layers, fp32 as published."""
-    if (folder / "config.json").is_file():
+    if (folder / "model.safetensors").is_file():
         return
     import torch
     from transformers import T5Config, T5EncoderModel
@@ -179,16 +179,18 @@ def make_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
 
-    words = ["[PAD]", "[UNK]", "a", "red", "apple", "on", "table", ","]
+    words = ["[PAD]", "[UNK]", "</s>", "a", "red", "apple", "on", "table", ","]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def make_model(folder: Path, size: int, text_encoder: Path) -> None:
-    """A model folder of XL/2 in fp32, as published, and a file with the states of its one prompt."""
+def make_model(folder: Path, text_encoder: Path) -> None:
+    """A model folder of XL/2 1024-MS in fp32, as published, and a file with the states of its one prompt."""
     if (folder / "model_index.json").is_file():
         return
     import torch
@@ -213,8 +215,8 @@ def make_model(folder: Path, size: int, text_encoder: Path) -> None:
         depth=28,
         num_heads=16,
         text_dim=4096,
-        sample_size=size // 8,
-        micro_conditions=size == 1024,
+        sample_size=128,
+        micro_conditions=True,
     )
     with torch.device("meta"):
         network = PixArt(config)

@@ -89,7 +89,8 @@ def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> 
     """
     import torch
 
-    return assemble(*read_transformer(folder), dtype or torch.float32)
+    dtype = dtype or torch.float32
+    return assemble(*read_transformer(folder, dtype), dtype)
 
 
 def assemble(config: "PixArtConfig", state: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> "PixArt":
@@ -115,8 +116,10 @@ def read_weights(folder: Path, name: str) -> "tuple[dict[str, torch.Tensor], str
     return state, str(paths[0] if len(paths) == 1 else folder / f"{name}.index.json")
 
 
-def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
-    """Config and tensors (official names, as they are stored) of a `transformer/` folder, checked.
+def read_transformer(
+    folder: Path | str, dtype: "torch.dtype | None" = None
+) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
+    """Config and tensors (official names, as they are stored, or in `dtype`) of a `transformer/` folder, checked.
 
     Raises:
         PixArtError: as `load_transformer`.
@@ -133,6 +136,9 @@ def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
     check_tensors(shapes(state), shapes(expected), where)
     refuse_not_finite(state, where)
+    if dtype is not None:  # before queries, keys and values are put together, which copies them
+        for name in list(state):
+            state[name] = state[name].to(dtype)
     return config, to_official_names(state, config.depth)
 
 

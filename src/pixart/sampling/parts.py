@@ -116,7 +116,11 @@ class Parts:
     def _load_denoiser(self) -> PixArt:
         denoiser = load_denoiser(self.folder, self.dtype).requires_grad_(False)
         if self.device.type == "cpu":
+            trim()  # what reading left behind, before packing takes as much again
             pack(denoiser, self.int8)
+            for parameter in denoiser.parameters():  # what was not packed holds the whole mapped file in memory
+                parameter.data = parameter.data.clone()
+            trim()
         return denoiser
 
     def _load_decoder(self) -> Decoder:
@@ -124,14 +128,19 @@ class Parts:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the system: Python frees cycles late, and glibc keeps small blocks for itself."""
+    """Free what nobody uses any more, and return it to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Return freed memory to the system, which glibc does by itself for large blocks only."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None:
+            malloc_trim(0)
 
 
 def place_of(part: Any) -> torch.device | None:
