@@ -6,10 +6,10 @@ import torch
 from hub_server import COMMIT, serve
 from safetensors.torch import load_file, save_file
 from test_convert import CONFIG, DIT
-from test_hub import environment, pixart
 from test_official import VARIANTS, official_state
 
 from pixart.checkpoints.diffusers import NULL_CAPTION_NAME
+from pixart.checkpoints.hub import USERS_OFFLINE
 from pixart.checkpoints.official import NULL_CAPTION
 from pixart.cli import main
 from pixart.sampling.model_folder import open_model_folder
@@ -58,18 +58,27 @@ def test_the_number_of_tokens_follows_the_folder(folder):
     assert open_model_folder(folder).max_tokens == 77
 
 
-def test_hub_ids_are_told_from_their_small_files_alone(tiny_model, tmp_path):
+def test_hub_ids_are_told_from_their_small_files_alone(tiny_model, tmp_path, capsys, monkeypatch):
+    from huggingface_hub import constants
+
     with serve({"org/tiny": tiny_model}) as hub:
-        env = environment(tmp_path / "home", HF_ENDPOINT=hub.url)
-        said = json.loads(pixart(["info", "org/tiny", "--json"], env)[0])
+        # What the environment says, which huggingface_hub reads only as it is imported.
+        monkeypatch.setenv(USERS_OFFLINE, "")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template[template.index("/{") :])
+        said = facts(capsys, "org/tiny")
         assert not any(path.endswith(".safetensors") for path in hub.asked)
         assert (said["kind"], said["hub_id"], said["revision"]) == ("hub model", "org/tiny", COMMIT)
         assert said["width"] == 32 and said["family"] == "PixArt-α"
         sizes = sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
         assert said["bytes_not_in_the_cache"] == sizes
         made = tmp_path / "made"
-        assert pixart(["convert", "org/tiny", made, "--to", "diffusers"], env)[0] == str(made)
-        whole = json.loads(pixart(["info", "org/tiny", "--json"], env)[0])
+        assert main(["convert", "org/tiny", str(made), "--to", "diffusers"]) == 0
+        assert main(["convert", "org/tiny", "--to", "onnx"]) == 2
+        assert "pixart convert org/tiny FOLDER --to diffusers" in capsys.readouterr().err
+        whole = facts(capsys, "org/tiny")
     assert whole["parameters"] == said["parameters"] and whole["tokens"] == 120
     weights = "transformer/diffusion_pytorch_model.safetensors"
     assert load_file(made / weights).keys() == load_file(tiny_model / weights).keys()

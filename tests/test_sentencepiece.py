@@ -37,12 +37,11 @@ TRICKY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A unigram model with T5's options, trained on the spot by the library."""
+def train_sentencepiece(folder) -> None:
+    """Write a `spiece.model` with T5's options, trained on the spot by the library."""
     import sentencepiece
 
-    folder = tmp_path_factory.mktemp("spiece")
+    folder.mkdir(exist_ok=True)
     with open(folder / "spiece.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(SENTENCES * 20),
@@ -55,6 +54,12 @@ def trained(tmp_path_factory):
             bos_id=-1,
             minloglevel=2,
         )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("spiece")
+    train_sentencepiece(folder)
     return folder
 
 
