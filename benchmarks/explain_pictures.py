@@ -7,7 +7,6 @@ Denoising, guidance and styles are drawn with the shipped model; the stages with
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import pixart
-from pixart.checkpoints.folder import FLOW_SCHEDULER
-from pixart.diffusion.guidance import guide
 from pixart.encoders.vae import Decoder
-from pixart.model.dit import DiT, DiTConfig
-from pixart.sampling.dpm_solver import dpm_solver
 from pixart.sampling.model_folder import DEFAULT_MODEL
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import make_schedule
-from pixart.training import checkpoint
-from pixart.training.recipe import from_run
+from pixart.training.strip import draw_checkpoint
 
 SIDE, MARGIN = 128, 18
 APPLE = "a red apple, 3D"
@@ -81,40 +73,13 @@ def styles(pipeline: pixart.Pipeline) -> Image.Image:
 
 def stages(runs: Path) -> Image.Image:
     """Row by row what the runs of three stages draw of the same four subjects, from the same seed."""
-    rows = [[draw_class(runs, subgroup) for _, subgroup in SUBJECTS]]
+    rows = [list(draw_checkpoint(runs / "emoji-stage1", tuple((group, "glossy") for _, group in SUBJECTS)).images)]
     for run, side in (("emoji-stage2", 64), ("emoji-stage3", 128), ("emoji-stage3-256", 256)):
         pipeline = pixart.Pipeline.from_pretrained(runs / run / "model")
         rows.append([pipeline(f"{name}, glossy", seed=1, width=side, height=side).images[0] for name, _ in SUBJECTS])
     names = ["stage 1\nclasses\n64 px", "stage 2\ntext\n64 px", "stage 3\n128 px", "stage 3\n256 px"]
     labels = [f"{name} ({subgroup})" if len(name + subgroup) < 20 else name for name, subgroup in SUBJECTS]
     return sheet(rows, labels, names)
-
-
-@torch.no_grad()
-def draw_class(runs: Path, subgroup: str) -> Image.Image:
-    """A picture of stage 1, which knows classes and no text."""
-    run = runs / "emoji-stage1"
-    names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
-    size = from_run(run).model
-    config = DiTConfig(
-        class_counts=tuple(len(kind) for kind in names.values()),
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-    )
-    network = DiT(config).eval()
-    network.load_state_dict(checkpoint.ema_state(run))
-    classes = torch.tensor([[names["subgroup"].index(subgroup), names["style"].index("glossy")]])
-    null = torch.tensor([config.class_counts])
-
-    def denoise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        when = torch.tensor([float(timestep)])
-        return guide(network(x_t, when, classes), network(x_t, when, null), 4.5)
-
-    noise = torch.from_numpy(initial_noise(1, (8, 8, 8)))[None]
-    for last in dpm_solver(denoise, noise, make_schedule(FLOW_SCHEDULER, 20)):
-        latent = last.x_t
-    return Image.fromarray(Decoder(runs / "emoji-autoencoder" / "vae").decode(latent))
 
 
 def main() -> None:

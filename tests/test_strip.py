@@ -20,6 +20,7 @@ from pixart.training.optimizer import Optimizer, OptimizerConfig
 from pixart.training.recipe import ClassRecipe, Denoiser, Phase, TextRecipe, from_run, to_json
 from pixart.training.samples import SamplesConfig
 from pixart.training.strip import draw_checkpoint, newest_step, read_samples, some_classes
+from pixart.web.glass_box_work import look_at_run
 
 SIZE = Denoiser(width=32, depth=2, num_heads=2)
 CLASSES = {"subgroup": ["birds", "fruit", "hearts"], "style": ["flat", "glossy"]}
@@ -163,3 +164,19 @@ def test_a_folder_that_is_no_run_or_has_drawn_nothing_yet_is_named(text_run, tmp
         shutil.rmtree(path)
     with pytest.raises(PixArtError, match="no checkpoint yet"):
         draw_checkpoint(text_run, ("a fox",))
+
+
+def test_the_page_follows_a_run_and_draws_new_checkpoints_only(text_run):
+    rows = look_at_run(str(text_run), "a fox\n\n a red apple ")
+    assert [(row.step, row.asked) for row in rows] == [(6, ("a fox", "a red apple"))]
+    assert look_at_run(str(text_run), "a fox\na red apple", rows) == rows
+    recipe = from_run(text_run)
+    write_checkpoint(text_run, 8, text_network(recipe, expected_config(recipe)))
+    more = look_at_run(str(text_run), "a fox\na red apple", rows)
+    assert [row.step for row in more] == [6, 8] and more[0] is rows[0]
+    assert more[0].images[0].tobytes() != more[1].images[0].tobytes()
+
+
+def test_the_page_asks_stage_1_for_classes(class_run):
+    (row,) = look_at_run(str(class_run), "a fox")
+    assert row.asked == ("birds", "fruit", "hearts")
