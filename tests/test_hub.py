@@ -184,5 +184,6 @@ def test_paths_are_no_hub_ids(source):
 def test_hub_ids_are_told_from_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert looks_like_hub_id("PixArt-alpha/PixArt-XL-2-512x512") and looks_like_hub_id("org/name@refs/pr/1")
+    assert not looks_like_hub_id(Path("PixArt-alpha/PixArt-XL-2-512x512"))  # nobody types a Path
     (tmp_path / "PixArt-alpha" / "PixArt-XL-2-512x512").mkdir(parents=True)
     assert not looks_like_hub_id("PixArt-alpha/PixArt-XL-2-512x512")

@@ -236,6 +236,8 @@ def test_official_habits_are_options_that_the_picture_remembers(official, parts,
     assert main(["generate", "a red fox", *model, *options, "--output", str(tmp_path / "a.png")]) == 0
     settings = json.loads(capsys.readouterr().out)
     assert (settings["null_text"], settings["guidance_channels"]) == ("caption", 3)
+    again = ("--model", str(official / "comfy.safetensors"), "--parts", str(parts))
+    assert main(["verify", str(tmp_path / "a.png"), *again]) == 0
 
 
 def test_the_graphs_say_that_they_take_no_null_caption(tiny_model_with_graphs, tmp_path):

@@ -31,8 +31,11 @@ TRUE = ("1", "ON", "YES", "TRUE")
 
 
 def looks_like_hub_id(source: str | Path) -> bool:
-    """Whether `source` has the form org/name or org/name@revision, and no file or folder of that name is here."""
-    return bool(HUB_ID.fullmatch(str(source))) and not Path(source).exists()
+    """Whether `source` is a text of the form org/name or org/name@revision, and nothing of that name is here.
+
+    A `Path` never is one: it comes from a program, and only what somebody typed may reach the network.
+    """
+    return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
 
 
 def resolve(source: str | Path, wanted: str = "model") -> Path:

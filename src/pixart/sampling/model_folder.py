@@ -50,7 +50,7 @@ SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 class Source:
     """What somebody gave to have this model, and what to give to have it again; `model` None is the shipped one."""
 
-    model: str | None = None
+    model: str | None = None  # a hub id, or an absolute path
     parts: str | None = None
     ema: bool = False
     num_heads: int | None = None
@@ -59,11 +59,7 @@ class Source:
 
     def for_pictures(self) -> dict[str, Any]:
         """As picture files hold it: a path becomes its last name, for pictures are given away."""
-        named = {
-            key: value and (value if looks_like_hub_id(value) else Path(value).resolve().name)
-            for key, value in (("model", self.model), ("parts", self.parts))
-        }
-        return asdict(self) | named
+        return asdict(self) | {"model": _shown(self.model), "parts": _shown(self.parts)}
 
 
 @dataclass(frozen=True)
@@ -93,10 +89,7 @@ class ModelFolder:
         """What to call the model in picture files: ours by our name, a hub id by itself, others by their folder's."""
         if self.path == DEFAULT_MODEL:
             return "pixart-default"
-        if self.source.model is None:
-            return self.path.resolve().name
-        model = Path(self.source.model)
-        return self.source.model if looks_like_hub_id(self.source.model) else model.resolve().name
+        return _shown(self.source.model) or self.path.resolve().name
 
 
 def open_model_folder(
@@ -141,7 +134,7 @@ def open_model_folder(
             )
         if any(given.values()):
             raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
-        return _open_fetched(folder, Source(str(model), revision=revision_of(folder)), None)
+        return _open_fetched(folder, Source(_given(model), revision=revision_of(folder)), None)
     from pixart.checkpoints.sources import read_source
 
     if parts is None:
@@ -156,7 +149,7 @@ def open_model_folder(
     if not rest.is_dir():
         raise PixArtError(f"{parts} is not there; --parts needs a whole model folder, or a hub id.")
     revision = revision_of(folder) or revision_of(rest)
-    source = Source(str(model), str(parts), ema, num_heads, image_size, revision)
+    source = Source(_given(model), _given(parts), ema, num_heads, image_size, revision)
     return _open_fetched(rest, source, checkpoint)
 
 
@@ -182,6 +175,15 @@ def load_null_caption(folder: ModelFolder) -> "torch.Tensor":  # noqa: F821  tor
     if folder.checkpoint is not None:
         return folder.checkpoint.null_caption
     return read_null_caption(folder.path / "transformer", folder.transformer["caption_channels"])
+
+
+def _given(source: str | Path) -> str:
+    return str(source) if looks_like_hub_id(source) else str(Path(source).absolute())
+
+
+def _shown(source: str | None) -> str | None:
+    """A hub id as it is, of a path the last name."""
+    return Path(source).resolve().name if source and Path(source).is_absolute() else source
 
 
 def _is_transformer(folder: Path) -> bool:
