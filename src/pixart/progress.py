@@ -16,6 +16,7 @@ class DrawingProgress:
         self.started = self.stepped = time.monotonic()
         self.together: set[int] = set()  # pictures that have taken steps since one was done
         self.share = 0.0
+        self.task = None
 
     def __enter__(self) -> "DrawingProgress":
         if self.bar:
@@ -49,7 +50,8 @@ class DrawingProgress:
     def drawing(self) -> None:
         self.started = time.monotonic()
         if self.bar:
-            self.bar.remove_task(self.task)
+            if self.task is not None:
+                self.bar.remove_task(self.task)
             self.task = self.bar.add_task("drawing", total=self.pictures * self.steps)
 
     def step(self, picture: int, step) -> None:

@@ -77,6 +77,7 @@ def check(
     """
     import numpy as np
 
+    from pixart.progress import DrawingProgress
     from pixart.sampling.again import differences, find_model, manner_of, request_of, with_threads
     from pixart.sampling.image_files import pixel_hash, read_record
     from pixart.sampling.pipeline import Pipeline
@@ -90,13 +91,16 @@ def check(
     folder = find_model(record, model, parts)
     request, manner = request_of(record, folder), manner_of(record, folder)
     key = (folder.path, folder.source, manner)
-    with with_threads(manner.threads):
+    with with_threads(manner.threads), DrawingProgress(1, request.steps) as progress:
+        progress.say(f"Drawing {shown(Path(path).name)} again.")
         if key not in pipelines:
+            progress.loading()
             pipelines.clear()  # one model in memory at a time
             pipelines[key] = Pipeline(
                 folder, engine=manner.engine, dtype=manner.dtype, memory=manner.memory, device=manner.device
             )
-        picture = _draw(pipelines[key], request, shown(Path(path).name))
+        progress.drawing()
+        (picture,) = pipelines[key].draw(request, progress.step)
     now = picture.settings
     stored = record.get("pixels_sha256")
     report = Report(
@@ -134,17 +138,6 @@ def check(
             "drew it, or the settings in the file were changed."
         )
     return report
-
-
-def _draw(pipeline, request, name: str):
-    from pixart.progress import DrawingProgress
-
-    with DrawingProgress(1, request.steps) as progress:
-        progress.say(f"Drawing {name} again.")
-        progress.loading()
-        progress.drawing()
-        (picture,) = pipeline.draw(request, progress.step)
-    return picture
 
 
 def _open(path: Path):

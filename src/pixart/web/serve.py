@@ -29,6 +29,7 @@ def serve(studio: Studio, *, host: str, port: int, open_browser: bool = False) -
     _check_port(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else a table of all events after every event
     # Uploads and archives: a folder of our own, since everything in it can be fetched by who knows its name.
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="pixart-app-")
     import gradio as gr
@@ -91,11 +92,15 @@ class Guard:
             await _refuse(send, 413, b"This request is too large.")
             return
 
+        # A Space is shown in a frame of the Hub's page.
+        own = "frame-ancestors 'self'"
+        policy = POLICY.replace(own, f"{own} https://huggingface.co") if "SPACE_ID" in os.environ else POLICY
+
         async def send_with_policy(event) -> None:
             if event["type"] == "http.response.start":
                 event["headers"] = [
                     *event["headers"],
-                    (b"content-security-policy", POLICY.encode()),
+                    (b"content-security-policy", policy.encode()),
                     (b"referrer-policy", b"no-referrer"),
                     (b"x-content-type-options", b"nosniff"),
                 ]
