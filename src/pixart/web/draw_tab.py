@@ -26,7 +26,7 @@ class DrawTab:
     aspect: gr.Radio
     size: gr.HTML
     examples: gr.Dataset
-    dropped: gr.File
+    dropped: gr.UploadButton
     grid: list[Any]  # x axis, x values, y axis, y values, button
     run: gr.State
     picked: gr.State
@@ -95,13 +95,9 @@ def build(studio: Studio, tab: gr.Textbox) -> DrawTab:
                     y_axis = gr.Dropdown(AXES, value=NO_AXIS, label="Down", min_width=120, elem_id="y-axis")
                     y_values = gr.Textbox("", label="Values", min_width=120, elem_id="y")
                 grid = gr.Button("Draw the grid", elem_id="draw-grid")
-            with gr.Accordion("Settings from a picture", open=False, elem_id="from-picture"):
-                dropped = gr.File(
-                    label="Drop a picture here, or anywhere on the page",
-                    file_types=["image"],
-                    height=110,
-                    elem_id="dropped",
-                )
+            dropped = gr.UploadButton(
+                "Settings from a picture (or drop one anywhere)", file_types=["image"], size="sm", elem_id="dropped"
+            )
         with gr.Column(scale=7, min_width=320, elem_id="stage"):
             status = gr.HTML(elem_id="status")
             tiles = gr.HTML(elem_id="tiles")
