@@ -130,7 +130,10 @@ def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, s
         )
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
-        raise PixArtError(f"{folder / WEIGHTS[0]} is missing; copy the whole folder again.")
+        raise PixArtError(
+            f"{folder / WEIGHTS[0]} is missing; copy the whole folder again. Of a hub id no pickle is fetched: "
+            "download its .bin yourself, and give the folder."
+        )
     path = found[0]
     given = read_pickle(path) if path.suffix == ".bin" and is_pickle(path) else read_safetensors(path)
     given.pop(NOT_TRAINED, None)
