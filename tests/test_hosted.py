@@ -59,10 +59,10 @@ def test_app_starts_the_page(tmp_path, space):
     try:
         address = server.stdout.readline().decode().strip()
         assert address.endswith(f":{port}/"), address or server.stderr.read().decode()
-        with urllib.request.urlopen(address, timeout=60) as answer:
+        with urllib.request.urlopen(address, timeout=600) as answer:
             assert answer.status == 200
             frames = answer.headers["content-security-policy"].split("frame-ancestors ")[1].split(";")[0]
             assert frames == ("'self' https://huggingface.co" if space else "'self'")
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=60)
+        server.communicate(timeout=600)
