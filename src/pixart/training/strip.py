@@ -102,7 +102,8 @@ def some_classes(run: Path, count: int) -> tuple[tuple[str, ...], ...]:
         PixArtError: the run does not say its classes; it does when it is finished.
     """
     first, *others = _classes(run).values()
-    chosen = [first[i * len(first) // count] for i in range(min(count, len(first)))]
+    count = min(count, len(first))
+    chosen = [first[i * len(first) // count] for i in range(count)]
     return tuple((name, *("" for _ in others)) for name in chosen)
 
 
