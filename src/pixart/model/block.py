@@ -42,8 +42,14 @@ class Attention(nn.Module):
 
     def compress(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """(B, N, D) -> (B, M, D)."""
-        x = x.transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, rows, columns)
-        return self.norm(self.sr(x).flatten(2).transpose(1, 2))
+        step = self.kv_compress
+        down, across = rows // step, columns // step  # what is over at the edges falls away, as in a convolution
+        x = x.unflatten(1, (rows, columns))[:, : down * step, : across * step]
+        x = x.unflatten(2, (across, step)).unflatten(1, (down, step))  # (B, down, step, across, step, D)
+        weight = self.sr.weight[:, 0].permute(1, 2, 0)[:, None]  # (step, 1, step, D)
+        # The convolution's sums, written out: its own round otherwise in another batch size.
+        x = (x.float() * weight.float()).sum((2, 4)) + self.sr.bias.float()  # (B, down, across, D)
+        return self.norm(x.to(self.sr.weight.dtype).flatten(1, 2))
 
 
 class CrossAttention(nn.Module):

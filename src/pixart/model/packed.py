@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.gelu, self.together = gelu, layer.weight.dtype == torch.float32
         self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
-        self.bias = layer.bias.detach()
+        self.bias = layer.bias.detach().clone()  # a slice of a mapped file would keep all of it in memory
 
     def product(self, x: Tensor) -> Tensor:
         """The layer, and GELU after it, as one product."""

@@ -7,7 +7,7 @@ it on along a line is from TaylorSeer (arXiv 2503.06923), of order one.
 
 from typing import Any
 
-EDGE = 1  # blocks at either end that are computed at every step
+EDGE = 2  # blocks at either end that are computed at every step, where the network has so many
 
 
 class BlockCache:
@@ -16,21 +16,23 @@ class BlockCache:
     The middle blocks are computed at the first two steps and then at every `every`-th.
     """
 
-    def __init__(self, every: int, order: int = 1):
-        self.every, self.order = every, order
+    def __init__(self, every: int):
+        self.every = every
         self.step = -1
-        self.computed: list[int] = []  # the last two steps that were computed
-        self.changes: list[Any] = []  # and what the middle blocks added then
+        self.computed: list[int] = []  # the last two steps at which the middle blocks were computed
+        self.changes: list[Any] = []  # and what they added then, (B, N, D) each
 
     def through(self, x, blocks: range, run):
         self.step += 1
-        x = run(x, blocks[:EDGE])
+        edge = min(EDGE, (len(blocks) - 1) // 2)
+        end = len(blocks) - edge
+        x = run(x, blocks[:edge])
         if len(self.changes) < 2 or self.step - self.computed[-1] >= self.every:
-            after = run(x, blocks[EDGE:-EDGE])
+            after = run(x, blocks[edge:end])
             self.computed, self.changes = [*self.computed[-1:], self.step], [*self.changes[-1:], after - x]
             x = after
         else:
             before, last = self.changes
-            ahead = self.order * (self.step - self.computed[1]) / (self.computed[1] - self.computed[0])
+            ahead = (self.step - self.computed[1]) / (self.computed[1] - self.computed[0])
             x = x + last + ahead * (last - before)
-        return run(x, blocks[-EDGE:])
+        return run(x, blocks[end:])
