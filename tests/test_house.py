@@ -84,7 +84,7 @@ def commands() -> list[str]:
     found = []
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf-8"), re.S):
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():  # a command may go over several lines
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True)
                     if words and words[0] in ("pixart", ".venv/bin/pixart"):

@@ -29,8 +29,8 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
         )
     if len(folder.weights) != 3:
         raise PixArtError(
-            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; draw it with "
-            "--engine torch."
+            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; draw it "
+            "with --engine torch."
         )
     configs = {
         part: json.loads((folder.path / part / "config.json").read_text(encoding="utf-8"))
