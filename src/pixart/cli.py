@@ -26,6 +26,8 @@ PixArt-α {__version__}: text to image, from data to pictures.
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   evaluate MODEL      draw held-out captions and judge the drawings, beside real pictures
+  metrics DRAWN       FID, KID, precision, recall, CLIPScore and HPSv2 of a folder of pictures
+  layout NAME ...     draw the prompts of GenEval or T2I-CompBench where their scripts look
   train RECIPE        train a model by a recipe
   ema RUN             compare the moving averages of a run, and write the chosen one
   plan RECIPE         what a training needs: memory, hours, energy, money, CO2
@@ -138,6 +140,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return run(rest)
+        case ["metrics" | "layout" as name, *rest]:
+            from pixart.evaluation.numbers import command
+
+            with quiet_libraries():
+                return command.run_metrics(rest) if name == "metrics" else command.run_layout(rest)
         case ["prompts", *rest]:
             from pixart.compare import Prompts, list_prompts
 

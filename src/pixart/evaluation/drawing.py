@@ -98,7 +98,7 @@ def draw(
     _claim(folder, {key: value for key, value in settings.items() if key != "num"})
     captions = [reference.rows[k].caption for k in rows]
     paths = [folder / f"{number:04}-{slug(caption)}.png" for number, caption in enumerate(captions)]
-    missing = [number for number, path in enumerate(paths) if not _whole(path)]
+    missing = [number for number, path in enumerate(paths) if not whole(path)]
     if missing and len(missing) < len(paths):
         report(f"{len(paths) - len(missing):,} of {len(paths):,} pictures are in {folder} already")
     for count, number in enumerate(missing, 1):
@@ -151,7 +151,7 @@ def _claim(folder: Path, settings: dict) -> None:
         raise PixArtError(f"{folder} cannot be used for pictures: {error}.") from None
 
 
-def _whole(path: Path) -> bool:
+def whole(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()

@@ -16,7 +16,7 @@ from pixart.evaluation.judge import on_white
 from pixart.evaluation.nearest import gradient_histogram, thumbnail
 
 FILTERS, SIDE = 64, 5  # how many, and their side in pixels
-LOOKED_AT = 64  # pixels a side, at which the filters look
+LOOKED_AT = 64  # pixels a side, at which the filters look and colours are counted
 BACKGROUND = 40  # how far from white, as the largest difference of a channel, the background may be
 # The mean distance between two of 2,000 training pictures (benchmarks/judge_reference.py --scales).
 SCALES = (766.5, 1.013, 1.344)
@@ -59,7 +59,7 @@ def leading_colour(image: Image.Image) -> str | None:
     """
     from PIL import ImageDraw
 
-    rgb = on_white(image)
+    rgb = on_white(image).resize((LOOKED_AT, LOOKED_AT), Image.Resampling.BOX)
     # A border of white, so that one flood from the corner reaches the background on all sides.
     framed = Image.new("RGB", (rgb.width + 2, rgb.height + 2), "white")
     framed.paste(rgb, (1, 1))

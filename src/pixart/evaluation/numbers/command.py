@@ -1,0 +1,204 @@
+"""`pixart metrics DRAWN`: the figures that papers report. `pixart layout`: pictures in the folders of benchmarks."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+
+from pixart.errors import PixArtError, UsageError
+
+
+def _shown(metavar: str, default: str):
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass
+class Metrics:
+    """FID, KID, precision and recall against a folder of true pictures; CLIPScore and HPSv2 against the prompts.
+
+    Each is measured where its extractor's weights are there; what is missing is named. The protocol is printed and
+    stored with the figures.
+    """
+
+    drawn: Annotated[Path, arg(metavar="DRAWN")]
+    """Folder of drawn pictures."""
+    reference: Annotated[Path | None, _shown("FOLDER", "none")] = None
+    """Folder of true pictures, for FID, KID, precision and recall."""
+    metrics: Annotated[str, arg(metavar="NAME,...")] = "fid,kid,prc"
+    """Which of fid, kid and prc to measure with --reference."""
+    inception: Annotated[Path | None, _shown("FILE", "torch's cache")] = None
+    """Inception v3 as TorchScript, as StyleGAN2-ADA publishes it."""
+    clip: Annotated[str | None, _shown("FOLDER", "not measured")] = None
+    """CLIP for CLIPScore: a folder or hub id in the cache."""
+    hps: Annotated[Path | None, _shown("FILE", "not measured")] = None
+    """HPSv2: the official .pt file, or a CLIP folder with its weights."""
+    hps_config: Annotated[str | None, _shown("FOLDER", "laion's ViT-H/14")] = None
+    """CLIP folder with the sizes and the tokenizer of HPSv2."""
+    prompts: Annotated[Path | None, _shown("FILE", "what the pictures hold")] = None
+    """A prompt for each picture, in the order of their names."""
+    num: Annotated[int | None, _shown("N", "all")] = None
+    """Measure the first N pictures by name only, of both folders."""
+    size: Annotated[int, arg(metavar="PIXELS")] = 299
+    """Side that the middle square of every picture is brought to before Inception sees it."""
+    output: Annotated[Path | None, _shown("FILE.json", "none")] = None
+    """File for figures and protocol."""
+
+
+@dataclass
+class Layout:
+    """Draw a benchmark's prompts into the folders that its own scripts read. A run that was stopped goes on."""
+
+    layout: Annotated[str, arg(metavar="LAYOUT")]
+    """geneval or t2i-compbench."""
+    prompts: Annotated[Path, arg(metavar="FILE")]
+    """The benchmark's prompt file: evaluation_metadata.jsonl of GenEval, or a list of prompts."""
+    dest: Annotated[Path, arg(metavar="DEST")]
+    """Folder to write into."""
+    model: Annotated[str | None, _shown("MODEL", "the model in the package")] = None
+    """As in pixart generate."""
+    num_images: Annotated[int | None, _shown("N", "4 for geneval, 10 for t2i-compbench")] = None
+    """Pictures for each prompt."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Of the first picture of every prompt."""
+    steps: Annotated[int | None, _shown("N", "the model's")] = None
+    """As in pixart generate."""
+    guidance_scale: Annotated[float | None, _shown("X", "the model's")] = None
+    """As in pixart generate."""
+    size: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    """Width and height of the pictures."""
+
+
+def run_metrics(arguments: list[str]) -> int:
+    """Everything after `pixart metrics`. Returns the exit code."""
+    return _parsed(Metrics, arguments, "pixart metrics", _metrics)
+
+
+def run_layout(arguments: list[str]) -> int:
+    """Everything after `pixart layout`. Returns the exit code."""
+    return _parsed(Layout, arguments, "pixart layout", _layout)
+
+
+def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:
+    import tyro
+
+    try:
+        options = tyro.cli(kind, args=arguments, prog=name, config=(PositionalRequiredArgs, FlagCreatePairsOff))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return act(options)
+
+
+def _metrics(options: Metrics) -> int:
+    from pixart.evaluation.numbers import alignment, fidelity
+    from pixart.evaluation.numbers.pictures import open_folder, prompts_of, read
+
+    if options.reference is None and options.clip is None and options.hps is None:
+        raise UsageError("There is nothing to measure: give --reference for FID, KID and the like, --clip, or --hps.")
+    metrics = tuple(options.metrics.split(","))
+    if not set(metrics) <= set(fidelity.METRICS):
+        raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(fidelity.METRICS)}, with commas between.")
+    drawn = open_folder(options.drawn, options.num)
+    figures: dict[str, float] = {}
+    protocol = {"drawn": drawn.sha256, "count": len(drawn.files)}
+    marks: tuple[str, ...] = ()
+    if options.reference is not None:
+        true = open_folder(options.reference, options.num)
+        found = fidelity.fidelity(drawn, true, metrics=metrics, weights=options.inception, size=options.size)
+        marks = found.marks
+        figures |= {k: v for k, v in asdict(found).items() if k != "marks" and v is not None}
+        protocol |= {
+            "reference": true.sha256,
+            "reference_count": len(true.files),
+            "resize": f"middle square, PIL bicubic to {options.size} px",
+            "inception": _hash(fidelity.find_weights(options.inception)),
+        }
+    if options.clip is not None or options.hps is not None:
+        prompts = prompts_of(drawn, _prompts(options.prompts))
+        pictures = [read(file) for file in drawn.files]
+        if options.clip is not None:
+            values = alignment.clip_scores(alignment.open_clip(options.clip), pictures, prompts)
+            figures |= {"clip_score": float(values.mean()), "clip_score_error": _error(values)}
+            protocol["clip"] = str(options.clip)
+        if options.hps is not None:
+            clip = alignment.open_hps(options.hps, options.hps_config or alignment.HPS_CONFIG)
+            values = alignment.hps_scores(clip, pictures, prompts)
+            figures |= {"hps_v2": float(values.mean()), "hps_v2_error": _error(values)}
+            protocol["hps"] = options.hps.name
+    told = {"format": 1, "figures": figures, "marks": list(marks), "protocol": protocol}
+    if options.output is not None:
+        _write(options.output, json.dumps(told, indent=1) + "\n")
+    for name, value in figures.items():
+        print(f"{name:<18} {value:.4f}")
+    for mark in marks:
+        print(f"biased: {mark}")
+    print(", ".join(f"{name} {str(value)[:12]}" for name, value in protocol.items()))
+    return 0
+
+
+def _prompts(path: Path | None) -> list[str] | None:
+    from pixart.evaluation.prompt_sets.prompts import read_prompts
+
+    return None if path is None else [prompt.text for prompt in read_prompts(path)]
+
+
+def _error(values) -> float:
+    """The standard error of the mean."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def _layout(options: Layout) -> int:
+    from pixart.evaluation.drawing import whole
+    from pixart.evaluation.numbers import layouts
+    from pixart.evaluation.prompt_sets.prompts import read_prompts
+    from pixart.sampling.image_files import write_png
+    from pixart.sampling.pipeline import Pipeline
+    from pixart.sampling.request import make_request
+
+    rows = layouts.geneval_lines(options.prompts) if options.layout == "geneval" else []
+    prompts = [row["prompt"] for row in rows] or [prompt.text for prompt in read_prompts(options.prompts)]
+    images = options.num_images if options.num_images is not None else layouts.USUAL.get(options.layout, 1)
+    if images < 1:
+        raise UsageError(f"--num-images is {images}; it must be at least 1.")
+    every = list(layouts.places(options.layout, options.dest, prompts, images))
+    pipeline = Pipeline.from_pretrained(options.model)
+    layouts.write_metadata(options.dest, rows)
+    missing = [place for place in every if not whole(place.path)]
+    for count, place in enumerate(missing, 1):
+        request = make_request(
+            pipeline.folder,
+            prompts[place.prompt],
+            seed=options.seed + place.image,
+            steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            width=options.size,
+            height=options.size,
+        )
+        picture = next(iter(pipeline.draw(request)))
+        place.path.parent.mkdir(parents=True, exist_ok=True)
+        place.path.unlink(missing_ok=True)
+        write_png(picture.image, picture.settings, place.path)
+        if count % 16 == 0 or count == len(missing):
+            print(f"drew {count:,} of {len(missing):,}", file=sys.stderr, flush=True)
+    print(options.dest)
+    return 0
+
+
+def _hash(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise PixArtError(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -1,0 +1,154 @@
+"""FID, KID, precision and recall on features of Inception v3: how alike two folders of pictures are.
+
+The formulas are torch-fidelity's, which the tests compare with. The library itself is not needed: it wants torchvision,
+whose usual build does not load beside a torch without CUDA.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.numbers.pictures import Folder, read
+
+FEATURES = 2048  # of Inception v3: with no more pictures than that, FID's covariances have no inverse
+UNBIASED = 10_000  # under it, FID is well above what more pictures of the same model would give (arXiv 1911.07023)
+FEWEST = 100  # pictures, for any of the others
+SUBSETS, SUBSET = 100, 1000  # of KID, and pictures of each; with fewer pictures, half of them
+NEIGHBOUR = 3  # whose distance is the radius of a picture's ball, in precision and recall
+AT_ONCE = 32
+WEIGHTS = "inception-2015-12-05.pt"
+WHERE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{WEIGHTS}"
+METRICS = ("fid", "kid", "prc")
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What two folders of pictures come to. None: not asked for. `marks` say what to know before quoting a figure."""
+
+    fid: float | None
+    kid: float | None
+    kid_std: float | None
+    precision: float | None
+    recall: float | None
+    marks: tuple[str, ...]
+
+
+def find_weights(given: Path | None) -> Path:
+    """Inception v3 as a TorchScript file: the given one, or torch's own cache. PixArtError says how to get it."""
+    if given is None:
+        import torch
+
+        given = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if not given.is_file():
+        raise PixArtError(
+            f"FID, KID, precision and recall need Inception v3, and {given} is not there; get {WHERE} and give it with "
+            "--inception."
+        )
+    return given
+
+
+def check_count(drawn: int, true: int, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """What to say about figures of so many pictures. Raises UsageError where there are too few for one of them."""
+    fewest = min(drawn, true)
+    if fewest < FEWEST:
+        raise UsageError(
+            f"There are {drawn:,} drawn and {true:,} true pictures; FID, KID, precision and recall need {FEWEST} each."
+        )
+    if "fid" in metrics and fewest <= FEATURES:
+        raise UsageError(
+            f"FID needs more than {FEATURES:,} pictures of each kind, not {fewest:,}: its features have that many "
+            "dimensions. KID (--metrics kid) is unbiased with fewer."
+        )
+    marks = []
+    if "fid" in metrics and fewest < UNBIASED:
+        marks.append(f"FID of {fewest:,} pictures is biased upwards; compare it with others of the same count only")
+    if "prc" in metrics and fewest < UNBIASED:
+        marks.append(f"precision and recall depend on the count, {drawn:,} and {true:,}")
+    return tuple(marks)
+
+
+def fidelity(
+    drawn: Folder, true: Folder, *, metrics: tuple[str, ...] = METRICS, weights: Path | None = None, size: int = 299
+) -> Fidelity:
+    """Compare two folders; the middle square of every picture is brought to `size` pixels first.
+
+    Raises:
+        UsageError: too few pictures. PixArtError: Inception is missing, or the file is something else.
+    """
+    marks = check_count(len(drawn.files), len(true.files), metrics)
+    path = find_weights(weights)
+    a, b = (features(folder, path, size) for folder in (drawn, true))
+    kid, kid_std = kernel_inception_distance(a, b) if "kid" in metrics else (None, None)
+    precision, recall = precision_recall(a, b) if "prc" in metrics else (None, None)
+    return Fidelity(frechet_distance(a, b) if "fid" in metrics else None, kid, kid_std, precision, recall, marks)
+
+
+def features(folder: Folder, weights: Path, size: int) -> np.ndarray:
+    """(N, 2048) float64: the last pooling layer of the Inception v3 in a TorchScript file, which resizes by itself.
+
+    The file's module is called with uint8 (B, 3, H, W) and `return_features=True`, as StyleGAN2-ADA's does
+    (metrics/metric_utils.py). Raises PixArtError where it is another file.
+    """
+    import torch
+
+    try:
+        network = torch.jit.load(weights, map_location="cpu").eval()
+        found = []
+        for start in range(0, len(folder.files), AT_ONCE):
+            part = np.stack([np.asarray(read(file, size)) for file in folder.files[start : start + AT_ONCE]])
+            with torch.inference_mode():
+                found.append(network(torch.from_numpy(part).permute(0, 3, 1, 2), return_features=True).double().numpy())
+        return np.concatenate(found)
+    except (RuntimeError, ValueError, OSError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"{weights} is not Inception v3 as TorchScript ({reason}); get {WHERE}") from error
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """FID of features (N, D) and (M, D): arXiv 1706.08500, equation 6.
+
+    The trace of the root of the product of both covariances is that of a symmetric matrix, so no complex numbers arise.
+    """
+    values, vectors = np.linalg.eigh(np.cov(a, rowvar=False))
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    inner = root @ np.cov(b, rowvar=False) @ root
+    trace = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
+    difference = a.mean(axis=0) - b.mean(axis=0)
+    variance = a.var(axis=0, ddof=1).sum() + b.var(axis=0, ddof=1).sum()
+    return float(difference @ difference + variance - 2 * trace)
+
+
+def kernel_inception_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """KID and its deviation over random subsets: arXiv 1801.01401, section 4. The subsets are torch-fidelity's."""
+    count = min(SUBSET, min(len(a), len(b)) // 2)
+    rng = np.random.RandomState(2020)
+    values = [
+        _squared_distance(a[rng.choice(len(a), count, replace=False)], b[rng.choice(len(b), count, replace=False)])
+        for _ in range(SUBSETS)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _squared_distance(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+        return (p @ q.T / p.shape[1] + 1) ** 3
+
+    count = len(x)
+    within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y))) / (count * (count - 1))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def precision_recall(drawn: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """The share of drawn features within a ball of a true one, and the reverse (arXiv 1904.06991, section 2)."""
+    between = _distances(drawn, true)
+    radius = [np.partition(_distances(x, x), NEIGHBOUR, axis=1)[:, NEIGHBOUR] for x in (drawn, true)]
+    precision = (between <= radius[1]).any(axis=1).mean()
+    recall = (radius[0] >= between.T).any(axis=1).mean()
+    return float(precision), float(recall)
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    return np.sqrt(np.maximum(squares, 0))

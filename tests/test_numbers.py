@@ -1,0 +1,288 @@
+"""FID and its kin, CLIPScore and HPSv2 with small or random stand-ins for their extractors; benchmark folders."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.numbers import alignment, fidelity
+from pixart.evaluation.numbers.command import run_layout, run_metrics
+from pixart.evaluation.numbers.layouts import geneval_lines, places
+from pixart.evaluation.numbers.pictures import open_folder, prompts_of, read
+
+
+def write_pictures(folder: Path, count: int, *, shift: int, seed: int) -> Path:
+    """Discs of random colours and places; `shift` makes them darker."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        image = Image.new("RGB", (48 + number % 3 * 8, 48), "white")
+        x, y = (int(v) for v in rng.integers(0, 20, 2))
+        colour = tuple(int(v) for v in rng.integers(100, 250, 3) - shift)
+        ImageDraw.Draw(image).ellipse((x, y, x + 24, y + 24), colour)
+        image.save(folder / f"a red disc_{number:06}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    home = tmp_path_factory.mktemp("pictures")
+    return [write_pictures(home / str(seed), 40, shift=shift, seed=seed) for seed, shift in ((0, 0), (1, 0), (2, 95))]
+
+
+class Eye(torch.nn.Module):
+    """Stands in for Inception: the same call, features of 16 dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.look = torch.nn.Conv2d(3, 16, 9, 5)
+
+    def forward(self, pictures: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        seen = torch.relu(self.look(pictures.float() / 128 - 1)).mean(dim=(2, 3))
+        return seen if return_features else seen.softmax(dim=1)
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory) -> Path:
+    """A TorchScript file with the call of the published one."""
+    path = tmp_path_factory.mktemp("inception") / "inception.pt"
+    torch.manual_seed(0)
+    torch.jit.save(torch.jit.script(Eye()), path)
+    return path
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Lets as few pictures through as the stand-in's features allow."""
+    monkeypatch.setattr(fidelity, "FEWEST", 17)
+    monkeypatch.setattr(fidelity, "FEATURES", 16)
+
+
+def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsys, tmp_path):
+    output = tmp_path / "numbers.json"
+    told = []
+    for other, metrics in zip(folders[1:], ("kid,prc", "fid,kid,prc"), strict=True):
+        words = ["--inception", str(inception), "--output", str(output), "--metrics", metrics]
+        assert run_metrics([str(folders[0]), "--reference", str(other), *words]) == 0
+        told.append(json.loads(output.read_text()))
+    near, far = (one["figures"] for one in told)
+    assert near["kid"] < far["kid"] and near["precision"] > far["precision"]
+    assert 0 <= far["recall"] <= near["recall"] <= 1 and far["fid"] > 0 and "fid" not in near
+    out = capsys.readouterr().out
+    assert "biased: FID of 40 pictures is biased upwards" in out and "precision and recall depend on the count" in out
+    protocol = told[0]["protocol"]
+    assert protocol["count"] == 40 and protocol["reference"] == open_folder(folders[1]).sha256
+    assert len(protocol["inception"]) == 64 and "299 px" in protocol["resize"]
+
+
+def test_the_formulas_give_what_torch_fidelity_gives():
+    """Its version 0.4.0 on these numbers: its functions of features, with KID's subsets of 55."""
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0, 1, (120, 8)).astype(np.float32), rng.normal(0.3, 1.2, (110, 8)).astype(np.float32)
+    assert fidelity.frechet_distance(a, b) == pytest.approx(1.8050605682, rel=1e-6)
+    assert fidelity.kernel_inception_distance(a, b) == pytest.approx((0.6533216763, 0.1987395485), rel=1e-4)
+    assert fidelity.precision_recall(a, b) == pytest.approx((0.9333333373, 0.6636363864), rel=1e-6)
+
+
+def test_too_few_pictures_are_refused_or_marked():
+    with pytest.raises(UsageError, match="need 100 each"):
+        fidelity.check_count(99, 5000, ("kid",))
+    with pytest.raises(UsageError, match=r"FID needs more than 2,048 .* not 2,048"):
+        fidelity.check_count(2048, 50_000, ("fid", "kid"))
+    assert fidelity.check_count(512, 1359, ("kid",)) == ()
+    assert "biased upwards" in fidelity.check_count(5000, 50_000, ("fid",))[0]
+    assert fidelity.check_count(10_000, 50_000, ("fid", "kid", "prc")) == ()
+
+
+def test_missing_weights_are_named_with_where_to_get_them(folders, tmp_path, few):
+    with pytest.raises(PixArtError, match=r"nowhere.pt is not there; get https://nvlabs-fi-cdn"):
+        fidelity.find_weights(tmp_path / "nowhere.pt")
+    with pytest.raises(PixArtError, match=r"CLIP cannot be loaded from .* hf download openai/clip-vit-large-patch14"):
+        alignment.open_clip(tmp_path)
+    with pytest.raises(PixArtError, match=r"nowhere.pt is not there; get https://huggingface.co/xswu/HPSv2"):
+        alignment.open_hps(tmp_path / "nowhere.pt")
+    damaged = tmp_path / "weights.pth"
+    damaged.write_bytes(b"\x80\x04this is no state")
+    with pytest.raises(PixArtError, match=r"weights.pth is not Inception v3 as TorchScript"):
+        fidelity.fidelity(open_folder(folders[0]), open_folder(folders[1]), weights=damaged)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory) -> Path:
+    """A tiny CLIP with random weights, as transformers writes it."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(letter + "</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    names = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({name: k for k, name in enumerate(names)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(names) - 2, "eos_token_id": len(names) - 1, "pad_token_id": len(names) - 1}
+    config = CLIPConfig(
+        text_config={**sizes, **ends, "vocab_size": len(names), "max_position_embeddings": 24, "hidden_act": "gelu"},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8, "hidden_act": "gelu"},
+        projection_dim=16,
+    )
+    torch.manual_seed(1)
+    model = CLIPModel(config)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value) * 0.05)
+    model.save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    settings = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_clip_score_is_what_the_logits_of_transformers_say(clip_folder, folders):
+    folder = open_folder(folders[0], 5)
+    pictures, prompts = [read(file) for file in folder.files], ["a red disc", "a fox", "blue", "a house", "red"]
+    clip = alignment.open_clip(clip_folder)
+    words = clip.tokenizer(prompts, return_tensors="pt", padding=True)
+    pixels = torch.from_numpy(np.stack([clip.prepared(picture) for picture in pictures]))
+    with torch.no_grad():
+        logits = clip.model(**words, pixel_values=pixels).logits_per_image.diagonal() / clip.model.logit_scale.exp()
+    found = alignment.clip_scores(clip, pictures, prompts)
+    assert found == pytest.approx(100 * logits.clamp(min=0).numpy(), abs=1e-3) and found.std() > 0
+    alone = [alignment.clip_scores(clip, [a], [b])[0] for a, b in zip(pictures, prompts, strict=True)]
+    assert found == pytest.approx(alone, abs=1e-3)  # padding by the longest prompt changes nothing
+
+
+def test_the_command_scores_each_picture_against_its_own_prompt(clip_folder, folders, capsys):
+    assert run_metrics([str(folders[0]), "--clip", str(clip_folder), "--num", "3"]) == 0
+    out = capsys.readouterr().out
+    folder = open_folder(folders[0], 3)
+    expected = alignment.clip_scores(
+        alignment.open_clip(clip_folder), [read(file) for file in folder.files], ["a red disc"] * 3
+    ).mean()
+    assert f"{expected:.4f}" in out and out.startswith("clip_score ")
+
+
+def as_open_clip(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """The official naming, written down here from open_clip's own classes (CLIP, Transformer, VisionTransformer)."""
+    found = {
+        "logit_scale": state["logit_scale"],
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+        "text_projection": state["text_projection.weight"].T,
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "visual.proj": state["visual_projection.weight"].T,
+    }
+    for kind in ("weight", "bias"):
+        found[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
+        found[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
+        found[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
+        for ours, theirs in (("", "text_model"), ("visual.", "vision_model")):
+            for k in range(layers):
+                here, there = f"{ours}transformer.resblocks.{k}.", f"{theirs}.encoder.layers.{k}."
+                query_key_value = [state[f"{there}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+                found[f"{here}attn.in_proj_{kind}"] = torch.cat(query_key_value)
+                found[f"{here}attn.out_proj.{kind}"] = state[f"{there}self_attn.out_proj.{kind}"]
+                found[f"{here}ln_1.{kind}"] = state[f"{there}layer_norm1.{kind}"]
+                found[f"{here}ln_2.{kind}"] = state[f"{there}layer_norm2.{kind}"]
+                found[f"{here}mlp.c_fc.{kind}"] = state[f"{there}mlp.fc1.{kind}"]
+                found[f"{here}mlp.c_proj.{kind}"] = state[f"{there}mlp.fc2.{kind}"]
+    return found
+
+
+def test_hps_is_read_from_the_official_naming(clip_folder, folders, tmp_path):
+    clip = alignment.open_clip(clip_folder)
+    path = tmp_path / "HPS_v2.1_compressed.pt"
+    torch.save({"state_dict": as_open_clip(clip.model.state_dict(), 2)}, path)
+    pictures = [read(file) for file in open_folder(folders[0], 3).files]
+    prompts = ["a red disc", "a fox", "blue"]
+    found = alignment.hps_scores(alignment.open_hps(path, clip_folder), pictures, prompts)
+    assert found == pytest.approx(100 * clip.cosines(pictures, prompts), abs=1e-4)
+    assert alignment.hps_scores(alignment.open_hps(clip_folder), pictures, prompts) == pytest.approx(found, abs=1e-4)
+    state = as_open_clip(clip.model.state_dict(), 2)
+    del state["visual.ln_post.bias"]
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(PixArtError, match="is not HPSv2 of the sizes in"):
+        alignment.open_hps(path, clip_folder)
+
+
+def test_pictures_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_graphs, tmp_path, capsys):
+    lines = [
+        {"tag": "colors", "prompt": "a red apple", "include": [{"class": "apple"}]},
+        {"tag": "x", "prompt": "a fox"},
+    ]
+    file = tmp_path / "evaluation_metadata.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dest = tmp_path / "geneval"
+    words = ["--model", str(tiny_model_with_graphs), *["--num-images", "2", "--steps", "2", "--size", "64"]]
+    assert run_layout(["geneval", str(file), str(dest), *words]) == 0
+    assert sorted(str(path.relative_to(dest)) for path in dest.rglob("*.*")) == [
+        *("00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png"),
+        *("00001/metadata.jsonl", "00001/samples/0000.png", "00001/samples/0001.png"),
+    ]
+    assert json.loads((dest / "00000" / "metadata.jsonl").read_text()) == lines[0]
+    (dest / "00001" / "samples" / "0001.png").unlink()
+    before = (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run_layout(["geneval", str(file), str(dest), *words]) == 0
+    assert "drew 1 of 1" in capsys.readouterr().err
+    assert (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns == before
+    assert prompts_of(open_folder(dest)) == ["a red apple"] * 2 + ["a fox"] * 2
+
+    texts = tmp_path / "color_val.txt"
+    texts.write_text("a red apple\na fox\n")
+    dest = tmp_path / "t2i"
+    assert run_layout(["t2i-compbench", str(texts), str(dest), *words]) == 0
+    names = sorted(path.name for path in (dest / "samples").iterdir())
+    assert names == [f"{p}_{k:06}.png" for p, k in (("a fox", 2), ("a fox", 3), ("a red apple", 0), ("a red apple", 1))]
+
+
+def test_prompts_are_found_beside_or_in_the_pictures(tmp_path):
+    samples = tmp_path / "00000" / "samples"
+    samples.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(samples / "0000.png")
+    (tmp_path / "00000" / "metadata.jsonl").write_text('{"prompt": "two cats"}\n')
+    folder = open_folder(tmp_path)
+    assert prompts_of(folder) == ["two cats"] and prompts_of(folder, ["a dog"]) == ["a dog"]
+    with pytest.raises(UsageError, match="There are 2 prompts for the 1 pictures"):
+        prompts_of(folder, ["a", "b"])
+    (tmp_path / "00000" / "metadata.jsonl").unlink()
+    with pytest.raises(UsageError, match="holds no prompt, and its name is none either"):
+        prompts_of(folder)
+
+
+def test_pictures_of_other_sizes_are_cut_to_the_middle_square(tmp_path):
+    image = Image.new("RGB", (90, 30), "white")
+    image.paste((255, 0, 0), (30, 0, 60, 30))
+    image.save(tmp_path / "wide.png")
+    assert np.asarray(read(tmp_path / "wide.png", 20)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 400
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("nowhere --clip x", "nowhere is not a folder of pictures"),
+        ("{pictures}", "There is nothing to measure"),
+        ("{pictures} --reference {empty}", "holds no pictures"),
+        ("{pictures} --reference {pictures} --metrics fid,is", "it takes fid, kid, prc"),
+        ("{pictures} --clip x --num 50", "fewer than the 50"),
+    ],
+)
+def test_bad_input_is_one_sentence(folders, tmp_path, words, sentence):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=sentence):
+        run_metrics([word.format(pictures=folders[0], empty=tmp_path / "empty") for word in words.split()])
+
+
+def test_bad_benchmark_files_name_the_line(tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"prompt": "a cat"}\n{"tag": "x"}\n')
+    with pytest.raises(UsageError, match="line 2 is no line of GenEval's metadata"):
+        geneval_lines(file)
+    with pytest.raises(UsageError, match="There is no layout 'coco'"):
+        list(places("coco", tmp_path, ["a"], 1))
+    with pytest.raises(UsageError, match='which "a cat / a dog" cannot be'):
+        list(places("t2i-compbench", tmp_path, ["a cat / a dog"], 1))
