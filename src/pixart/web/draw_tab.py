@@ -95,9 +95,10 @@ def build(studio: Studio, tab: gr.Textbox) -> DrawTab:
                     y_axis = gr.Dropdown(AXES, value=NO_AXIS, label="Down", min_width=120, elem_id="y-axis")
                     y_values = gr.Textbox("", label="Values", min_width=120, elem_id="y")
                 grid = gr.Button("Draw the grid", elem_id="draw-grid")
-            dropped = gr.UploadButton(
-                "Settings from a picture (or drop one anywhere)", file_types=["image"], size="sm", elem_id="dropped"
-            )
+            with gr.Row(elem_id="from-picture"):
+                dropped = gr.UploadButton(
+                    "Settings from a picture (or drop one anywhere)", file_types=["image"], size="sm"
+                )
         with gr.Column(scale=7, min_width=320, elem_id="stage"):
             status = gr.HTML(elem_id="status")
             tiles = gr.HTML(elem_id="tiles")

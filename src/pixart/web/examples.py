@@ -5,11 +5,11 @@ from pixart.sampling.model_folder import DEFAULT_MODEL, ModelFolder
 # The shipped model knows single objects, faces and signs on white, in its own styles: (prompt, style, seed).
 SHIPPED = [
     ("a red apple", "3D", 7),
-    ("an owl", "flat", 7),
-    ("a cactus in a pot", "glossy", 7),
     ("a smiling cat face", "Noto", 7),
-    ("a house with a garden", "Twemoji", 7),
+    ("a clock", "Noto", 3),
+    ("a green heart", "glossy", 1),
     ("a guitar", "3D", 7),
+    ("a smiling face with sunglasses", "3D", 1),
 ]
 # What the released models were shown for: photographs, paintings, things that do not exist.
 GENERAL = [

@@ -75,7 +75,7 @@ window.pixart = (() => {
     calm();
     event.preventDefault();
     event.stopPropagation();
-    const input = document.querySelector("#dropped input[type=file]");
+    const input = document.querySelector("#from-picture input[type=file]");
     if (!input || !event.dataTransfer.files.length) return;
     const one = new DataTransfer();
     one.items.add(event.dataTransfer.files[0]);
