@@ -245,3 +245,29 @@ def test_the_real_command_draws_with_the_network_cut_off(tiny_model, tmp_path):
     assert loading == "Loading the model."
     assert drew.startswith("Drew picture 1 of 1: seed 7,")
     assert (tmp_path / "a-red-apple-7.png").is_file()
+
+
+def test_styles_draw_every_style_and_one_sheet(tiny_model_with_graphs, tmp_path, capsys):
+    from PIL import Image
+
+    from pixart.evaluation.style_sheet import GAP
+
+    arguments = ["generate", "a red fox", "--model", str(tiny_model_with_graphs), "--steps", "1", "--seed", "3"]
+    assert main([*arguments, "--styles", "--num-images", "2", "--output", str(tmp_path / "all")]) == 0
+    written = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
+    assert written == [
+        "a-red-fox-3d-3.png", "a-red-fox-3d-4.png", "flat-a-red-fox-3.png", "flat-a-red-fox-4.png",
+        "a-red-fox-styles-3.png",
+    ]  # fmt: skip
+    sheet = Image.open(tmp_path / "all" / written[-1])
+    drawn = Image.open(tmp_path / "all" / written[-2]).tobytes()  # of the second style, the second seed
+    left, top = GAP + 256 + GAP, GAP + 256 // 14 + GAP + 256 + GAP
+    assert sheet.crop((left, top, left + 256, top + 256)).tobytes() == drawn
+    name = sheet.crop((left, GAP, left + 256, GAP + 256 // 14))
+    assert len(set(name.tobytes())) > 10  # its name is written above
+    assert "pixart" not in sheet.text and "XML:com.adobe.xmp" in sheet.text  # not one picture, and made by a model
+    assert main([*arguments, "--styles", "--style", "flat"]) == 2
+    assert "leave one of the two out" in capsys.readouterr().err
+    assert main([*arguments, "--styles", "--output", str(tmp_path / "sheet.png")]) == 0
+    written = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
+    assert written == ["sheet-3d.png", "sheet-flat.png", "sheet.png"]

@@ -42,6 +42,8 @@ class Generate:
     """Of an official file without pos_embed: side of the pictures that it was trained on."""
     style: Annotated[str | None, _shown("NAME", "none")] = None
     """One of the model's styles."""
+    styles: bool = False
+    """Draw the prompt in each of the model's styles, and write them all on one sheet too."""
     negative_prompt: Annotated[str, _shown("TEXT", "none")] = ""
     """What to steer away from."""
     seed: Annotated[int | None, _shown("N", "at random")] = None
@@ -94,9 +96,9 @@ def generate(options: Generate) -> int:
     """Run `pixart generate`; prints the path of every picture."""
     # All that can be wrong with the request is said before torch is loaded, which takes seconds.
     from pixart.sampling.engine import check_block_cache, choose_engine
-    from pixart.sampling.image_files import check_output, plan_output, write_png
+    from pixart.sampling.image_files import check_output, plan_output, slug, write_png
     from pixart.sampling.model_folder import open_model_folder
-    from pixart.sampling.request import check_text_states, make_request
+    from pixart.sampling.request import check_text_states
     from pixart.sampling.styles import style_notice
 
     with quiet_libraries():
@@ -107,32 +109,21 @@ def generate(options: Generate) -> int:
             num_heads=options.num_heads,
             image_size=options.image_size,
         )
-    request = make_request(
-        folder,
-        _prompt(options),
-        negative_prompt=options.negative_prompt,
-        style=options.style,
-        seed=options.seed,
-        num_images=options.num_images,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=options.guidance_interval,
-        guidance_rescale=options.guidance_rescale,
-        guidance_channels=options.guidance_channels,
-        null_text=options.null_text,
-        block_cache=options.block_cache,
-        width=options.width,
-        height=options.height,
-        binning=_either(options.binning, options.no_binning, "binning"),
-        sampler=options.sampler,
-    )
+    if options.styles and (options.style is not None or not folder.styles):
+        why = f"--style {options.style} is one of them" if options.style else "this model has none"
+        raise UsageError(f"--styles draws in all styles of the model, and {why}; leave one of the two out.")
+    requests = [_request(folder, options, options.style, options.seed)]
+    if options.styles:
+        requests = [_request(folder, options, style, requests[0].seeds[0]) for style in folder.styles]
+    request = requests[0]
     for_torch = request.null_text != "encoded" or request.block_cache > 1
     wanted = "torch" if options.engine == "auto" and for_torch else options.engine
     engine = choose_engine(folder, wanted, options.dtype, options.memory, options.device)
     if request.block_cache > 1:
         check_block_cache(engine)
     if options.memory.text_states is not None:
-        check_text_states(folder, request, options.memory.text_states)
+        for asked in requests:
+            check_text_states(folder, asked, options.memory.text_states)
     target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
     check_output(target)
 
@@ -140,7 +131,7 @@ def generate(options: Generate) -> int:
 
     with (
         quiet_libraries(),
-        DrawingProgress(len(request.seeds), request.steps) as progress,
+        DrawingProgress(len(requests) * len(request.seeds), request.steps) as progress,
         _tracking(options.track, target.parent, progress.say) as record,
     ):
         if options.seed is None:
@@ -155,16 +146,52 @@ def generate(options: Generate) -> int:
         pipeline = Pipeline(folder, engine=engine, dtype=options.dtype, memory=options.memory, device=options.device)
         progress.drawing()
         written: set[Path] = set()
-        for picture in pipeline.draw(request, progress.step, progress.say):
-            planned = plan_output(options.output, request.resolved_prompts[0], picture.seed)
-            path = write_png(picture.image, picture.settings, planned, metadata=not options.no_metadata)
-            written.add(path)
-            record(picture)
-            progress.drawn(picture.seed)
-            if path != planned and planned not in written:  # with one name for several pictures, the first has it
-                progress.say(f"{planned} exists already and was kept; the new picture is {path}.")
-            progress.result(json.dumps({"path": str(path), **picture.settings}) if options.json else str(path))
+        by_style: dict[str | None, list] = {}
+        for asked in requests:
+            for picture in pipeline.draw(asked, progress.step, progress.say):
+                planned = plan_output(options.output, asked.resolved_prompts[0], picture.seed)
+                if options.styles and planned == target and options.output and planned == Path(options.output):
+                    planned = planned.with_stem(f"{planned.stem}-{slug(asked.style)}")  # the sheet has the name itself
+                path = write_png(picture.image, picture.settings, planned, metadata=not options.no_metadata)
+                written.add(path)
+                by_style.setdefault(asked.style, []).append(picture.image)
+                record(picture)
+                progress.drawn(picture.seed)
+                if path != planned and planned not in written:  # with one name for several pictures, the first has it
+                    progress.say(f"{planned} exists already and was kept; the new picture is {path}.")
+                progress.result(json.dumps({"path": str(path), **picture.settings}) if options.json else str(path))
+        if options.styles:
+            from pixart.evaluation.style_sheet import style_sheet
+
+            planned = plan_output(options.output, f"{request.prompts[0]} styles", request.seeds[0])
+            sheet = write_png(style_sheet(by_style), None, planned, metadata=not options.no_metadata)
+            progress.result(json.dumps({"sheet": str(sheet), "styles": list(by_style)}) if options.json else str(sheet))
     return 0
+
+
+def _request(folder, options: Generate, style: str | None, seed: int | None):
+    """The options as a checked request, in one style, from one seed on."""
+    from pixart.sampling.request import make_request
+
+    return make_request(
+        folder,
+        _prompt(options),
+        negative_prompt=options.negative_prompt,
+        style=style,
+        seed=seed,
+        num_images=options.num_images,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        guidance_interval=options.guidance_interval,
+        guidance_rescale=options.guidance_rescale,
+        guidance_channels=options.guidance_channels,
+        null_text=options.null_text,
+        block_cache=options.block_cache,
+        width=options.width,
+        height=options.height,
+        binning=_either(options.binning, options.no_binning, "binning"),
+        sampler=options.sampler,
+    )
 
 
 @contextlib.contextmanager

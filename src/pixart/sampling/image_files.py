@@ -70,11 +70,12 @@ def check_output(path: Path) -> None:
         raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
 
 
-def write_png(image, settings: dict[str, Any], path: Path, *, metadata: bool = True) -> Path:
+def write_png(image, settings: dict[str, Any] | None, path: Path, *, metadata: bool = True) -> Path:
     """Write an RGB PIL image with its settings and return the path used: `path`, or a free name beside it.
 
     An existing file is never overwritten: name.png, name-1.png, name-2.png, ... is tried in turn. The file appears
-    under its name only when all of it is on disk. `metadata` False leaves out all texts: the settings, their copy for
+    under its name only when all of it is on disk. Settings of None are for sheets of several pictures, which have no
+    settings of their own but the mark that they are AI-made. `metadata` False leaves out all texts: the settings, their copy for
     other tools, and the mark that the picture is AI-made. Raises PixArtError if the disk says no.
     """
     info = _texts(image, settings) if metadata else None
@@ -94,13 +95,14 @@ def write_png(image, settings: dict[str, Any], path: Path, *, metadata: bool = T
             temporary.unlink(missing_ok=True)
 
 
-def _texts(image, settings: dict[str, Any]):
+def _texts(image, settings: dict[str, Any] | None):
     from PIL.PngImagePlugin import PngInfo
 
-    record = {**settings, "pixels_sha256": pixel_hash(image)}
     info = PngInfo()
-    info.add_text("parameters", parameters_text(record))
-    info.add_text(CHUNK, json.dumps(record))
+    if settings is not None:
+        record = {**settings, "pixels_sha256": pixel_hash(image)}
+        info.add_text("parameters", parameters_text(record))
+        info.add_text(CHUNK, json.dumps(record))
     info.add_itxt(XMP_KEYWORD, XMP)
     return info
 
