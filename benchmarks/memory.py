@@ -37,6 +37,13 @@ TEXT = {
     "8-bit": {"text_encoder_8bit": True},
     "8-bit, rest bf16": {"text_encoder_8bit": True, "text_encoder_dtype": "bfloat16"},
 }
+DECODE = {
+    "whole": {},
+    "sequential": {"way": "sequential"},
+    "tiled": {"way": "tiled"},
+    "whole, bf16": {"dtype": "bfloat16"},
+    "sequential, bf16": {"way": "sequential", "dtype": "bfloat16"},
+}
 LAYERS, ALL_LAYERS = (1, 3), 24
 
 
@@ -44,8 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
-    parser.add_argument("--modes", nargs="+", default=list(DRAW))
-    parser.add_argument("--only", choices=["base", "text", "draw"], nargs="+", default=["base", "text", "draw"])
+    parser.add_argument("--modes", nargs="+", default=[*DRAW, *DECODE])
+    kinds = ["base", "text", "decode", "draw"]
+    parser.add_argument("--only", choices=kinds, nargs="+", default=kinds)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -65,10 +73,16 @@ def main() -> None:
                 each = (peaks[LAYERS[1]][figure] - peaks[LAYERS[0]][figure]) / (LAYERS[1] - LAYERS[0])
                 whole = peaks[LAYERS[0]][figure] + (ALL_LAYERS - LAYERS[0]) * each
                 print(f"    computed for {ALL_LAYERS} layers: {figure} {whole / 1e9:.2f} GB", flush=True)
+    if "decode" in options.only:
+        make_model(options.folder / "xl", options.folder / "t5-1")
+        for size in options.sizes:
+            for name in [name for name in options.modes if name in DECODE]:
+                found = measure(options.folder / "xl" / "vae", {"decode": DECODE[name], "size": size})
+                show(f"decoding alone, {size} px, {name}", found)
     if "draw" in options.only:
         make_model(options.folder / "xl", options.folder / "t5-1")
         for size in options.sizes:
-            for name in options.modes:
+            for name in [name for name in options.modes if name in DRAW]:
                 dtype, memory = DRAW[name]
                 found = measure(options.folder / "xl", {"size": size, "dtype": dtype, "memory": memory})
                 show(f"XL/2, {size} px, {name}", found)
@@ -93,6 +107,13 @@ def child(folder: Path, what: dict) -> None:
     watch = Watch()
     if "text" in what:
         encode(folder, what["text"])
+    elif "decode" in what:
+        import torch
+
+        from pixart.encoders.vae import Decoder
+
+        torch.manual_seed(0)
+        Decoder(folder, **what["decode"]).decode(torch.randn(1, 4, what["size"] // 8, what["size"] // 8))
     elif "size" in what:
         draw(folder, what)
     else:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pixart.model.pixart import PixArtConfig
     from pixart.sampling.model_folder import ModelFolder
 
+MEMORY_SIZES = (256, 512, 1024)  # sides of the pictures whose memory is estimated
+
 
 @dataclass
 class Info:
@@ -51,7 +53,10 @@ def info(options: Info) -> int:
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):17}  {_shown(value)}")
+        if name != "memory":
+            print(f"{name.replace('_', ' '):17}  {_shown(value)}")
+    for line in _memory_lines(facts.get("memory")):
+        print(line)
     return 0
 
 
@@ -129,6 +134,7 @@ def _sizes_of(config: "PixArtConfig") -> dict[str, Any]:
 def _drawn(folder: "ModelFolder") -> dict[str, Any]:
     """How a whole model is drawn."""
     return {
+        "memory": _memory(folder),
         "image_size": folder.native_size,
         "tokens": folder.max_tokens,
         "text_encoder": folder.text_encoder_class,
@@ -137,6 +143,37 @@ def _drawn(folder: "ModelFolder") -> dict[str, Any]:
         "styles": list(folder.styles),
         "graphs": folder.has_graphs,
     }
+
+
+def _memory(folder: "ModelFolder") -> dict[str, Any]:
+    """The estimated peaks of drawing one picture with torch on this machine's CPU, in bytes."""
+    from pixart.sampling.memory_estimate import WAYS, estimate, free_memory
+
+    free = free_memory()
+    peaks = []
+    for way in WAYS:
+        for size in MEMORY_SIZES:
+            found = estimate(folder, way.dtype, way.memory, size, size)
+            fits = None if free is None else found.needs <= free
+            peaks.append({"options": way.options, "size": size, "needs": found.needs, "peak": found.peak, "fits": fits})
+    return {"free": free, "estimates": peaks}
+
+
+def _memory_lines(memory: dict[str, Any] | None) -> list[str]:
+    """A table: a line for every way to draw, a column for every size."""
+    if memory is None:
+        return []
+    free = "an unknown amount" if memory["free"] is None else f"{memory['free'] / 1e9:.1f} GB"
+    rows: dict[str, list[str]] = {}
+    for one in memory["estimates"]:
+        mark = "" if one["fits"] is None else "  fits" if one["fits"] else "    no"
+        rows.setdefault(one["options"], []).append(f"{one['needs'] / 1e9:8.2f} GB{mark}")
+    wide = max(map(len, rows)) + 2
+    return [
+        f"memory             {free} free here; what drawing one picture with torch on the CPU would need, estimated:",
+        f"  {'options':{wide}}" + "".join(f"{f'{size} px':>17}" for size in MEMORY_SIZES),
+        *(f"  {options:{wide}}{''.join(cells)}" for options, cells in rows.items()),
+    ]
 
 
 def _of_configs(hub_id: str, folder: Path, missing: int | None) -> dict[str, Any]:
