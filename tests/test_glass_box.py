@@ -59,10 +59,10 @@ def test_the_slider_ends_with_the_picture_itself_and_the_mean_of_the_maps(pipeli
 
 
 def test_long_drawings_and_large_maps_are_thinned(pipeline):
-    looked = inside(pipeline, "a red apple", Eyes(), steps=60, width=1024, height=64)
+    looked = inside(pipeline, "a red apple", Eyes(), steps=30, width=576)
     assert len(looked.frames) == 25
-    assert looked.frames[0].label.startswith("Step 1 of 60") and looked.frames[23].label.startswith("Step 60 of 60")
-    assert looked.frames[0].maps.shape == (3, 2, 32)  # of 4 rows and 64 columns
+    assert looked.frames[0].label.startswith("Step 1 of 30") and looked.frames[23].label.startswith("Step 30 of 30")
+    assert looked.frames[0].maps.shape == (3, 4, 32)  # of 4 rows and 36 columns
     shares = inside(pipeline, " ".join(["fox"] * 60), Eyes(), steps=1)
     assert len(shares.words) == 40 and "first 40 of the 60 words" in shares.notices[-1]
 
