@@ -42,8 +42,8 @@ SETTINGS: dict[str, tuple[str, dict]] = {
     "cache 2": ("float32", {"block_cache": 2}),
     "cache 3": ("float32", {"block_cache": 3}),
     "10 steps": ("float32", {"steps": 10}),
-    "cache 3, interval, bfloat16": ("bfloat16", {"block_cache": 3, "guidance_interval": (400, 1000)}),
-    "cache 3, interval, int8": ("int8", {"block_cache": 3, "guidance_interval": (400, 1000)}),
+    "cache 4": ("float32", {"block_cache": 4}),
+    "cache 4, interval, bfloat16": ("bfloat16", {"block_cache": 4, "guidance_interval": (400, 1000)}),
 }
 
 

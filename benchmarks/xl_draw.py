@@ -23,7 +23,7 @@ from pixart.model.pixart import PixArt, PixArtConfig, TextContext
 from pixart.sampling.block_cache import BlockCache
 
 WIDTH, TOKENS, PADDED = 1152, (20, 2), 120
-INTERVAL, CACHE = (400, 1000), 3  # the options of --draw
+INTERVAL, CACHE = (400, 1000), 4  # the options of --draw
 
 
 class Ours:

@@ -131,9 +131,15 @@ class TorchEngine:
     def _together(
         self, texts: list[TextContext], pictures: int, rows: int, columns: int, size: torch.Tensor | None
     ) -> bool:
-        """Whether these pictures may be drawn in one batch without changing a byte of any; asked once per shape."""
+        """Whether to draw all of these in one batch: it is not too large, and changes no byte of any picture.
+
+        The latter is asked once per shape, see `pixart.sampling.same_bytes`.
+        """
+        config, passes = self.denoiser.config, len(texts) * pictures
+        if passes * (rows * columns // config.patch_size**2) * config.width > NUMBERS_AT_ONCE:
+            return passes == 1
         shape = (len(texts), pictures, rows, columns)
-        if len(texts) * pictures > 1 and shape not in self._alike:
+        if passes > 1 and shape not in self._alike:
             self._alike[shape] = same_bytes(self.denoiser, texts, pictures, rows, columns, size)
         return self._alike.get(shape, True)
 
