@@ -25,7 +25,7 @@ def track(tool: str, plan: Plan, folder: Path, report: Callable[[str], None]) ->
     costs: list[list[str | float | Path | None]] = []
     for model, outcome in zip(plan.models, found, strict=True):
         costs.append([model.name, len(outcome.drawn), outcome.seconds, outcome.load_seconds, outcome.peak_bytes])
-    tracker = GenerationTracker(tool, folder, report=report)
+    tracker = GenerationTracker(tool, folder, report=report, close_timeout=600)  # many pictures take their time
     tracker.table("comparison", columns, rows)
     tracker.table("models", ["model", "pictures", "seconds a picture", "seconds to load", "peak bytes"], costs)
     tracker.close()
