@@ -98,7 +98,7 @@ class TextNetwork(nn.Module):
     """Token states (B, L, T) with their mask (B, L) -> (B, text_width).
 
     The states are the encoder's, so each already knows of the others: their mean, and a small perceptron beside it,
-    learned as fast as a layer of attention in a third less time (docs/log.md).
+    learned as much as a layer of attention in a third less time (docs/log.md).
     """
 
     def __init__(self, config: JudgeConfig, text_dim: int):
