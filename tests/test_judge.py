@@ -190,6 +190,16 @@ def test_the_recipe_is_shipped_and_can_be_planned(capsys):
         train(["emoji/judge", "--phases.0.crop", "32", "--dry-run"])
 
 
+def test_the_shipped_judge_knows_the_held_out_pictures_that_come_with_it():
+    judge, reference = open_judge(), open_reference()
+    assert len(reference.rows) == 1359 and len(judge.styles) == 7 and len(reference.train) == 17_982
+    rows = choose(reference, num=40)
+    fits = reference.real.vectors[rows] @ judge.captions([reference.rows[k].caption for k in rows]).T
+    assert (fits.argmax(axis=1) == np.arange(40)).mean() > 0.7  # of 40, where 1 in 40 is chance
+    right = [style == row.style for style, row in zip(reference.real.styles, reference.rows, strict=True)]
+    assert 0.78 < np.mean(right) < 0.85  # as docs/benchmarks.md says
+
+
 @pytest.fixture(scope="module")
 def evaluated(judge_folder, tiny_model_with_graphs, tmp_path_factory):
     """The folder of an evaluation of 50 pictures by the command."""
