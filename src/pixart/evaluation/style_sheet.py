@@ -10,7 +10,8 @@ LARGEST = 16_384  # pixels a side; larger sheets are made smaller
 def style_sheet(pictures: dict[str, list[Any]], *, columns: int = 5) -> Any:
     """An RGB PIL image of `pictures`: for each style its pictures, one per seed, all of one size.
 
-    At most `columns` styles stand side by side; the next ones begin below. Names that the font cannot draw are left out.
+    At most `columns` styles stand side by side; the next ones begin below. Names that the font cannot draw are left
+    out.
     """
     from PIL import Image, ImageDraw, ImageFont
 

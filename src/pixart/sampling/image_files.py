@@ -75,8 +75,8 @@ def write_png(image, settings: dict[str, Any] | None, path: Path, *, metadata: b
 
     An existing file is never overwritten: name.png, name-1.png, name-2.png, ... is tried in turn. The file appears
     under its name only when all of it is on disk. Settings of None are for sheets of several pictures, which have no
-    settings of their own but the mark that they are AI-made. `metadata` False leaves out all texts: the settings, their copy for
-    other tools, and the mark that the picture is AI-made. Raises PixArtError if the disk says no.
+    settings of their own but the mark that they are AI-made. `metadata` False leaves out all texts: the settings, their
+    copy for other tools, and the mark that the picture is AI-made. Raises PixArtError if the disk says no.
     """
     info = _texts(image, settings) if metadata else None
     temporary = None
