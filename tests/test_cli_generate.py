@@ -147,7 +147,7 @@ def test_what_is_wrong_with_the_command_itself(capsys):
     assert main(["genrate"]) == 2
     assert 'Did you mean "generate"' in capsys.readouterr().err
     assert main(["generate"]) == 2
-    assert "PROMPT" in capsys.readouterr().err
+    assert "There is no prompt" in capsys.readouterr().err
     assert main(["data"]) == 2
     assert "emoji DEST" in capsys.readouterr().err
     assert main(["data", "emojis"]) == 2

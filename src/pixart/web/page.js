@@ -37,13 +37,15 @@ window.pixart = (() => {
     if (button && !button.disabled) button.click();
   };
 
+  // Keys mean the tab that is open: the glass box has buttons of its own.
+  const open = (id) => { const button = document.querySelector(`#${id}`); return !!button && button.offsetParent !== null; };
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       // The text field hands its last letters over as it loses the focus.
-      setTimeout(() => press("draw"), 60);
+      setTimeout(() => press(open("glass-go") ? "glass-go" : "draw"), 60);
     } else if (event.key === "Escape") {
-      press("cancel");
+      press(open("glass-stop") ? "glass-stop" : "cancel");
     }
   }, true);
 
@@ -84,9 +86,12 @@ window.pixart = (() => {
   }, true);
 
   // The person's last choice of light or dark, else the system's.
-  const theme = local() && read(local(), THEME);
-  const apply = () => { if (theme && document.body) document.body.classList.toggle("dark", theme === "dark"); };
-  document.addEventListener("DOMContentLoaded", () => { apply(); setTimeout(apply, 300); });
+  const apply = () => {
+    const theme = local() && read(local(), THEME);
+    if (theme && document.body) document.body.classList.toggle("dark", theme === "dark");
+  };
+  // Gradio sets its own theme while it mounts, which may be before or after this script runs.
+  for (const wait of [0, 300, 1000, 3000]) setTimeout(apply, wait);
 
   return { tab, stored, keep, press: (id) => setTimeout(() => press(id), 300) };
 })();
