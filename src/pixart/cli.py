@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart import __version__
 from pixart.errors import PixArtError, UsageError
+from pixart.options import parsed, shown
 from pixart.quiet import quiet_libraries
 
 HELP = f"""usage: pixart COMMAND ...
@@ -46,11 +46,6 @@ DATA_HELP = """usage: pixart data COMMAND ...
 pixart data COMMAND --help shows what a command takes."""
 
 
-def _shown(metavar: str, default: str):
-    """How help shows an option whose default is found out later."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
 @dataclass
 class DataEmoji:
     """Build the emoji data set: fetches freely licensed emoji from npm by package name, draws and captions them."""
@@ -61,7 +56,7 @@ class DataEmoji:
     """Width and height of the pictures."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Decides which pictures are held out."""
-    packages: Annotated[Path | None, _shown("FOLDER", "fetch with npm")] = None
+    packages: Annotated[Path | None, shown("FOLDER", "fetch with npm")] = None
     """A folder of npm packages fetched before."""
 
 
@@ -104,12 +99,12 @@ def _dispatch(arguments: list[str]) -> int:
         case ["generate", *rest]:
             from pixart.generate import Generate, generate
 
-            return _parsed(Generate, rest, "pixart generate", generate)
+            return parsed(Generate, rest, "pixart generate", generate)
         case ["verify", *rest]:
             from pixart.verify import Verify, verify
 
             with quiet_libraries():
-                return _parsed(Verify, rest, "pixart verify", verify)
+                return parsed(Verify, rest, "pixart verify", verify)
         case ["app", *rest]:
             from pixart.web.command import run as app
 
@@ -119,22 +114,22 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.convert import Convert, convert
 
             with quiet_libraries():
-                return _parsed(Convert, rest, "pixart convert", convert)
+                return parsed(Convert, rest, "pixart convert", convert)
         case ["encode", *rest]:
             from pixart.encode import Encode, encode
 
             with quiet_libraries():
-                return _parsed(Encode, rest, "pixart encode", encode)
+                return parsed(Encode, rest, "pixart encode", encode)
         case ["info", *rest]:
             from pixart.info import Info, info
 
             with quiet_libraries():
-                return _parsed(Info, rest, "pixart info", info)
+                return parsed(Info, rest, "pixart info", info)
         case ["compare", *rest]:
             from pixart.compare import Compare, compare
 
             with quiet_libraries():
-                return _parsed(Compare, rest, "pixart compare", compare)
+                return parsed(Compare, rest, "pixart compare", compare)
         case ["evaluate", *rest]:
             from pixart.evaluation.command import run
 
@@ -148,7 +143,7 @@ def _dispatch(arguments: list[str]) -> int:
         case ["prompts", *rest]:
             from pixart.compare import Prompts, list_prompts
 
-            return _parsed(Prompts, rest, "pixart prompts", list_prompts)
+            return parsed(Prompts, rest, "pixart prompts", list_prompts)
         case ["train", *rest]:
             from pixart.training.command import run
 
@@ -158,14 +153,14 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.training import choose_ema
 
             with quiet_libraries():
-                return _parsed(choose_ema.ChooseEma, rest, "pixart ema", choose_ema.run)
+                return parsed(choose_ema.ChooseEma, rest, "pixart ema", choose_ema.run)
         case ["plan", *rest]:
             from pixart.training.plan_command import run
 
             with quiet_libraries():
                 return run(rest)
         case ["data", "emoji", *rest]:
-            return _parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
+            return parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
         case ["data", "check", *rest]:
             from pixart.data.check.command import run
 
@@ -202,17 +197,6 @@ def _unknown(kind: str, name: str, listing: str) -> str:
 
     commands = [line.split()[0] for line in listing.splitlines() if line.startswith("  ")]
     return unknown(kind, name, dict.fromkeys(commands))
-
-
-def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:
-    """Parse with tyro, which prints help or what is wrong with a flag itself, and then act."""
-    import tyro
-
-    try:
-        options = tyro.cli(kind, args=arguments, prog=name, config=(PositionalRequiredArgs, FlagCreatePairsOff))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return act(options)
 
 
 def _data_emoji(options: DataEmoji) -> int:

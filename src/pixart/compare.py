@@ -14,12 +14,9 @@ from pixart.evaluation.comparison.drawing import Job, draw, missing
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
 from pixart.evaluation.comparison.plan import PLAN, Plan, begin, make_rows, read
 from pixart.evaluation.comparison.results import model_folder, outcome
+from pixart.options import shown
 
 MAX_SEEDS = 100
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -41,17 +38,17 @@ class Compare:
     """Each prompt is drawn once with each of these."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("comparison")
     """Where the pictures and the page go."""
-    limit: Annotated[int | None, _shown("N", "all")] = None
+    limit: Annotated[int | None, shown("N", "all")] = None
     """Only N of the prompts, spread evenly over all of them."""
     styles: bool = False
     """Draw each prompt in all the styles of the first model that has styles."""
-    steps: Annotated[int | None, _shown("N", "each model's own")] = None
+    steps: Annotated[int | None, shown("N", "each model's own")] = None
     """For all models that do not say otherwise."""
-    guidance_scale: Annotated[float | None, _shown("X", "each model's own")] = None
+    guidance_scale: Annotated[float | None, shown("X", "each model's own")] = None
     """For all models that do not say otherwise."""
-    negative_prompt: Annotated[str | None, _shown("TEXT", "none")] = None
+    negative_prompt: Annotated[str | None, shown("TEXT", "none")] = None
     """For all models that do not say otherwise."""
-    track: Annotated[str | None, _shown("NAME", "none")] = None
+    track: Annotated[str | None, shown("NAME", "none")] = None
     """wandb or trackio: show the comparison there too, as a table."""
 
 

@@ -11,13 +11,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pixart.errors import UsageError
+from pixart.options import shown
 from pixart.quiet import quiet_libraries
 from pixart.sampling.memory import PLAIN, Memory
-
-
-def _shown(metavar: str, default: str):
-    """How help shows an option whose default is found out later."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass
@@ -30,29 +26,29 @@ class Generate:
 
     prompt: Positional[Annotated[str | None, arg(metavar="PROMPT", help_behavior_hint="(required)")]] = None
     """What to draw, in quotes; not required with --text-states of one prompt."""
-    model: Annotated[str | None, _shown("MODEL", "the model in the package")] = None
+    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
     """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
-    parts: Annotated[str | None, _shown("FOLDER", "none")] = None
+    parts: Annotated[str | None, shown("FOLDER", "none")] = None
     """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
     ema: bool = False
     """Of an official file: the moving average that it holds."""
-    num_heads: Annotated[int | None, _shown("N", "16")] = None
+    num_heads: Annotated[int | None, shown("N", "16")] = None
     """Of an official file: the one size that its tensors do not tell."""
-    image_size: Annotated[int | None, _shown("PIXELS", "by pos_embed")] = None
+    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
     """Of an official file without pos_embed: side of the pictures that it was trained on."""
-    style: Annotated[str | None, _shown("NAME", "none")] = None
+    style: Annotated[str | None, shown("NAME", "none")] = None
     """One of the model's styles."""
     styles: bool = False
     """Draw the prompt in each of the model's styles, and write them all on one sheet too."""
-    negative_prompt: Annotated[str, _shown("TEXT", "none")] = ""
+    negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
     """What to steer away from."""
-    seed: Annotated[int | None, _shown("N", "at random")] = None
+    seed: Annotated[int | None, shown("N", "at random")] = None
     """Names the noise that the first picture starts from; the next pictures take the next seeds."""
     num_images: Annotated[int, arg(metavar="N")] = 1
     """How many pictures."""
-    steps: Annotated[int | None, _shown("N", "the model's, else what suits the sampler")] = None
+    steps: Annotated[int | None, shown("N", "the model's, else what suits the sampler")] = None
     """How many times the network looks at each picture."""
-    guidance_scale: Annotated[float | None, _shown("X", "the model's, else what suits the sampler")] = None
+    guidance_scale: Annotated[float | None, shown("X", "the model's, else what suits the sampler")] = None
     """How strongly to follow the prompt; 1 means no guidance."""
     guidance_interval: Annotated[tuple[int, int], arg(metavar="FROM TO")] = (0, 1000)
     """Timesteps at which guidance acts: 0 is clean, 1000 is noise. Outside, the work is halved."""
@@ -61,19 +57,19 @@ class Generate:
     null_text: Annotated[str, arg(metavar="NAME")] = "encoded"
     """What guidance leads away from: the encoded text, or an official checkpoint's null caption: caption, under the
     prompt's mask, or caption-all."""
-    guidance_channels: Annotated[int | None, _shown("N", "all")] = None
+    guidance_channels: Annotated[int | None, shown("N", "all")] = None
     """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
     block_cache: Annotated[int, arg(metavar="N")] = 1
     """With torch: compute the middle blocks at every Nth step only; faster, and not quite the same picture."""
-    width: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    width: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Width of the picture."""
-    height: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    height: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Height of the picture."""
     binning: bool = False
     """Draw the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
     no_binning: bool = False
     """Draw width and height exactly, as flow models do; they must be multiples of what the model patches."""
-    sampler: Annotated[str | None, _shown("NAME", "the model's, else dpm-solver")] = None
+    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver")] = None
     """dpm-solver, sa-solver, euler; for models that predict eps also ddim, ddpm, lcm."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
@@ -82,13 +78,13 @@ class Generate:
     device: Annotated[str, arg(metavar="NAME")] = "cpu"
     """cpu, or with torch cuda."""
     memory: Annotated[Memory, arg(name="")] = PLAIN
-    output: Annotated[str | None, _shown("PATH", "the current folder")] = None
+    output: Annotated[str | None, shown("PATH", "the current folder")] = None
     """A .png file or a folder. An existing file is kept: the next free name is taken."""
     json: bool = False
     """Print one JSON object per picture instead of its path."""
     no_metadata: bool = False
     """Write pictures without settings, prompt and the mark that they are AI-made; they cannot be drawn again."""
-    track: Annotated[str | None, _shown("TOOL", "none")] = None
+    track: Annotated[str | None, shown("TOOL", "none")] = None
     """Record the drawing in wandb or trackio: configuration, texts, seeds, time, pictures."""
 
 

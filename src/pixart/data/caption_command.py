@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart.captions.captioner import Captioner
 from pixart.captions.metadata_captioner import MetadataCaptioner, Template
@@ -22,14 +22,11 @@ from pixart.data.pairs import Pair, printable
 from pixart.data.progress import Progress
 from pixart.data.storage import is_url
 from pixart.errors import PixArtError, UsageError
+from pixart.options import parsed, shown
 
 if TYPE_CHECKING:
     from pixart.data.on_ray.cloud import CloudDataset
     from pixart.data.on_ray.session import Cluster
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,9 @@ class CaptionOptions:
 
     path: Annotated[str, arg(metavar="PATH")]
     """Folder or file with pictures; docs/data.md lists what is read. With --ray also shards in the cloud."""
-    model: Annotated[str | None, _shown("FOLDER|ID", "none")] = None
+    model: Annotated[str | None, shown("FOLDER|ID", "none")] = None
     """An image-text-to-text model of transformers (LLaVA and its like): a folder, or a hub id, which is fetched."""
-    template: Annotated[str | None, _shown("TEXT", "none")] = None
+    template: Annotated[str | None, shown("TEXT", "none")] = None
     """Instead of a model: a caption with column names in braces, such as "a photo of {label}"."""
     question: Annotated[str, arg(metavar="TEXT")] = QUESTION
     """What the model is asked about every picture."""
@@ -66,27 +63,27 @@ class CaptionOptions:
     """auto (as the model is stored), float32, bfloat16 or float16."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
-    source: Annotated[str, _shown("NAME", "the model's name")] = ""
+    source: Annotated[str, shown("NAME", "the model's name")] = ""
     """Name of these captions beside others of the same pictures."""
     openings: Annotated[str, arg(metavar="WHAT")] = "strip"
     """Of boilerplate such as "The image shows": strip it, or flag it and leave it in the caption."""
-    limit: Annotated[int | None, _shown("N", "all")] = None
+    limit: Annotated[int | None, shown("N", "all")] = None
     """Only the first N pictures."""
-    ray: Annotated[str | None, _shown("ADDRESS", "none")] = None
+    ray: Annotated[str | None, shown("ADDRESS", "none")] = None
     """Run on a Ray cluster: its address, auto, or local for one on this machine."""
-    workers: Annotated[int | None, _shown("N", "one per CPU or GPU")] = None
+    workers: Annotated[int | None, shown("N", "one per CPU or GPU")] = None
     """With --ray: how many copies of the model work at once."""
     gpus_per_worker: Annotated[float, arg(metavar="X")] = 0.0
     """With --ray: GPUs that each of them takes."""
     allow_dropped: Annotated[float, arg(metavar="SHARE")] = ALLOWED
     """Share of the pictures that may be unreadable before the command counts as failed."""
-    layout: Annotated[str | None, _shown("NAME", "found out")] = None
+    layout: Annotated[str | None, shown("NAME", "found out")] = None
     """The data set's layout, where more than one fits."""
-    image_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    image_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with pictures or their paths."""
-    caption_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    caption_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with the original captions."""
-    image_root: Annotated[Path | None, _shown("FOLDER", "the manifest's")] = None
+    image_root: Annotated[Path | None, shown("FOLDER", "the manifest's")] = None
     """Folder that the paths in a manifest start from."""
     json: bool = False
     """Print the account as one JSON object instead of the path of the captions."""
@@ -94,17 +91,10 @@ class CaptionOptions:
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data caption`. Returns the exit code; raises PixArtError with one sentence."""
-    import tyro
+    return parsed(CaptionOptions, arguments, "pixart data caption", _run)
 
-    try:
-        options = tyro.cli(
-            CaptionOptions,
-            args=arguments,
-            prog="pixart data caption",
-            config=(PositionalRequiredArgs, FlagCreatePairsOff),
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
+
+def _run(options: CaptionOptions) -> int:
     settings = _check(options)
     cluster = None
     if options.ray is not None:

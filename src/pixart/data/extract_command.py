@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart.data.dataset import Dataset, open_dataset
 from pixart.data.dropped import ALLOWED
 from pixart.data.extract_batch import ExtractSettings
 from pixart.data.progress import Progress
 from pixart.errors import PixArtError, UsageError
+from pixart.options import parsed, shown
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -33,19 +30,19 @@ class ExtractOptions:
     """Folder or file with pictures; docs/data.md lists what is read. With --ray also a place in the cloud."""
     dest: Annotated[str, arg(metavar="DEST")]
     """Folder for the features; made if it is not there."""
-    model: Annotated[Path | None, _shown("FOLDER", "the shipped model")] = None
+    model: Annotated[Path | None, shown("FOLDER", "the shipped model")] = None
     """Model folder whose autoencoder and text encoder are used."""
-    vae: Annotated[Path | None, _shown("FOLDER", "the model's")] = None
+    vae: Annotated[Path | None, shown("FOLDER", "the model's")] = None
     """Another autoencoder: a Diffusers AutoencoderKL."""
-    text_encoder: Annotated[Path | None, _shown("FOLDER", "the model's")] = None
+    text_encoder: Annotated[Path | None, shown("FOLDER", "the model's")] = None
     """Another text encoder: BERT or T5 of transformers."""
-    tokenizer: Annotated[Path | None, _shown("FOLDER", "beside the text encoder")] = None
+    tokenizer: Annotated[Path | None, shown("FOLDER", "beside the text encoder")] = None
     """Its tokenizer."""
     labels_only: bool = False
     """Leave captions out: for stage 1, which trains on classes."""
     base_size: Annotated[int, arg(metavar="PIXELS")] = 256
     """Pictures have about this number squared of pixels, in buckets of many shapes."""
-    step: Annotated[int | None, _shown("PIXELS", "the official buckets, else 16")] = None
+    step: Annotated[int | None, shown("PIXELS", "the official buckets, else 16")] = None
     """Compute the buckets: all sides are multiples of this."""
     square: bool = False
     """One bucket only, the square."""
@@ -55,15 +52,15 @@ class ExtractOptions:
     """Decides random crops."""
     flip: bool = False
     """Encode every picture mirrored too."""
-    caption_source: Annotated[tuple[str, ...], _shown("NAME ...", "all")] = ()
+    caption_source: Annotated[tuple[str, ...], shown("NAME ...", "all")] = ()
     """Which captions to encode: original, metadata, or the name of a captioner."""
     precision: Annotated[str, arg(metavar="NAME")] = "bf16"
     """bf16 or fp32, in which the encoders compute. Features are stored in 16 bits."""
     rows: Annotated[int, arg(metavar="N")] = 1024
     """Pictures in a batch: what is lost at most by a kill, and what a shard is made of."""
-    workers: Annotated[int | None, _shown("N", "one per GPU or core")] = None
+    workers: Annotated[int | None, shown("N", "one per GPU or core")] = None
     """Processes; what they make does not depend on their number."""
-    ray: Annotated[str | None, _shown("ADDRESS", "none")] = None
+    ray: Annotated[str | None, shown("ADDRESS", "none")] = None
     """Run on a Ray cluster: its address, auto, or local for one on this machine."""
     gpus_per_worker: Annotated[float, arg(metavar="X")] = 0.0
     """With --ray: GPUs that each worker takes; 0.5 puts two on one."""
@@ -71,13 +68,13 @@ class ExtractOptions:
     """Share of the pictures that may be unusable before the command stops."""
     leave_out_failed: bool = False
     """Finish without the batches that failed every time."""
-    layout: Annotated[str | None, _shown("NAME", "found out")] = None
+    layout: Annotated[str | None, shown("NAME", "found out")] = None
     """The data set's layout, where more than one fits."""
-    image_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    image_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with pictures or their paths."""
-    caption_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    caption_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with captions."""
-    image_root: Annotated[Path | None, _shown("FOLDER", "the manifest's")] = None
+    image_root: Annotated[Path | None, shown("FOLDER", "the manifest's")] = None
     """Folder that the paths in a manifest start from."""
     json: bool = False
     """Print the account as one JSON object instead of the path of the features."""
@@ -85,13 +82,10 @@ class ExtractOptions:
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data extract`. Returns the exit code; raises PixArtError with one sentence."""
-    import tyro
+    return parsed(ExtractOptions, arguments, "pixart data extract", _run)
 
-    config = (PositionalRequiredArgs, FlagCreatePairsOff)
-    try:
-        options = tyro.cli(ExtractOptions, args=arguments, prog="pixart data extract", config=config)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+
+def _run(options: ExtractOptions) -> int:
     settings = _settings(options)
     from pixart.data.extract import extract
     from pixart.data.storage import is_url

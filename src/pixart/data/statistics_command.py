@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart.captions.nouns import MEASURED, VALID_ABOVE
 from pixart.data.dataset import open_dataset
 from pixart.data.pairs import printable
 from pixart.data.statistics import PAPER, Row, as_json, count
 from pixart.errors import PixArtError, UsageError
+from pixart.options import parsed, shown
 
 COMPARABLE = 1_000_000  # below so many images the shares of valid nouns say little beside the paper's 11 million
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -28,35 +25,28 @@ class StatisticsOptions:
 
     path: Annotated[Path, arg(metavar="PATH")]
     """Folder or file with captions; docs/data.md lists what is read."""
-    json: Annotated[Path | None, _shown("FILE", "none")] = None
+    json: Annotated[Path | None, shown("FILE", "none")] = None
     """Write all figures and the most frequent nouns as JSON."""
-    plot: Annotated[Path | None, _shown("FILE", "none")] = None
+    plot: Annotated[Path | None, shown("FILE", "none")] = None
     """Write a drawing; the ending .svg or .png says which."""
-    workers: Annotated[int, _shown("N", "one per core")] = 0
+    workers: Annotated[int, shown("N", "one per core")] = 0
     """Processes that count."""
-    layout: Annotated[str | None, _shown("NAME", "found out")] = None
+    layout: Annotated[str | None, shown("NAME", "found out")] = None
     """The data set's layout, where more than one fits."""
-    image_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    image_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with pictures or their paths."""
-    caption_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    caption_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with the captions."""
-    image_root: Annotated[Path | None, _shown("FOLDER", "the manifest's")] = None
+    image_root: Annotated[Path | None, shown("FOLDER", "the manifest's")] = None
     """Folder that the paths in a manifest start from."""
 
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data statistics`. Returns the exit code; raises PixArtError with one sentence."""
-    import tyro
+    return parsed(StatisticsOptions, arguments, "pixart data statistics", _run)
 
-    try:
-        options = tyro.cli(
-            StatisticsOptions,
-            args=arguments,
-            prog="pixart data statistics",
-            config=(PositionalRequiredArgs, FlagCreatePairsOff),
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
+
+def _run(options: StatisticsOptions) -> int:
     if options.workers < 0:
         raise UsageError(f"--workers is {options.workers}; give 1 or more.")
     # Counting may take an hour: what is wrong with a file is said first.

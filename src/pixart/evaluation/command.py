@@ -8,13 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart.errors import PixArtError, UsageError
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+from pixart.options import parsed, shown
 
 
 @dataclass
@@ -25,53 +22,49 @@ class Evaluate:
     was stopped goes on. pixart evaluate --compare A.json B.json prints two results beside each other.
     """
 
-    model: Annotated[str | None, _shown("MODEL", "the model in the package")] = None
+    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
     """Model folder, or the name of a model on the Hugging Face Hub."""
     num: Annotated[int, arg(metavar="N")] = 512
     """How many captions, half of known concepts in an unseen style, half of unseen concepts."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Chooses the captions; picture k is drawn with the seed N + k."""
-    steps: Annotated[int | None, _shown("N", "the model's")] = None
+    steps: Annotated[int | None, shown("N", "the model's")] = None
     """How many times the network looks at each picture."""
-    guidance_scale: Annotated[float | None, _shown("X", "the model's")] = None
+    guidance_scale: Annotated[float | None, shown("X", "the model's")] = None
     """How strongly to follow the caption."""
-    guidance_sweep: Annotated[str | None, _shown("X,X,...", "none")] = None
+    guidance_sweep: Annotated[str | None, shown("X,X,...", "none")] = None
     """Evaluate each of these guidance scales: a curve of fidelity against alignment, as a table and an SVG file."""
-    sampler: Annotated[str | None, _shown("NAME", "the model's")] = None
+    sampler: Annotated[str | None, shown("NAME", "the model's")] = None
     """As in pixart generate."""
-    size: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    size: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Width and height of the pictures."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """As in pixart generate."""
     dtype: Annotated[str, arg(metavar="NAME")] = "float32"
     """As in pixart generate."""
-    judge: Annotated[Path | None, _shown("FOLDER", "the judge in the package")] = None
+    judge: Annotated[Path | None, shown("FOLDER", "the judge in the package")] = None
     """A judge of your own, as pixart train emoji/judge writes it."""
-    data: Annotated[Path | None, _shown("FOLDER", "none")] = None
+    data: Annotated[Path | None, shown("FOLDER", "none")] = None
     """Folder of pixart data emoji, from which the judge of your own learns what true pictures look like."""
-    pictures: Annotated[Path | None, _shown("FOLDER", "runs/evaluate/...")] = None
+    pictures: Annotated[Path | None, shown("FOLDER", "runs/evaluate/...")] = None
     """Where the pictures go and are looked for."""
-    output: Annotated[Path | None, _shown("FILE.json", "scores-N.json beside the pictures")] = None
+    output: Annotated[Path | None, shown("FILE.json", "scores-N.json beside the pictures")] = None
     """File for all figures, with the protocol that they hold for."""
     compare: tuple[Path, ...] = ()
     """Files of earlier evaluations, to print beside each other. Nothing is drawn."""
-    across: Annotated[str, _shown("NAME,...", "none")] = ""
+    across: Annotated[str, shown("NAME,...", "none")] = ""
     """With --compare: settings that may differ, such as steps."""
 
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart evaluate`. Returns the exit code."""
-    import tyro
-
     given = list(arguments)
     if given and not given[0].startswith("-"):
         given = ["--model", *given]
-    try:
-        options = tyro.cli(
-            Evaluate, args=given, prog="pixart evaluate", config=(PositionalRequiredArgs, FlagCreatePairsOff)
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    return parsed(Evaluate, given, "pixart evaluate", _run)
+
+
+def _run(options: Evaluate) -> int:
     if options.compare:
         return _compare(options)
     if options.across:

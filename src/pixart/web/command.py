@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import arg
 
 from pixart.errors import UsageError
+from pixart.options import parsed
 
 
 @dataclass
@@ -39,12 +40,10 @@ class App:
 
 def run(arguments: list[str]) -> int:
     """Serve until Ctrl-C; the address goes to stdout."""
-    import tyro
+    return parsed(App, arguments, "pixart app", _run)
 
-    try:
-        options = tyro.cli(App, args=arguments, prog="pixart app", config=(FlagCreatePairsOff,))
-    except SystemExit as stop:
-        return int(stop.code or 0)
+
+def _run(options: App) -> int:
     if not 1 <= options.port <= 65535:
         raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
     import gradio  # noqa: F401  so that a missing extra is said before anything is loaded

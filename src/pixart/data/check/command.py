@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart.buckets import bucket_table
 from pixart.data.check.duplicates import PictureTable
@@ -21,12 +21,9 @@ from pixart.data.check.tally import Tally, gather
 from pixart.data.check.tokens import TokenCounter
 from pixart.data.dataset import Dataset, open_dataset
 from pixart.errors import PixArtError, UsageError
+from pixart.options import parsed, shown
 
 FEW = 256  # pictures for which no other process is started
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,11 @@ class CheckOptions:
 
     path: Annotated[Path, arg(metavar="PATH")]
     """Folder or file with pictures; docs/data.md lists what is read."""
-    html: Annotated[Path | None, _shown("FILE", "none")] = None
+    html: Annotated[Path | None, shown("FILE", "none")] = None
     """Write the report as a page with pictures too: one file that needs no network."""
-    list: Annotated[Path | None, _shown("FILE", "none")] = None
+    list: Annotated[Path | None, shown("FILE", "none")] = None
     """Write every single finding, one JSON object a line: kind, key, reason, path."""
-    set_aside: Annotated[Path | None, _shown("FOLDER", "none")] = None
+    set_aside: Annotated[Path | None, shown("FOLDER", "none")] = None
     """Move pictures that cannot be used, and later copies of duplicates, with their captions out of the data set."""
     json: bool = False
     """Print the report as one JSON object."""
@@ -50,44 +47,40 @@ class CheckOptions:
     """Exit with 1 if there is anything to look at."""
     base_size: Annotated[int, arg(metavar="PIXELS")] = 256
     """The size to train at: buckets have about as many pixels as a square of this side."""
-    step: Annotated[int | None, _shown("PIXELS", "the official buckets, else 16")] = None
+    step: Annotated[int | None, shown("PIXELS", "the official buckets, else 16")] = None
     """Compute buckets whose sides are multiples of this."""
     batch_size: Annotated[int, arg(metavar="N")] = 32
     """Buckets with fewer pictures than this are named."""
-    sample: Annotated[int | None, _shown("N", "all")] = None
+    sample: Annotated[int | None, shown("N", "all")] = None
     """Open only N pictures, drawn evenly from the whole data set; captions are all read."""
     no_images: bool = False
     """Open no picture: only the names and captions."""
-    max_tokens: Annotated[int | None, _shown("N", "the text encoder's, at most 120")] = None
+    max_tokens: Annotated[int | None, shown("N", "the text encoder's, at most 120")] = None
     """Tokens of a caption that the text encoder reads."""
-    model: Annotated[Path | None, _shown("FOLDER", "the model in the package")] = None
+    model: Annotated[Path | None, shown("FOLDER", "the model in the package")] = None
     """Model folder whose tokenizer and encoders will be used."""
-    tokenizer: Annotated[Path | None, _shown("FOLDER", "the model's")] = None
+    tokenizer: Annotated[Path | None, shown("FOLDER", "the model's")] = None
     """Another tokenizer, in Hugging Face layout."""
     measure: bool = False
     """Run the model's encoders for some seconds to estimate how long extraction will take here. Needs torch."""
-    workers: Annotated[int | None, _shown("N", "one per core, at most 8")] = None
+    workers: Annotated[int | None, shown("N", "one per core, at most 8")] = None
     """Processes that open pictures."""
-    layout: Annotated[str | None, _shown("NAME", "found out")] = None
+    layout: Annotated[str | None, shown("NAME", "found out")] = None
     """The data set's layout, where more than one fits."""
-    image_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    image_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with pictures or their paths."""
-    caption_column: Annotated[str | None, _shown("NAME", "found out")] = None
+    caption_column: Annotated[str | None, shown("NAME", "found out")] = None
     """The column with the captions."""
-    image_root: Annotated[Path | None, _shown("FOLDER", "the manifest's")] = None
+    image_root: Annotated[Path | None, shown("FOLDER", "the manifest's")] = None
     """Folder that the paths in a manifest start from."""
 
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data check`. Returns the exit code; raises PixArtError with one sentence."""
-    import tyro
+    return parsed(CheckOptions, arguments, "pixart data check", _run)
 
-    try:
-        options = tyro.cli(
-            CheckOptions, args=arguments, prog="pixart data check", config=(PositionalRequiredArgs, FlagCreatePairsOff)
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
+
+def _run(options: CheckOptions) -> int:
     _check_options(options)
     dataset = open_dataset(
         options.path,

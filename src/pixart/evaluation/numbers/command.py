@@ -3,18 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs, arg
+from tyro.conf import arg
 
 from pixart.errors import PixArtError, UsageError
-
-
-def _shown(metavar: str, default: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+from pixart.options import parsed, shown
 
 
 @dataclass
@@ -27,25 +23,25 @@ class Metrics:
 
     drawn: Annotated[Path, arg(metavar="DRAWN")]
     """Folder of drawn pictures."""
-    reference: Annotated[Path | None, _shown("FOLDER", "none")] = None
+    reference: Annotated[Path | None, shown("FOLDER", "none")] = None
     """Folder of true pictures, for FID, KID, precision and recall."""
     metrics: Annotated[str, arg(metavar="NAME,...")] = "fid,kid,prc"
     """Which of fid, kid and prc to measure with --reference."""
-    inception: Annotated[Path | None, _shown("FILE", "torch's cache")] = None
+    inception: Annotated[Path | None, shown("FILE", "torch's cache")] = None
     """Inception v3 as TorchScript, as StyleGAN2-ADA publishes it."""
-    clip: Annotated[str | None, _shown("FOLDER", "not measured")] = None
+    clip: Annotated[str | None, shown("FOLDER", "not measured")] = None
     """CLIP for CLIPScore: a folder or hub id in the cache."""
-    hps: Annotated[Path | None, _shown("FILE", "not measured")] = None
+    hps: Annotated[Path | None, shown("FILE", "not measured")] = None
     """HPSv2: the official .pt file, or a CLIP folder with its weights."""
-    hps_config: Annotated[str | None, _shown("FOLDER", "laion's ViT-H/14")] = None
+    hps_config: Annotated[str | None, shown("FOLDER", "laion's ViT-H/14")] = None
     """CLIP folder with the sizes and the tokenizer of HPSv2."""
-    prompts: Annotated[Path | None, _shown("FILE", "what the pictures hold")] = None
+    prompts: Annotated[Path | None, shown("FILE", "what the pictures hold")] = None
     """A prompt for each picture, in the order of their names."""
-    num: Annotated[int | None, _shown("N", "all")] = None
+    num: Annotated[int | None, shown("N", "all")] = None
     """Measure the first N pictures by name only, of both folders."""
     size: Annotated[int, arg(metavar="PIXELS")] = 299
     """Side that the middle square of every picture is brought to before Inception sees it."""
-    output: Annotated[Path | None, _shown("FILE.json", "none")] = None
+    output: Annotated[Path | None, shown("FILE.json", "none")] = None
     """File for figures and protocol."""
 
 
@@ -59,38 +55,28 @@ class Layout:
     """The benchmark's prompt file: evaluation_metadata.jsonl of GenEval, or a list of prompts."""
     dest: Annotated[Path, arg(metavar="DEST")]
     """Folder to write into."""
-    model: Annotated[str | None, _shown("MODEL", "the model in the package")] = None
+    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
     """As in pixart generate."""
-    num_images: Annotated[int | None, _shown("N", "4 for geneval, 10 for t2i-compbench")] = None
+    num_images: Annotated[int | None, shown("N", "4 for geneval, 10 for t2i-compbench")] = None
     """Pictures for each prompt."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Of the first picture of every prompt."""
-    steps: Annotated[int | None, _shown("N", "the model's")] = None
+    steps: Annotated[int | None, shown("N", "the model's")] = None
     """As in pixart generate."""
-    guidance_scale: Annotated[float | None, _shown("X", "the model's")] = None
+    guidance_scale: Annotated[float | None, shown("X", "the model's")] = None
     """As in pixart generate."""
-    size: Annotated[int | None, _shown("PIXELS", "the model's")] = None
+    size: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Width and height of the pictures."""
 
 
 def run_metrics(arguments: list[str]) -> int:
     """Everything after `pixart metrics`. Returns the exit code."""
-    return _parsed(Metrics, arguments, "pixart metrics", _metrics)
+    return parsed(Metrics, arguments, "pixart metrics", _metrics)
 
 
 def run_layout(arguments: list[str]) -> int:
     """Everything after `pixart layout`. Returns the exit code."""
-    return _parsed(Layout, arguments, "pixart layout", _layout)
-
-
-def _parsed(kind: type, arguments: list[str], name: str, act: Callable) -> int:
-    import tyro
-
-    try:
-        options = tyro.cli(kind, args=arguments, prog=name, config=(PositionalRequiredArgs, FlagCreatePairsOff))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return act(options)
+    return parsed(Layout, arguments, "pixart layout", _layout)
 
 
 def _metrics(options: Metrics) -> int:
