@@ -13,7 +13,7 @@ from pixart.training import recipe as recipes
 from pixart.training.batches import Phase
 from pixart.training.loop import LoopConfig
 from pixart.training.optimizer import OptimizerConfig
-from pixart.training.recipe import TextRecipe
+from pixart.training.recipe import ClassRecipe, TextRecipe
 
 SIZE, BATCH = 64, 64
 UNIFORM = Timesteps(sampler="uniform")
@@ -33,7 +33,10 @@ SHORT_EMA = 0.98
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train. `init` is a run to start from, if any."""
+    """One way to train. With `init` it starts from the given run of stage 1, whose FLOPs are not counted.
+
+    With `stage1_share` it first trains a stage 1 of its own, with this share of its FLOPs.
+    """
 
     objective: str
     timesteps: Timesteps
@@ -41,6 +44,7 @@ class Arm:
     ema_decay: float
     min_snr_gamma: float | None = None
     init: bool = False
+    stage1_share: float = 0.0
 
 
 OFFICIAL_ARM = Arm("ddpm", UNIFORM, OFFICIAL, 0.9999)
@@ -80,6 +84,9 @@ WATERFALL = {
     "+ start from stage 1": Arm("flow", Timesteps(), TUNED, SHORT_EMA, init=True),
 }
 
+# Is stage 1 worth its compute? The same FLOPs in all, beside the arm "ours", which has none.
+STAGE1_SHARES = {"half": 0.5, "a quarter": 0.25}
+
 
 @dataclass(frozen=True)
 class Places:
@@ -116,4 +123,20 @@ def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int, poi
         optimizer=arm.optimizer,
         loop=loop,
         samples=dataclasses.replace(base.samples, prompts=()),
+    )
+
+
+def stage1_recipe(arm: Arm, places: Places, *, name: str, steps: int, seed: int) -> ClassRecipe:
+    """The recipe of `emoji/stage1` with the arm's objective, levels, optimiser and average."""
+    return dataclasses.replace(
+        recipes.load("emoji/stage1"),
+        run=places.runs / name,
+        data=places.data,
+        cache=places.cache,
+        autoencoder=places.autoencoder,
+        phases=(Phase(steps, SIZE, BATCH),),
+        objective=arm.objective,
+        timesteps=arm.timesteps,
+        optimizer=arm.optimizer,
+        loop=LoopConfig(seed=seed, ema_decay=arm.ema_decay, evaluate_every=steps, save_every=max(1, steps // 4)),
     )

@@ -12,7 +12,7 @@ import math
 import statistics
 from pathlib import Path
 
-from arms import TUNING, WATERFALL
+from arms import STAGE1_SHARES, TUNING, WATERFALL
 
 ARMS = {"official": "official recipe", "tuned": "official objective, tuned", "ours": "ours"}
 COLOURS = {"official": "#9ca3af", "tuned": "#c2571a", "ours": "#1d6fb8"}
@@ -100,6 +100,19 @@ def waterfall(results: dict) -> list[str]:
     return lines
 
 
+def stage1(results: dict) -> list[str]:
+    """Arms with and without a stage 1, each with the same FLOPs in all."""
+    lines = ["| FLOPs for stage 1 | Seeds | Held-out pictures | Concepts never seen |", "| --- | --- | --- | --- |"]
+    for share, runs in [("none", seeds_of(results, "ours"))] + [
+        (share, [run for name, run in results.items() if name.startswith(f"stage1/{share}/")])
+        for share in STAGE1_SHARES
+    ]:
+        if runs:
+            figures = " | ".join(spread([run["curve"][-1][name] for run in runs]) for name in SETS)
+            lines.append(f"| {share} | {len(runs)} | {figures} |")
+    return lines
+
+
 def plot(results: dict) -> str:
     """Error against FLOPs as SVG, both axes logarithmic; a thin line a seed."""
     curves = {arm: [[(p["flops"], p["cells"]) for p in run["curve"]] for run in seeds_of(results, arm)] for arm in ARMS}
@@ -150,7 +163,7 @@ def main() -> None:
     given = parser.parse_args()
     results = json.loads(given.results.read_text())
     seconds = sum(run["cpu_seconds"] for name, run in results.items() if name != "budgets")
-    for part in (table(results), headline(results), tuning(results), waterfall(results)):
+    for part in (table(results), headline(results), tuning(results), waterfall(results), stage1(results)):
         print("\n".join(part), end="\n\n")
     print(f"{len(results) - 1} runs, {seconds / 3600:.1f} core-hours.")
     if given.plot:

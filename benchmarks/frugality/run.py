@@ -4,11 +4,13 @@
         --autoencoder runs/emoji-autoencoder/vae --stage1 runs/emoji-stage1 --runs runs/frugality
 
 Tuning comes first (four trials for each tunable arm, judged on held-out pictures of their own), then the arms with
-three seeds, then the waterfall. Everything reported is measured on other pictures and on concepts never seen. What is
-done is kept in results.json and never done again; a run that was cut short continues. `report.py` makes table and plot.
+three seeds, then the waterfall, then arms that give a share of the same FLOPs to a stage 1. Everything reported is
+measured on other pictures and on concepts never seen. What is done is kept in results.json and never done again; a run
+that was cut short continues. `report.py` makes table and plot.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import time
@@ -17,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import OFFICIAL_ARM, SIZE, TUNING, WATERFALL, Arm, Places, recipe_of
+from arms import OFFICIAL_ARM, SIZE, STAGE1_SHARES, TUNING, WATERFALL, Arm, Places, recipe_of, stage1_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.data import features
 from pixart.evaluation.denoising_error import denoising_error
 from pixart.training.batches import TextCondition
+from pixart.training.command import train_recipe
 from pixart.training.loop import train
-from pixart.training.recipe import TextRecipe, text_folders
+from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
 from pixart.training.rows import RowStreams
 from pixart.training.stages import build
 
@@ -49,7 +52,7 @@ def held_out(places: Places, recipe: TextRecipe) -> dict[str, dict]:
     }
 
 
-def step_flops(recipe: TextRecipe) -> float:
+def step_flops(recipe: ClassRecipe | TextRecipe) -> float:
     """FLOPs of one step, forward and backward, as torch.utils.flop_counter counts them; the mean of four batches."""
     stage, totals = build(recipe, lambda line: None), []
     for step in range(4):
@@ -61,8 +64,23 @@ def step_flops(recipe: TextRecipe) -> float:
     return float(np.mean(totals))
 
 
-def measure(recipe: TextRecipe, flops: float, sets: dict[str, dict]) -> dict:
-    """Train a recipe to its end and return its curve: errors of the averaged weights against FLOPs."""
+def after_stage1(arm: Arm, places: Places, recipe: TextRecipe, flops: float) -> tuple[TextRecipe, float]:
+    """Train a stage 1 with the arm's share of the FLOPs; the recipe with what is left of its steps, and FLOPs spent."""
+    probe = stage1_recipe(arm, places, name="probe", steps=8, seed=recipe.loop.seed)
+    per_step, budget = step_flops(probe), recipe.phases[0].steps * flops
+    steps = round(arm.stage1_share * budget / per_step)
+    first = stage1_recipe(arm, places, name=f"{recipe.run.name}-stage1", steps=steps, seed=recipe.loop.seed)
+    train_recipe(first, report=lambda line: None)
+    spent = steps * per_step
+    phase = dataclasses.replace(recipe.phases[0], steps=round((budget - spent) / flops))
+    return dataclasses.replace(recipe, phases=(phase,), init=first.run), spent
+
+
+def measure(recipe: TextRecipe, flops: float, sets: dict[str, dict], *, spent: float = 0.0) -> dict:
+    """Train a recipe to its end and return its curve: errors of the averaged weights against FLOPs.
+
+    `flops` is what a step takes, `spent` what was before the first.
+    """
     stage, steps = build(recipe, lambda line: None), recipe.phases[0].steps
     kept = recipe.run / "curve.json"
     curve = json.loads(kept.read_text()) if kept.exists() else []
@@ -75,12 +93,13 @@ def measure(recipe: TextRecipe, flops: float, sets: dict[str, dict]) -> dict:
             name: denoising_error(ema, **parts, objective=recipe.objective, bf16=True) for name, parts in wanted.items()
         }
         curve[:] = [point for point in curve if point["step"] < step]
-        curve.append({"step": step, "flops": step * flops, **{name: error.mean for name, error in errors.items()}})
+        means = {name: error.mean for name, error in errors.items()}
+        curve.append({"step": step, "flops": spent + step * flops, **means})
         if step == steps:
             curve[-1]["levels"] = {name: list(error.velocity) for name, error in errors.items()}
         curve[-1]["evaluation_seconds"] = time.process_time() - begun
         write_json(kept, curve)
-        return {name: error.mean for name, error in errors.items()}
+        return means
 
     begun = time.process_time()
     train(
@@ -109,6 +128,10 @@ def plan(results: dict, given: argparse.Namespace) -> Iterator[tuple[str, Arm, f
         yield f"waterfall/{step}", how, given.tuning_flops, 0
     for seed in SEEDS:
         yield f"arm/official/seed {seed}", OFFICIAL_ARM, given.arm_flops, seed
+    for seed in SEEDS:
+        for share, number in STAGE1_SHARES.items():
+            how = dataclasses.replace(TUNING["ours"][chosen["ours"]], stage1_share=number)
+            yield f"stage1/{share}/seed {seed}", how, given.arm_flops, seed
 
 
 def best_trial(results: dict, arm: str) -> str:
@@ -123,7 +146,7 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--tuning-flops", type=float, default=1e13)
     parser.add_argument("--arm-flops", type=float, default=4e13)
-    parser.add_argument("--only", default="", help="names that begin with this: tuning, arm, waterfall")
+    parser.add_argument("--only", default="", help="names that begin with this: tuning, arm, waterfall, stage1")
     given = parser.parse_args()
     places = Places(given.data, given.cache, given.autoencoder, given.stage1, given.runs)
     places.runs.mkdir(parents=True, exist_ok=True)
@@ -145,7 +168,10 @@ def main() -> None:
         folder = name.replace("/", "-").replace(" ", "_").replace(",", "")
         points = 8 if name.startswith("arm/") else 1
         recipe = recipe_of(arm, places, name=folder, steps=round(budget / per_step), seed=seed, points=points)
-        results[name] = measure(recipe, per_step, sets)
+        spent = 0.0
+        if arm.stage1_share:
+            recipe, spent = after_stage1(arm, places, recipe, per_step)
+        results[name] = measure(recipe, per_step, sets, spent=spent)
         write_json(kept, results)
         last = results[name]["curve"][-1]
         print(
