@@ -1,7 +1,9 @@
 """`pixart compare`: the same pictures as `Pipeline` draws, kept one by one, whatever happens to the process."""
 
+import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,8 +18,8 @@ from tiny_data import write_tiny_data
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.made_elsewhere import match
-from pixart.evaluation.comparison.models import Settings, read_models
-from pixart.evaluation.comparison.plan import Cell, Plan, make_rows, read
+from pixart.evaluation.comparison.models import Model, Settings, read_models
+from pixart.evaluation.comparison.plan import Cell, Plan, begin, make_rows, read
 from pixart.evaluation.comparison.results import outcome, outcomes
 from pixart.evaluation.prompt_sets import Prompt
 
@@ -164,6 +166,8 @@ def test_a_model_that_runs_out_of_memory_keeps_what_it_drew(tiny_model_with_grap
     arguments = ["compare", f"{tiny_model_with_graphs},steps=40", "--prompts", str(tmp_path / "p.txt")]
     arguments += ["--output", str(out)]
     process, child = drawing(arguments, out)
+    assert main(arguments) == 1
+    assert f"Process {process.pid} on" in (said := capsys.readouterr().err) and "give another --output" in said
     os.kill(child, signal.SIGKILL)  # as the system does when memory is short
     stdout, stderr = process.communicate(timeout=300)
     (first,) = outcomes(read(out), out)
@@ -178,6 +182,121 @@ def test_a_model_that_runs_out_of_memory_keeps_what_it_drew(tiny_model_with_grap
     assert len(whole.drawn) == 12 and {name: files_of(out)[name] for name in kept} == kept
     page = (out / "index.html").read_text()
     assert "not drawn" not in page and "memory ran out" in page  # the latter in how it was drawn
+
+
+def test_killed_then_short_of_memory_then_whole(tiny_model_with_graphs, tmp_path):
+    """A real limit on the memory of the processes: the model that needs more than it is named, the other is drawn."""
+    out = tmp_path / "out"
+    (tmp_path / "p.txt").write_text("".join(f"a red apple and {number} foxes\n" for number in range(4)))
+    arguments = ["compare", f"{tiny_model_with_graphs},steps=60,name=small"]
+    arguments += [f"{tiny_model_with_graphs},steps=1,width=1024,height=1024,name=large"]
+    arguments += ["--prompts", str(tmp_path / "p.txt"), "--output", str(out)]
+    process, child = drawing(arguments, out)
+    status = Path(f"/proc/{child}/status").read_text()
+    process.kill()
+    process.communicate()
+    kept = files_of(out)
+    assert kept and not list(out.glob("models/large/*.png"))
+    small = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmPeak"))
+    limit = small + 120 * 2**20
+    short = subprocess.run(
+        [sys.executable, "-m", "pixart", *arguments], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert short.returncode == 1, short.stderr
+    assert "4 of 8 pictures are missing: large memory ran out after 0" in short.stderr
+    assert "with --staged it needs less memory for the same pictures" in short.stderr
+    drawn, lacking = outcomes(read(out), out)
+    assert len(drawn.drawn) == 4 and lacking.last.ended == "memory"
+    assert main(arguments) == 0
+    assert len(outcome(out, "large").drawn) == 4 and {name: files_of(out)[name] for name in kept} == kept
+
+
+def test_settings_of_generate_are_settings_of_a_model(tiny_model, tmp_path):
+    from pixart import Pipeline
+    from pixart.evaluation.comparison.drawers import open_drawer
+    from pixart.sampling.memory import Memory
+
+    (given,) = read_models(
+        [f"{tiny_model},block-cache=2,staged=true,dtype=bfloat16,binning=false"],
+        Settings(steps=3, width=64, height=64, device="cpu", staged=False, decode="tiled"),
+    )
+    drawer = open_drawer(given.kind, given.source, given.settings.given())
+    how = {"memory": Memory(staged=True, decode="tiled"), "dtype": "bfloat16", "engine": "torch"}
+    pipe = Pipeline.from_pretrained(tiny_model, **how)
+    expected = pipe("a fox", seed=3, steps=3, width=64, height=64, block_cache=2, binning=False).images[0]
+    assert drawer.draw("a fox", "", 3).tobytes() == expected.tobytes()
+    assert drawer.settings["memory"] == {"staged": True, "decode": "tiled"} and drawer.settings["block_cache"] == 2
+
+
+def test_a_comparison_goes_on_with_less_memory_only_where_no_byte_changes(tmp_path):
+    def plan(**settings) -> Plan:
+        return Plan(
+            make_rows([Prompt("a fox", "x")], None), (0,), (Model("m", "m", "pixart", "d", Settings(**settings)),)
+        )
+
+    begin(plan(steps=3), tmp_path)
+    begin(plan(steps=3, staged=True, offload=True), tmp_path)
+    assert read(tmp_path).models[0].settings.staged and read(tmp_path).id == plan(steps=3).id
+    with pytest.raises(UsageError, match="has decode left to the model, not tiled"):
+        begin(plan(steps=3, decode="tiled"), tmp_path)
+
+
+def test_pictures_of_two_engines_are_not_mixed(begun, tmp_path, capsys):
+    out, arguments = begun
+    again = shutil.copytree(out, tmp_path / "again")
+    own = again / "models" / "three"
+    (own / "0000-4.png").unlink()
+    session = json.loads((own / "session-1.json").read_text())
+    session["settings"]["engine"] = "torch"
+    (own / "session-1.json").write_text(json.dumps(session))
+    assert main([*arguments[:-1], str(again)]) == 1
+    assert "drawn by the engine torch, and onnx draws others" in capsys.readouterr().err
+    assert not (own / "0000-4.png").exists()
+
+
+def test_the_comparison_is_a_table_of_trackio_too(begun, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    out, arguments = begun
+    again = shutil.copytree(out, tmp_path / "again")
+    (again / "models" / "theirs" / "0001-9.png").unlink()
+    theirs = shutil.copytree(arguments[3], tmp_path / "theirs")
+    (theirs / "1-9.png").unlink()
+    plan = json.loads((again / "comparison.json").read_text())
+    plan["models"][2]["source"] = str(theirs)
+    (again / "comparison.json").write_text(json.dumps(plan))
+    words = [*arguments[:3], str(theirs), *arguments[4:-1], str(again), "--track", "trackio"]
+    assert main(words) == 0 and "goes on without it" not in capsys.readouterr().err
+    code = (
+        "import json; from trackio.sqlite_storage import SQLiteStorage as S; (run,) = S.get_runs('pixart');"
+        "print(json.dumps(S.get_logs('pixart', run)))"
+    )
+    told = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    tables = {name: row[name]["_value"] for row in told for name in ("comparison", "models") if name in row}
+    rows = tables["comparison"]
+    assert [(row["prompt"], row["seed"]) for row in rows] == [(p, s) for p in PROMPTS.splitlines() for s in (4, 9)]
+    assert rows[3]["theirs"] is None
+    kept = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "trackio").rglob("*.png")}
+    assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in again.glob("models/*/*.png")} == kept
+    assert [(row["model"], row["pictures"]) for row in tables["models"]] == [
+        ("tiny, 2 steps", 4), ("three", 4), ("theirs", 3)
+    ]  # fmt: skip
+
+
+def test_the_comparison_is_a_table_of_wandb_too(begun, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    out, arguments = begun
+    again = shutil.copytree(out, tmp_path / "again")
+    assert main([*arguments[:-1], str(again), "--track", "wandb"]) == 0
+    assert "goes on without it" not in capsys.readouterr().err
+    (file,) = again.glob("wandb/offline-run-*/files/media/table/comparison_*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["prompt", "category", "seed", "tiny, 2 steps", "three", "theirs"]
+    assert [row[0] for row in table["data"]] == [prompt for prompt in PROMPTS.splitlines() for _ in range(2)]
+    # The pictures of a table are in an artifact, which waits to be sent.
+    waiting = {hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "staged").rglob("*") if p.is_file()}
+    assert {hashlib.sha256(p.read_bytes()).hexdigest() for p in again.glob("models/*/*.png")} <= waiting
 
 
 def no_room_in_numpy():
@@ -368,6 +487,7 @@ def test_models_are_named_by_what_tells_them_apart(tiny_model, tmp_path):
         (["default,stepz=3"], 'There is no setting "stepz"'),
         (["default,steps=three"], "steps must be a whole number, not 'three'"),
         (["default,steps=2,steps=3"], "gives steps twice"),
+        (["default,staged=maybe"], "staged must be true or false, not 'maybe'"),
         (["default,checkpoint=3"], "cannot be told checkpoint"),
         (["default", "default"], 'Two models are called "pixart-default"'),
         ([], "Give 1 to 20 models"),
@@ -405,6 +525,9 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, sentence):
         (["default,width=100", "--prompts", "emoji"], "cannot draw a width of 100 pixels"),
         (["default,dtype=int4", "--prompts", "emoji"], "int4"),
         (["default,sampler=ddim", "--prompts", "emoji"], "ddim"),
+        (["default", "--device", "gpu", "--prompts", "emoji"], 'There is no device "gpu"'),
+        (["default,block_cache=2,engine=onnx", "--prompts", "emoji"], "a block cache needs --engine torch"),
+        (["default", "--text-states", "none.st", "--prompts", "emoji"], "There is no file none.st"),
     ],
 )
 def test_what_is_asked_wrongly_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, arguments, sentence):

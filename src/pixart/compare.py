@@ -10,13 +10,20 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.comparison.drawers import check_diffusers, joined, loading
 from pixart.evaluation.comparison.drawing import Job, draw, missing
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
-from pixart.evaluation.comparison.plan import PLAN, Plan, begin, make_rows, read
+from pixart.evaluation.comparison.plan import PLAN, Plan, begin, check_free, make_rows, read
 from pixart.evaluation.comparison.results import model_folder, outcome
-from pixart.options import shown
+from pixart.options import either, shown
+from pixart.sampling.memory import PLAIN, Memory
+from pixart.sampling.prompts import unknown
+from pixart.training.lock import held
 
 MAX_SEEDS = 100
+DEVICES = ("cpu", "cuda")
+# Settings of one drawing, by the names of `make_request`.
+ASKED = ("steps", "guidance_scale", "width", "height", "sampler", "binning", "block_cache", "guidance_rescale")
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,13 @@ class Compare:
 
     A model is: default (the shipped one), a model folder, an official file with parts=FOLDER, a hub id, a training run
     or one of its checkpoints, any text-to-image pipeline of Diffusers, or a folder of pictures made elsewhere. Settings
-    of one model stand behind its name: default,steps=8,dtype=int8. A .toml or .json file names several.
+    of one model stand behind its name: default,steps=8,dtype=int8. A .toml or .json file names several. The options
+    from --steps on hold for every model that knows them and does not say otherwise.
 
     Each picture is kept as soon as it is drawn; the same command goes on where it was stopped.
     """
 
-    models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...")]]
+    models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...", help_behavior_hint="(required)")]]
     """The models to compare."""
     prompts: Annotated[str, arg(metavar="SET|FILE", help_behavior_hint="(required)")] = ""
     """general, more, alignment, styles, emoji, composition; or a file: .txt, .jsonl, PartiPrompts, GenEval, ..."""
@@ -43,42 +51,75 @@ class Compare:
     styles: bool = False
     """Draw each prompt in all the styles of the first model that has styles."""
     steps: Annotated[int | None, shown("N", "each model's own")] = None
-    """For all models that do not say otherwise."""
+    """How many times the network looks at each picture."""
     guidance_scale: Annotated[float | None, shown("X", "each model's own")] = None
-    """For all models that do not say otherwise."""
+    """How strongly to follow the prompt."""
+    guidance_rescale: Annotated[float | None, shown("X", "0")] = None
+    """From 0 to 1: takes back the oversaturation of strong guidance."""
     negative_prompt: Annotated[str | None, shown("TEXT", "none")] = None
-    """For all models that do not say otherwise."""
+    """What to steer away from."""
+    width: Annotated[int | None, shown("PIXELS", "each model's own")] = None
+    """Width of the pictures."""
+    height: Annotated[int | None, shown("PIXELS", "each model's own")] = None
+    """Height of the pictures."""
+    sampler: Annotated[str | None, shown("NAME", "each model's own")] = None
+    """As in pixart generate."""
+    binning: bool = False
+    """Draw the official size of the nearest shape and fit it, as in pixart generate."""
+    no_binning: bool = False
+    """Draw width and height exactly."""
+    block_cache: Annotated[int | None, shown("N", "1")] = None
+    """With torch: compute the middle blocks at every Nth step only."""
+    engine: Annotated[str | None, shown("NAME", "auto")] = None
+    """onnx, torch, or auto."""
+    dtype: Annotated[str | None, shown("NAME", "float32")] = None
+    """float32; int8 with onnx; bfloat16 with torch; for pipelines of Diffusers float32, float16, bfloat16."""
+    device: Annotated[str | None, shown("NAME", "cpu")] = None
+    """cpu, or with torch cuda."""
+    memory: Annotated[Memory, arg(name="")] = PLAIN
     track: Annotated[str | None, shown("NAME", "none")] = None
     """wandb or trackio: show the comparison there too, as a table."""
 
 
 def compare(options: Compare) -> int:
     """Run `pixart compare`. Returns 0 if every picture is there; raises PixArtError in one sentence."""
-    from pixart.evaluation.comparison.page import write_page
-
     if not options.prompts:
         raise UsageError("pixart compare needs prompts: --prompts emoji, another set, or a file.")
     if options.track not in (None, "wandb", "trackio"):
         raise UsageError(f"--track is {options.track!r}; it must be wandb or trackio.")
     plan = _plan(options)
     jobs = {model.name: _job(plan, model) for model in plan.models if model.kind not in ("run", "pictures")}
-    begin(plan, options.output)
+    check_free(plan, options.output)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PixArtError(f"{options.output} cannot be written: {error.strerror or error}.") from None
+    with held(options.output, "draws a comparison", "--output"):
+        begin(plan, options.output)
+        page = _draw_all(plan, jobs, options.output)
+        print(page, flush=True)
+        if options.track:
+            from pixart.evaluation.comparison.track import track
+
+            track(options.track, plan, options.output, _say)
+    _refuse_gaps(plan, options.output, page)
+    return 0
+
+
+def _draw_all(plan: Plan, jobs: dict[str, Job], output: Path) -> Path:
+    """Draw what is missing, and write the page in any case; its path."""
+    from pixart.evaluation.comparison.page import write_page
+
     for model in plan.models:
         if model.kind == "pictures":
-            _take_pictures(plan, model, options.output)
+            _take_pictures(plan, model, output)
     try:
         for model in plan.models:
             if model.kind != "pictures":
-                _draw(plan, model, jobs.get(model.name), options.output)
+                _draw(plan, model, jobs.get(model.name), output)
     finally:
-        page = write_page(plan, options.output)
-    print(page, flush=True)
-    if options.track:
-        from pixart.evaluation.comparison.track import track
-
-        track(options.track, plan, options.output, _say)
-    _refuse_gaps(plan, options.output, page)
-    return 0
+        page = write_page(plan, output)
+    return page
 
 
 @dataclass(frozen=True)
@@ -115,12 +156,31 @@ def _plan(options: Compare) -> Plan:
     seeds = options.seeds
     if not 1 <= len(seeds) <= MAX_SEEDS or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
         raise UsageError(f"--seeds takes 1 to {MAX_SEEDS} different whole numbers from 0 to {2**32 - 1}.")
-    shared = Settings(
-        steps=options.steps, guidance_scale=options.guidance_scale, negative_prompt=options.negative_prompt
-    )
-    models = [_settled(model, options.output) for model in read_models(list(options.models), shared)]
+    models = [_settled(model, options.output) for model in read_models(list(options.models), _shared(options))]
     rows = make_rows(prompts, _styles(models) if options.styles else None)
     return Plan(rows, tuple(seeds), tuple(models))
+
+
+def _shared(options: Compare) -> Settings:
+    """What holds for every model that does not say otherwise."""
+    memory = {name: value for name, value in vars(options.memory).items() if value != getattr(PLAIN, name)}
+    if "text_states" in memory:
+        memory["text_states"] = str(memory["text_states"])
+    return Settings(
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        negative_prompt=options.negative_prompt,
+        width=options.width,
+        height=options.height,
+        sampler=options.sampler,
+        binning=either(options.binning, options.no_binning, "binning"),
+        block_cache=options.block_cache,
+        guidance_rescale=options.guidance_rescale,
+        engine=options.engine,
+        dtype=options.dtype,
+        device=options.device,
+        **memory,
+    )
 
 
 def _settled(model: Model, output: Path) -> Model:
@@ -159,19 +219,27 @@ def _styles(models: list[Model]) -> dict:
 def _job(plan: Plan, model: Model, folder: Path | None = None) -> Job:
     """What draws a model; one of ours is checked here, with every prompt, before any network is loaded."""
     source = str(folder) if folder else model.source
-    if model.kind == "diffusers":
-        return Job("diffusers", source)
-    from pixart.sampling.engine import choose_engine
-    from pixart.sampling.model_folder import open_model_folder
-    from pixart.sampling.request import make_request
-
     given = model.settings.given()
-    opening = {"parts": given["parts"]} if "parts" in given else {}
-    opened = open_model_folder(None if source == SHIPPED else source, **opening)
-    choose_engine(opened, given.get("engine", "auto"), given.get("dtype", "float32"))
-    asked = {name: given[name] for name in ("steps", "guidance_scale", "width", "height", "sampler") if name in given}
+    if given.get("device", "cpu") not in DEVICES:
+        raise UsageError(unknown("device", given["device"], DEVICES))
+    if model.kind == "diffusers":
+        check_diffusers(given)
+        return Job("diffusers", source)
+    from pixart.sampling.engine import check_block_cache, choose_engine
+    from pixart.sampling.model_folder import open_model_folder
+    from pixart.sampling.request import check_text_states, make_request
+
+    opened = open_model_folder(None if source == SHIPPED else source, parts=given.get("parts"))
+    how = loading(given)
+    engine = choose_engine(opened, **how)
+    asked = {name: given[name] for name in ASKED if name in given}
     for row in plan.rows:
-        make_request(opened, row.text, negative_prompt=row.negative_prompt, seed=max(plan.seeds), **asked)
+        negative = joined(row.negative_prompt, given.get("negative_prompt", ""))
+        request = make_request(opened, row.text, negative_prompt=negative, seed=max(plan.seeds), **asked)
+        if how["memory"].text_states is not None:
+            check_text_states(opened, request, how["memory"].text_states)
+    if request.block_cache > 1:
+        check_block_cache(engine)
     return Job("pixart", source)
 
 
@@ -212,19 +280,23 @@ def _take_pictures(plan: Plan, model: Model, output: Path) -> None:
 
 def _refuse_gaps(plan: Plan, output: Path, page: Path) -> None:
     """PixArtError if a picture of a model that draws is missing, with the reason of each."""
-    gaps, count = [], 0
+    gaps, count, memory = [], 0, False
     for model in plan.models:
         known = outcome(output, model.folder)
         lacking = len(plan.cells) - len(known.drawn)
         if lacking and model.kind != "pictures":
             count += lacking
             last = known.last
+            # --staged is torch's, so it goes on only with what torch began.
+            begun = known.drawn and known.engine != "torch"
+            memory = memory or (last is not None and last.ended == "memory" and model.kind != "diffusers" and not begun)
             why = {"memory": "memory ran out", "failed": "failed"}.get(last.ended if last else "", "stopped")
             gaps.append(f"{model.name} {why} after {len(known.drawn):,}{f' ({last.reason})' if last else ''}")
     if gaps:
+        less = "; with --staged it needs less memory for the same pictures (docs/memory.md)" if memory else ""
         raise PixArtError(
             f"{count:,} of {len(plan.cells) * len(plan.models):,} pictures are missing: {'; '.join(gaps)}. {page} "
-            "shows what there is; the same command draws the rest."
+            f"shows what there is; the same command draws the rest{less}."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pixart.errors import UsageError
-from pixart.options import shown
+from pixart.options import either, shown
 from pixart.quiet import quiet_libraries
 from pixart.sampling.memory import PLAIN, Memory
 
@@ -185,7 +185,7 @@ def _request(folder, options: Generate, style: str | None, seed: int | None):
         block_cache=options.block_cache,
         width=options.width,
         height=options.height,
-        binning=_either(options.binning, options.no_binning, "binning"),
+        binning=either(options.binning, options.no_binning, "binning"),
         sampler=options.sampler,
     )
 
@@ -220,10 +220,3 @@ def _prompt(options: Generate) -> str:
         listed = ", ".join(f'"{prompt}"' for prompt in prompts)
         raise UsageError(f"{options.memory.text_states} holds several prompts; name one of them: {listed}.")
     return prompts[0]
-
-
-def _either(on: bool, off: bool, name: str) -> bool | None:
-    """What --NAME and --no-NAME together say; None if neither was given."""
-    if on and off:
-        raise UsageError(f"--{name} and --no-{name} exclude each other; give one of them.")
-    return True if on else False if off else None

@@ -1,4 +1,4 @@
-"""One trainer per run folder: a lock that says who holds it, and that a dead process does not keep."""
+"""One process per run folder: a lock that says who holds it, and that a dead process does not keep."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pixart.errors import PixArtError
@@ -17,22 +17,29 @@ STALE_S = 300  # a holder on another machine that has not touched its lock for t
 
 
 @contextlib.contextmanager
-def held(run: Path) -> Iterator[None]:
+def held(run: Path, does: str = "trains", option: str = "--run") -> Iterator[None]:
     """Hold the run folder `run`, which exists; others are refused until the block ends or this process dies.
+
+    `does` and `option` are for the refusal: what the other process does there, and what names another folder.
 
     On one machine the kernel keeps the lock and drops it with the process, however that ends. Shared file systems do
     not all pass such a lock on to other machines; so its holder also touches the file every half minute.
 
     Raises:
-        PixArtError: another process trains in this folder; names its process and machine.
+        PixArtError: another process works in this folder; names its process and machine.
     """
     path = run / NAME
+
+    def refusal(holder: dict) -> PixArtError:
+        who = f"Process {holder.get('pid', '?')} on {holder.get('host', 'this machine')}"
+        return PixArtError(f"{who} {does} in {run} already. Wait for it or stop it, or give another {option}.")
+
     try:
-        descriptor = _locked(path)
+        descriptor = _locked(path, refusal)
     except OSError as error:
         raise PixArtError(f"{path} cannot be written: {error.strerror or error}.") from None
     try:
-        _refuse_living_on_another_machine(path)
+        _refuse_living_on_another_machine(path, refusal)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         done = threading.Event()
@@ -46,7 +53,7 @@ def held(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, refusal: Callable[[dict], PixArtError]) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -54,14 +61,14 @@ def _locked(path: Path) -> int:
         except BlockingIOError:
             holder = _holder(path)
             os.close(descriptor)
-            raise _refusal(path, holder) from None
+            raise refusal(holder) from None
         # Its last holder may have removed the file between our opening and locking it; then the lock is of no file.
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             return descriptor
         os.close(descriptor)
 
 
-def _refuse_living_on_another_machine(path: Path) -> None:
+def _refuse_living_on_another_machine(path: Path, refusal: Callable[[dict], PixArtError]) -> None:
     holder = _holder(path)
     if not holder or holder.get("host") == socket.gethostname():
         return
@@ -70,7 +77,7 @@ def _refuse_living_on_another_machine(path: Path) -> None:
     age_s = probe.stat().st_mtime - path.stat().st_mtime
     probe.unlink()
     if age_s < STALE_S:
-        raise _refusal(path, holder)
+        raise refusal(holder)
 
 
 def _holder(path: Path) -> dict:
@@ -79,11 +86,6 @@ def _holder(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
-
-
-def _refusal(path: Path, holder: dict) -> PixArtError:
-    who = f"Process {holder.get('pid', '?')} on {holder.get('host', 'this machine')}"
-    return PixArtError(f"{who} trains in {path.parent} already. Wait for it or stop it, or give another --run.")
 
 
 def _touch(path: Path, done: threading.Event) -> None:

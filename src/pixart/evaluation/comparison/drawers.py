@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.comparison.models import SHIPPED
+from pixart.evaluation.comparison.models import MEMORY, SHIPPED
+from pixart.sampling.memory import Memory
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What belongs to a picture, not to the model: a style brings negative words of its own.
@@ -30,22 +31,42 @@ def open_drawer(kind: str, source: str, settings: dict[str, Any]) -> Drawer:
     return PixartDrawer(source, settings) if kind == "pixart" else DiffusersDrawer(source, settings)
 
 
+def loading(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of a model of ours: what `choose_engine` and `Pipeline` are told when it is loaded."""
+    memory = {name: settings[name] for name in MEMORY if name in settings}
+    if "text_states" in memory:
+        memory["text_states"] = Path(memory["text_states"])
+    # As in pixart generate: only torch can leave blocks out.
+    usual = "torch" if settings.get("block_cache", 1) > 1 else "auto"
+    found = {"engine": settings.get("engine", usual), "memory": Memory(**memory)}
+    return found | {key: settings[key] for key in ("dtype", "device") if key in settings}
+
+
+def check_diffusers(settings: dict[str, Any]) -> None:
+    """UsageError for what no pipeline of Diffusers can be told; without loading anything."""
+    dtype = settings.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise UsageError(f"A Diffusers pipeline is loaded in one of {', '.join(DTYPES)}, not in {dtype}.")
+
+
 class PixartDrawer:
     """Our own pipeline: the picture that `pixart generate` draws with the same settings."""
 
     def __init__(self, source: str, settings: dict[str, Any]):
         from pixart.sampling.pipeline import Pipeline
 
-        self.given = {key: value for key, value in settings.items() if key not in ("engine", "dtype", "parts")}
+        at_opening = (*MEMORY, "engine", "dtype", "device", "parts")
+        self.given = {key: value for key, value in settings.items() if key not in at_opening}
         self.own_negative = self.given.pop("negative_prompt", "")
-        loading = {key: settings[key] for key in ("engine", "dtype", "parts") if key in settings}
-        self.pipeline = Pipeline.from_pretrained(None if source == SHIPPED else source, **loading)
+        self.pipeline = Pipeline.from_pretrained(
+            None if source == SHIPPED else source, parts=settings.get("parts"), **loading(settings)
+        )
         self.settings: dict[str, Any] = {}
         self.weights: dict[str, str] = {}
         self.notices: list[str] = []
 
     def draw(self, text: str, negative: str, seed: int) -> Any:
-        result = self.pipeline(text, negative_prompt=_joined(negative, self.own_negative), seed=seed, **self.given)
+        result = self.pipeline(text, negative_prompt=joined(negative, self.own_negative), seed=seed, **self.given)
         settings = {key: value for key, value in result.settings[0].items() if key not in OF_A_PICTURE}
         settings.pop("pixels_sha256", None)
         self.weights = settings.pop("weights", {})
@@ -62,19 +83,25 @@ class DiffusersDrawer:
         import torch
 
         folder = _folder(source)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.settings: dict[str, Any] = {}
+        self.device = settings.get("device", "cpu")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("torch sees no GPU here; leave device=cuda out.")
         dtype = settings.get("dtype", "float32")
-        if dtype not in DTYPES:
-            raise UsageError(f"A Diffusers pipeline is loaded in one of {', '.join(DTYPES)}, not in {dtype}.")
-        loading = {"torch_dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
+        how = {"torch_dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
         try:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **loading)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **how)
             if "image" in inspect.signature(pipe.__call__).parameters:
                 # The folder's own class changes pictures; this finds the one of its family that makes them.
                 pipe = diffusers.AutoPipelineForText2Image.from_pipe(pipe)
         except (OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError) as error:
             raise PixArtError(f"{source} cannot be loaded by Diffusers: {_first_line(error)}") from None
-        self.pipe = pipe.to(self.device)
+        self.pipe = pipe
+        if settings.get("offload") and self.device == "cuda":
+            pipe.enable_model_cpu_offload()
+            self.settings["offload"] = True
+        else:
+            pipe.to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         self.torch, self.dtype = torch, dtype
         parameters = inspect.signature(self.pipe.__call__).parameters
@@ -83,7 +110,7 @@ class DiffusersDrawer:
         names = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "width": "width"}
         names |= {"height": "height", "negative_prompt": "negative_prompt"}
         self.call: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {"pipeline": type(pipe).__name__}
+        self.settings["pipeline"] = type(pipe).__name__
         for theirs, ours in names.items():
             if theirs not in parameters:
                 if ours in settings:
@@ -105,7 +132,7 @@ class DiffusersDrawer:
 
     def draw(self, text: str, negative: str, seed: int) -> Any:
         call = dict(self.call)
-        words = _joined(negative, call.pop("negative_prompt", ""))
+        words = joined(negative, call.pop("negative_prompt", ""))
         if words and not self.takes_negative:
             raise UsageError(f"A {type(self.pipe).__name__} cannot be steered away from words (negative_prompt).")
         if words:
@@ -138,7 +165,7 @@ def _folder(source: str) -> Path:
     return folder
 
 
-def _joined(first: str, second: str) -> str:
+def joined(first: str, second: str) -> str:
     return ", ".join(part for part in (first, second) if part.strip())
 
 

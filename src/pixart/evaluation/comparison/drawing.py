@@ -14,6 +14,8 @@ from pixart.evaluation.comparison.plan import Cell, Plan
 from pixart.evaluation.comparison.results import Drawn, Session, add, next_session, outcome, save_session
 
 LOG = "worker.log"
+# What libraries say when there is no memory for a tensor, besides raising MemoryError or torch's own class.
+NO_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "allocate memory", "allocatememory")
 OnPicture = Callable[[Model, Drawn], None]
 
 
@@ -46,7 +48,7 @@ def draw(plan: Plan, model: Model, job: Job, missing: tuple[Cell, ...], folder: 
         cells.append([cell.row, cell.seed, row.text, row.negative_prompt])
     drawing = {name: value for name, value in model.settings.given().items() if name not in ("checkpoint", "ema")}
     order = {"kind": job.kind, "source": job.source, "settings": drawing, "cells": cells}
-    order |= {"folder": str(own), "weights": weights}
+    order |= {"folder": str(own), "weights": weights, "engine": before.engine}
     path = next_session(own)
     session = Session(began=datetime.now(UTC).isoformat(timespec="seconds"), ended="drawing")
     with (own / LOG).open("wb") as log:
@@ -109,6 +111,8 @@ def _how_it_ended(code: int, log: Path) -> tuple[str, str]:
     if code in (130, -2, -15):
         return "stopped", ""
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if said and any(mark in said[-1].lower() for mark in (*NO_MEMORY, "memoryerror")):
+        return "memory", said[-1][:200]  # a library that ends the process instead of raising
     last = f": {said[-1][:200]}" if said else ""
     how = f"ended by signal {-code}" if code < 0 else "failed"
     return "failed", f"its process {how}{last} ({log} has all of it)"

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pixart.data.images import EXTENSIONS
 from pixart.errors import PixArtError, UsageError
+from pixart.sampling.memory import Memory
 from pixart.sampling.prompts import unknown
 
 # "pixart" is drawn by our pipeline, "run" too once its checkpoint is a model folder, "diffusers" by Diffusers' own.
@@ -21,10 +22,10 @@ MAX_MODELS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """What one model is drawn with; None leaves it to the model. Names and ranges are those of `Pipeline`.
+    """What one model is drawn with; None leaves it to the model. Names and ranges are those of `Pipeline` and `Memory`.
 
     `checkpoint` and `ema` choose from a training run: the step and the decay of the moving average. `parts` is the
-    model folder that an official file takes its encoders from.
+    model folder that an official file takes its encoders from, `text_states` a file of `pixart encode`.
     """
 
     steps: int | None = None
@@ -33,8 +34,19 @@ class Settings:
     width: int | None = None
     height: int | None = None
     sampler: str | None = None
+    binning: bool | None = None
+    block_cache: int | None = None
+    guidance_rescale: float | None = None
     engine: str | None = None
     dtype: str | None = None
+    device: str | None = None
+    staged: bool | None = None
+    offload: bool | None = None
+    text_encoder_8bit: bool | None = None
+    decode: str | None = None
+    text_encoder_dtype: str | None = None
+    vae_dtype: str | None = None
+    text_states: str | None = None
     checkpoint: int | None = None
     ema: float | None = None
     parts: str | None = None
@@ -43,16 +55,33 @@ class Settings:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+MEMORY = tuple(field.name for field in fields(Memory))
+# What changes no byte of a picture (docs/memory.md): a comparison may go on with other ones, where memory ran out.
+SAME_BYTES = ("staged", "offload", "text_states")
 # What each kind can be told.
-_DRAWING = ("steps", "guidance_scale", "negative_prompt", "width", "height", "dtype")
+_DRAWING = ("steps", "guidance_scale", "negative_prompt", "width", "height", "dtype", "device", "offload")
+_OURS = (*_DRAWING, "sampler", "engine", "binning", "block_cache", "guidance_rescale", *MEMORY)
 KNOWN: dict[Kind, tuple[str, ...]] = {
-    "pixart": (*_DRAWING, "sampler", "engine", "parts"),
-    "run": (*_DRAWING, "sampler", "engine", "checkpoint", "ema"),
+    "pixart": (*dict.fromkeys(_OURS), "parts"),
+    "run": (*dict.fromkeys(_OURS), "checkpoint", "ema"),
     "diffusers": _DRAWING,
     "pictures": (),
 }
 # How a name is made longer by a setting that tells two models of one source apart.
-_SHOWN = {"steps": "{} steps", "guidance_scale": "guidance {:g}", "checkpoint": "step {}", "ema": "EMA {:g}"}
+_SHOWN = {
+    "steps": "{} steps",
+    "guidance_scale": "guidance {:g}",
+    "guidance_rescale": "rescale {:g}",
+    "width": "{} px wide",
+    "height": "{} px high",
+    "block_cache": "block cache {}",
+    "text_encoder_dtype": "text encoder in {}",
+    "vae_dtype": "decoder in {}",
+    "decode": "{} decoding",
+    "checkpoint": "step {}",
+    "ema": "EMA {:g}",
+}
+_SHOWN_FLAGS = {"text_encoder_8bit": "8-bit text encoder"}
 
 
 @dataclass(frozen=True)
@@ -190,18 +219,21 @@ def _from_file(path: Path) -> list[tuple[str | None, str, Settings]]:
 
 
 def _settings(values: dict[str, Any], where: str, *, from_text: bool) -> Settings:
-    fields = {field.name: field.type for field in dataclasses.fields(Settings)}
+    kinds = {field.name: field.type for field in fields(Settings)}
     read: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in fields:
-            raise UsageError(f"{where}: {unknown('setting', key, (*fields, 'name'))}")
-        kind = next(kind for kind in (int, float, str) if fields[key] == kind | None)
+        if key not in kinds:
+            raise UsageError(f"{where}: {unknown('setting', key, (*kinds, 'name'))}")
+        kind = next(kind for kind in (bool, int, float, str) if kinds[key] == kind | None)
         try:
+            if from_text and kind is bool:
+                read[key] = {"true": True, "false": False}[value.lower()]
+                continue
             if not from_text and type(value) not in ((int, float) if kind is float else (kind,)):
                 raise ValueError
             read[key] = kind(value)
-        except ValueError:
-            what = {int: "a whole number", float: "a number", str: "a text"}[kind]
+        except (ValueError, KeyError):
+            what = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
             raise UsageError(f"{where}: {key} must be {what}, not {value!r}.") from None
     return Settings(**read)
 
@@ -228,13 +260,20 @@ def _names(models: list[tuple[str | None, str, Kind, Settings]]) -> list[str]:
         apart = {
             key: value for key, value in settings.given().items() if any(other.get(key) != value for other in alike)
         }
-        shown = [_SHOWN.get(key, "{}").format(value) for key, value in apart.items()]
+        shown = [_shown(key, value) for key, value in apart.items()]
         path = Path(source)
         last = path.resolve().name if path.exists() else source.split("/")[-1]
         if (path.is_dir() and last in ("model", "vae")) or re.fullmatch(r"checkpoint-\d+", last):
             last = f"{path.resolve().parent.name}/{last}"  # "model" says nothing; the run's name does
         names.append(", ".join(["pixart-default" if source == SHIPPED else last, *shown]))
     return names
+
+
+def _shown(key: str, value: Any) -> str:
+    """A setting as part of a name: 8 steps, int8, staged, not staged."""
+    if isinstance(value, bool):
+        return f"{'' if value else 'not '}{_SHOWN_FLAGS.get(key, key)}"
+    return _SHOWN.get(key, "{}").format(Path(value).name if key in ("parts", "text_states") else value)
 
 
 def _plain(name: str) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.comparison.models import Model, Settings
+from pixart.evaluation.comparison.models import SAME_BYTES, Model, Settings
 from pixart.evaluation.prompt_sets import Prompt
 
 PLAN = "comparison.json"
+LOCK = "lock.json"  # of the command that draws here
 FORMAT = 1
 
 
@@ -53,7 +54,7 @@ class Plan:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(json.dumps(_as_json(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(_deciding(_as_json(self)), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def make_rows(prompts: list[Prompt], styles: dict[str, Any] | None) -> tuple[Row, ...]:
@@ -72,24 +73,31 @@ def make_rows(prompts: list[Prompt], styles: dict[str, Any] | None) -> tuple[Row
     return tuple(rows)
 
 
-def begin(plan: Plan, folder: Path) -> None:
-    """Make `folder` the place of this plan, or go on with it if it is already.
+def check_free(plan: Plan, folder: Path) -> None:
+    """Whether `plan` can begin or go on in `folder`; writes nothing.
 
     Raises:
         UsageError: the folder holds another comparison (says what differs) or something else.
-        PixArtError: it cannot be written, or its plan cannot be read.
+        PixArtError: its plan cannot be read.
     """
-    path = folder / PLAN
-    if path.is_file():
-        different = _difference(_as_json(read(folder)), _as_json(plan))
+    if (folder / PLAN).is_file():
+        different = _difference(_deciding(_as_json(read(folder))), _deciding(_as_json(plan)))
         if different:
             raise UsageError(f"{folder} holds another comparison: {different}. Give another --output for this one.")
-        return
+    elif folder.is_file():
+        raise UsageError(f"{folder} is a file; give a folder with --output.")
+    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise UsageError(f"{folder} is in use and holds no comparison; give a new folder with --output.")
+
+
+def begin(plan: Plan, folder: Path) -> None:
+    """Make `folder`, which is there, the place of this plan, or go on with it; raises as `check_free`.
+
+    What changes no byte of a picture may differ from what it began with. Raises PixArtError if it cannot be written.
+    """
+    check_free(plan, folder)
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is in use and holds no comparison; give a new folder with --output.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"format": FORMAT, "id": plan.id, **_as_json(plan)}, indent=1).encode())
+        write_whole(folder / PLAN, json.dumps({"format": FORMAT, "id": plan.id, **_as_json(plan)}, indent=1).encode())
     except OSError as error:
         raise PixArtError(f"{folder} cannot be written: {error.strerror or error}.") from None
 
@@ -117,6 +125,15 @@ def _as_json(plan: Plan) -> dict[str, Any]:
     models = [{**dataclasses.asdict(model), "settings": model.settings.given()} for model in plan.models]
     # Through JSON, so that what was read again equals what was written.
     return json.loads(json.dumps({"prompts": rows, "seeds": list(plan.seeds), "models": models}))
+
+
+def _deciding(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan without the settings that change no byte of a picture."""
+    models = []
+    for model in plan["models"]:
+        kept = {key: value for key, value in model["settings"].items() if key not in SAME_BYTES}
+        models.append({**model, "settings": kept})
+    return {**plan, "models": models}
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:

@@ -88,6 +88,11 @@ class Outcome:
         return max((session.device_bytes for session in self.sessions if session.device_bytes), default=None)
 
     @property
+    def engine(self) -> str | None:
+        """What drew, once something was drawn: onnx, torch, diffusers."""
+        return next((s.settings.get("engine") for s in reversed(self.sessions) if s.settings), None)
+
+    @property
     def last(self) -> Session | None:
         return self.sessions[-1] if self.sessions else None
 

@@ -13,11 +13,9 @@ from typing import Any
 
 from pixart.errors import PixArtError
 from pixart.evaluation.comparison.drawers import Drawer, open_drawer
+from pixart.evaluation.comparison.drawing import NO_MEMORY
 from pixart.evaluation.comparison.plan import Cell
 from pixart.evaluation.comparison.results import describe
-
-# What libraries say when there is no memory for a tensor, besides raising MemoryError or torch's own class.
-_NO_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "allocate memory", "allocatememory")
 
 
 def main() -> int:
@@ -59,7 +57,7 @@ def _draw(job: dict[str, Any], say) -> None:
         image = drawer.draw(text, negative, seed)
         seconds = time.perf_counter() - began
         if count == 0:
-            _refuse_other_weights(drawer, job["weights"])
+            _refuse_another_model(drawer, job["weights"], job["engine"])
         partial = own / f".{cell.file}.partial"
         image.save(partial, format="PNG")
         partial.replace(own / cell.file)
@@ -68,8 +66,13 @@ def _draw(job: dict[str, Any], say) -> None:
         say({"picture": picture, **told, **_memory()})
 
 
-def _refuse_other_weights(drawer: Drawer, expected: dict[str, str]) -> None:
-    """A comparison that goes on must not mix the pictures of two models under one name."""
+def _refuse_another_model(drawer: Drawer, expected: dict[str, str], engine: str | None) -> None:
+    """A comparison that goes on must not mix the pictures of two models, or of two engines, under one name."""
+    now = drawer.settings.get("engine")
+    if engine not in (None, now):
+        raise PixArtError(
+            f"Its first pictures were drawn by the engine {engine}, and {now} draws others; compare in a new --output."
+        )
     changed = [name for name in expected if drawer.weights.get(name) != expected[name]]
     if changed:
         raise PixArtError(
@@ -82,7 +85,7 @@ def _reason(error: Exception) -> dict[str, str] | None:
     """What to tell of an error that a person can do something about; None for a bug."""
     said = " ".join(str(error).split()) or type(error).__name__
     text = f"{type(error).__name__} {said}".lower()
-    if isinstance(error, MemoryError) or any(mark in text for mark in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(mark in text for mark in NO_MEMORY):
         # ONNX Runtime begins with places in its source, and ends with what is the matter.
         return {"error": "memory", "reason": said if len(said) < 200 else f"... {said[-160:]}"}
     if isinstance(error, ModuleNotFoundError):
