@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.numbers import alignment, fidelity
 from pixart.evaluation.numbers.command import run_layout, run_metrics
@@ -63,9 +64,9 @@ def few(monkeypatch):
 
 
 def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsys, tmp_path):
-    output = tmp_path / "numbers.json"
     told = []
-    for other, metrics in zip(folders[1:], ("kid,prc", "fid,kid,prc"), strict=True):
+    for other, metrics, name in zip(folders[1:], ("kid,prc", "fid,kid,prc"), ("near", "far"), strict=True):
+        output = tmp_path / f"{name}.json"
         words = ["--inception", str(inception), "--output", str(output), "--metrics", metrics]
         assert run_metrics([str(folders[0]), "--reference", str(other), *words]) == 0
         told.append(json.loads(output.read_text()))
@@ -74,9 +75,28 @@ def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsy
     assert 0 <= far["recall"] <= near["recall"] <= 1 and far["fid"] > 0 and "fid" not in near
     out = capsys.readouterr().out
     assert "biased: FID of 40 pictures is biased upwards" in out and "precision and recall depend on the count" in out
+    with pytest.raises(UsageError, match=r"near\.json and .*far\.json were measured differently \(reference "):
+        run_metrics(["--compare", str(tmp_path / "near.json"), str(tmp_path / "far.json")])
+    both = ["--compare", str(tmp_path / "near.json"), str(tmp_path / "far.json")]
+    assert run_metrics([*both, "--across", "reference"]) == 0
+    kid, fid = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("kid ", "fid ")))
+    assert (kid, fid) == (["kid", *(f"{one['kid']:.4f}" for one in (near, far))], ["fid", "-", f"{far['fid']:.4f}"])
     protocol = told[0]["protocol"]
     assert protocol["count"] == 40 and protocol["reference"] == open_folder(folders[1]).sha256
     assert len(protocol["inception"]) == 64 and "299 px" in protocol["resize"]
+
+
+def test_the_protocol_says_how_our_own_pictures_were_drawn(tiny_model_with_graphs, tmp_path):
+    from pixart.evaluation.numbers.protocol import drawing_protocol
+
+    small = ["--width", "64", "--height", "64", "--seed", "7", "--num-images", "2", "--output", str(tmp_path)]
+    for steps in ("2", "3"):
+        assert main(["generate", "a fox", "--model", str(tiny_model_with_graphs), "--steps", steps, *small]) == 0
+    found = drawing_protocol(open_folder(tmp_path))
+    assert (found["steps"], found["width"], found["seeds"]) == ([2, 3], 64, "7 to 8, 2 of them")
+    assert isinstance(found["guidance_scale"], float) and found["sampler"] == "dpm-solver"
+    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png")
+    assert set(drawing_protocol(open_folder(tmp_path)).values()) == {None}
 
 
 def test_the_formulas_give_what_torch_fidelity_gives():
@@ -84,7 +104,12 @@ def test_the_formulas_give_what_torch_fidelity_gives():
     rng = np.random.default_rng(5)
     a, b = rng.normal(0, 1, (120, 8)).astype(np.float32), rng.normal(0.3, 1.2, (110, 8)).astype(np.float32)
     assert fidelity.frechet_distance(a, b) == pytest.approx(1.8050605682, rel=1e-6)
-    assert fidelity.kernel_inception_distance(a, b) == pytest.approx((0.6533216763, 0.1987395485), rel=1e-4)
+    state = torch.get_rng_state()
+    kid = fidelity.kernel_inception_distance(a, b)
+    assert kid == fidelity.kernel_inception_distance(a, b) and torch.equal(torch.get_rng_state(), state)
+    # Other random subsets than torch-fidelity's, so to within the error of a mean of 100.
+    assert kid[0] == pytest.approx(0.6533216763, abs=4 * 0.1987395485 / 100**0.5)
+    assert kid[1] == pytest.approx(0.1987395485, rel=0.3)
     assert fidelity.precision_recall(a, b) == pytest.approx((0.9333333373, 0.6636363864), rel=1e-6)
 
 
@@ -266,6 +291,10 @@ def test_pictures_of_other_sizes_are_cut_to_the_middle_square(tmp_path):
     [
         ("nowhere --clip x", "nowhere is not a folder of pictures"),
         ("{pictures}", "There is nothing to measure"),
+        ("", "There is nothing to measure: pixart metrics takes a folder"),
+        ("{pictures} --clip x --num 0", "--num is 0"),
+        ("--compare a.json", "--compare needs two files"),
+        ("{pictures} --across steps", "--across goes with --compare"),
         ("{pictures} --reference {empty}", "holds no pictures"),
         ("{pictures} --reference {pictures} --metrics fid,is", "it takes fid, kid, prc"),
         ("{pictures} --clip x --num 50", "fewer than the 50"),

@@ -13,6 +13,7 @@ EXTRA_OF = {
     "onnxscript": "torch",
     "torch": "torch",
     "transformers": "torch",
+    "torchmetrics": "eval",
     "pyarrow": "data",
     "resvg_py": "data",
     "textblob": "data",

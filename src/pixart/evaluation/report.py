@@ -82,21 +82,7 @@ def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
     Raises UsageError where they were not measured in the same way; `across` names what may differ.
     """
     told = [read_report(path) for path in paths]
-    known = told[0]["protocol"]
-    strange = [key for key in across if key not in known]
-    if strange:
-        raise UsageError(f"--across {strange[0]}: the protocol has {', '.join(known)}.")
-    for path, other in zip(paths[1:], told[1:], strict=True):
-        keys = [key for key in known.keys() | other["protocol"].keys() if known.get(key) != other["protocol"].get(key)]
-        differ = sorted(set(keys) - set(across))
-        if differ:
-            shown = ", ".join(
-                f"{key} {_short(known.get(key))} and {_short(other['protocol'].get(key))}" for key in differ
-            )
-            raise UsageError(
-                f"{paths[0]} and {path} were measured differently ({shown}), so their figures do not compare. "
-                f"If that is what you ask about: --across {','.join(differ)}"
-            )
+    refuse_other_protocols(paths, [one["protocol"] for one in told], across)
     named = {f"{one['model']} ({path.name})": columns(one)[DRAWN] for path, one in zip(paths, told, strict=True)}
     lines = [as_text({**named, **{name: columns(told[0])[name] for name in (REAL, COPY)}})]
     for path, other in zip(paths[1:], told[1:], strict=True):
@@ -106,6 +92,23 @@ def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
             if difference:
                 lines.append(f"  {words}: {written(difference, kind)}")
     return "\n".join(lines)
+
+
+def refuse_other_protocols(paths: list[Path], protocols: list[dict], across: tuple[str, ...]) -> None:
+    """UsageError where the files `paths` were not measured as the first of them; `across` names what may differ."""
+    known = protocols[0]
+    strange = [key for key in across if not any(key in protocol for protocol in protocols)]
+    if strange:
+        raise UsageError(f"--across {strange[0]}: the protocol has {', '.join(known)}.")
+    for path, other in zip(paths[1:], protocols[1:], strict=True):
+        keys = [key for key in known.keys() | other.keys() if known.get(key) != other.get(key)]
+        differ = sorted(set(keys) - set(across))
+        if differ:
+            shown = ", ".join(f"{key} {_short(known.get(key))} and {_short(other.get(key))}" for key in differ)
+            raise UsageError(
+                f"{paths[0]} and {path} were measured differently ({shown}), so their figures do not compare. "
+                f"If that is what you ask about: --across {','.join(differ)}"
+            )
 
 
 def _difference(before: list[dict], after: list[dict], name: str) -> Estimate | None:
@@ -135,4 +138,4 @@ def _nan(estimate: dict) -> dict:
 
 
 def _short(value: object) -> str:
-    return str(value)[:12]
+    return "unknown" if value is None else str(value)[:24]

@@ -29,6 +29,7 @@ class Clip:
     size: int  # pixels
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    path: Path  # of the folder
 
     def cosines(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """The cosine of each picture with its own prompt, (N,), -1 to 1."""
@@ -107,7 +108,7 @@ def _with_parts(model, source: str | Path) -> Clip:
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
     size = model.config.vision_config.image_size
     mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
-    return Clip(model.eval().requires_grad_(False), tokenizer, size, mean, std)
+    return Clip(model.eval().requires_grad_(False), tokenizer, size, mean, std, Path(path).parent)
 
 
 def open_hps(weights: Path, config: str | Path = HPS_CONFIG) -> Clip:

@@ -18,11 +18,11 @@ class Metrics:
     """FID, KID, precision and recall against a folder of true pictures; CLIPScore and HPSv2 against the prompts.
 
     Each is measured where its extractor's weights are there; what is missing is named. The protocol is printed and
-    stored with the figures.
+    stored with the figures. pixart metrics --compare A.json B.json prints two results beside each other.
     """
 
-    drawn: Annotated[Path, arg(metavar="DRAWN")]
-    """Folder of drawn pictures."""
+    drawn: Annotated[Path | None, arg(metavar="DRAWN", help_behavior_hint="(required)")] = None
+    """Folder of drawn pictures, the first word after pixart metrics."""
     reference: Annotated[Path | None, shown("FOLDER", "none")] = None
     """Folder of true pictures, for FID, KID, precision and recall."""
     metrics: Annotated[str, arg(metavar="NAME,...")] = "fid,kid,prc"
@@ -43,6 +43,10 @@ class Metrics:
     """Side that the middle square of every picture is brought to before Inception sees it."""
     output: Annotated[Path | None, shown("FILE.json", "none")] = None
     """File for figures and protocol."""
+    compare: tuple[Path, ...] = ()
+    """Files of earlier measurements, to print beside each other. Nothing is measured."""
+    across: Annotated[str, shown("NAME,...", "none")] = ""
+    """With --compare: what may differ, such as steps."""
 
 
 @dataclass
@@ -71,7 +75,10 @@ class Layout:
 
 def run_metrics(arguments: list[str]) -> int:
     """Everything after `pixart metrics`. Returns the exit code."""
-    return parsed(Metrics, arguments, "pixart metrics", _metrics)
+    given = list(arguments)
+    if given and not given[0].startswith("-"):
+        given = ["--drawn", *given]
+    return parsed(Metrics, given, "pixart metrics", _metrics)
 
 
 def run_layout(arguments: list[str]) -> int:
@@ -80,9 +87,19 @@ def run_layout(arguments: list[str]) -> int:
 
 
 def _metrics(options: Metrics) -> int:
-    from pixart.evaluation.numbers import alignment, fidelity
+    from pixart.evaluation.numbers import alignment, fidelity, protocol
     from pixart.evaluation.numbers.pictures import open_folder, prompts_of, read
 
+    if options.compare:
+        if len(options.compare) < 2:
+            raise UsageError("--compare needs two files or more.")
+        across = tuple(name for name in options.across.split(",") if name)
+        print(protocol.compare(list(options.compare), across))
+        return 0
+    if options.across:
+        raise UsageError("--across goes with --compare; nothing is compared here.")
+    if options.drawn is None:
+        raise UsageError("There is nothing to measure: pixart metrics takes a folder of drawn pictures.")
     if options.reference is None and options.clip is None and options.hps is None:
         raise UsageError("There is nothing to measure: give --reference for FID, KID and the like, --clip, or --hps.")
     metrics = tuple(options.metrics.split(","))
@@ -90,39 +107,42 @@ def _metrics(options: Metrics) -> int:
         raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(fidelity.METRICS)}, with commas between.")
     drawn = open_folder(options.drawn, options.num)
     figures: dict[str, float] = {}
-    protocol = {"drawn": drawn.sha256, "count": len(drawn.files)}
+    how: dict[str, object] = {"count": len(drawn.files), **protocol.drawing_protocol(drawn)}
     marks: tuple[str, ...] = ()
     if options.reference is not None:
         true = open_folder(options.reference, options.num)
         found = fidelity.fidelity(drawn, true, metrics=metrics, weights=options.inception, size=options.size)
         marks = found.marks
         figures |= {k: v for k, v in asdict(found).items() if k != "marks" and v is not None}
-        protocol |= {
+        how |= {
             "reference": true.sha256,
             "reference_count": len(true.files),
             "resize": f"middle square, PIL bicubic to {options.size} px",
-            "inception": _hash(fidelity.find_weights(options.inception)),
+            "inception": protocol.hash_file(fidelity.find_weights(options.inception)),
         }
     if options.clip is not None or options.hps is not None:
         prompts = prompts_of(drawn, _prompts(options.prompts))
         pictures = [read(file) for file in drawn.files]
+        how["prompts"] = protocol.hash_texts(prompts)
         if options.clip is not None:
-            values = alignment.clip_scores(alignment.open_clip(options.clip), pictures, prompts)
+            clip = alignment.open_clip(options.clip)
+            values = alignment.clip_scores(clip, pictures, prompts)
             figures |= {"clip_score": float(values.mean()), "clip_score_error": _error(values)}
-            protocol["clip"] = str(options.clip)
+            how["clip"] = protocol.hash_weights(clip.path)
         if options.hps is not None:
             clip = alignment.open_hps(options.hps, options.hps_config or alignment.HPS_CONFIG)
             values = alignment.hps_scores(clip, pictures, prompts)
             figures |= {"hps_v2": float(values.mean()), "hps_v2_error": _error(values)}
-            protocol["hps"] = options.hps.name
-    told = {"format": 1, "figures": figures, "marks": list(marks), "protocol": protocol}
+            how["hps"] = protocol.hash_weights(options.hps)
+    told = {"format": protocol.FORMAT, "figures": figures, "marks": list(marks), "protocol": how}
+    told["drawn"] = {"folder": str(drawn.path), "sha256": drawn.sha256}
     if options.output is not None:
         _write(options.output, json.dumps(told, indent=1) + "\n")
     for name, value in figures.items():
         print(f"{name:<18} {value:.4f}")
     for mark in marks:
         print(f"biased: {mark}")
-    print(", ".join(f"{name} {str(value)[:12]}" for name, value in protocol.items()))
+    print(", ".join(f"{name} {_short(value)}" for name, value in how.items()))
     return 0
 
 
@@ -174,11 +194,10 @@ def _layout(options: Layout) -> int:
     return 0
 
 
-def _hash(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _short(value: object) -> str:
+    """A value of the protocol on the terminal; the file has hashes whole."""
+    text = "unknown" if value is None else str(value)
+    return text[:12] if len(text) == 64 else text
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,11 +1,13 @@
 """FID, KID, precision and recall on features of Inception v3: how alike two folders of pictures are.
 
-The formulas are torch-fidelity's, which the tests compare with. The library itself is not needed: it wants torchvision,
-whose usual build does not load beside a torch without CUDA.
+FID and KID are torchmetrics'. It has no precision and recall; torch-fidelity has, but wants torchvision, whose usual
+build does not load beside a torch without CUDA. So these are written here, and the tests hold torch-fidelity's results.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ FEATURES = 2048  # of Inception v3: with no more pictures than that, FID's covar
 UNBIASED = 10_000  # under it, FID is well above what more pictures of the same model would give (arXiv 1911.07023)
 FEWEST = 100  # pictures, for any of the others
 SUBSETS, SUBSET = 100, 1000  # of KID, and pictures of each; with fewer pictures, half of them
+SUBSETS_SEED = 2020
 NEIGHBOUR = 3  # whose distance is the radius of a picture's ball, in precision and recall
 AT_ONCE = 32
 WEIGHTS = "inception-2015-12-05.pt"
@@ -106,38 +109,45 @@ def features(folder: Folder, weights: Path, size: int) -> np.ndarray:
         raise PixArtError(f"{weights} is not Inception v3 as TorchScript ({reason}); get {WHERE}") from error
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """FID of features (N, D) and (M, D): arXiv 1706.08500, equation 6.
+def frechet_distance(drawn: np.ndarray, true: np.ndarray) -> float:
+    """FID of features (N, D) and (M, D): arXiv 1706.08500, equation 6, by torchmetrics."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
-    The trace of the root of the product of both covariances is that of a symmetric matrix, so no complex numbers arise.
+    return float(_measured(FrechetInceptionDistance(_as_they_are(drawn.shape[1])), drawn, true))
+
+
+def kernel_inception_distance(drawn: np.ndarray, true: np.ndarray, subsets: int = SUBSETS) -> tuple[float, float]:
+    """KID and its deviation over random subsets: arXiv 1801.01401, section 4, by torchmetrics.
+
+    Which subsets is always the same for the same counts, and changes no other random numbers of torch.
     """
-    values, vectors = np.linalg.eigh(np.cov(a, rowvar=False))
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    inner = root @ np.cov(b, rowvar=False) @ root
-    trace = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
-    difference = a.mean(axis=0) - b.mean(axis=0)
-    variance = a.var(axis=0, ddof=1).sum() + b.var(axis=0, ddof=1).sum()
-    return float(difference @ difference + variance - 2 * trace)
+    import torch
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    count = min(SUBSET, min(len(drawn), len(true)) // 2)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # that it keeps all features in memory
+        torch.manual_seed(SUBSETS_SEED)
+        metric = KernelInceptionDistance(_as_they_are(drawn.shape[1]), subsets=subsets, subset_size=count)
+        mean, deviation = _measured(metric, drawn, true)
+    return float(mean), float(deviation)
 
 
-def kernel_inception_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """KID and its deviation over random subsets: arXiv 1801.01401, section 4. The subsets are torch-fidelity's."""
-    count = min(SUBSET, min(len(a), len(b)) // 2)
-    rng = np.random.RandomState(2020)
-    values = [
-        _squared_distance(a[rng.choice(len(a), count, replace=False)], b[rng.choice(len(b), count, replace=False)])
-        for _ in range(SUBSETS)
-    ]
-    return float(np.mean(values)), float(np.std(values))
+def _as_they_are(width: int) -> "torch.nn.Module":  # noqa: F821
+    """What torchmetrics takes for its extractor, since our features are there already."""
+    import torch
+
+    module = torch.nn.Identity()
+    module.num_features = width
+    return module
 
 
-def _squared_distance(x: np.ndarray, y: np.ndarray) -> float:
-    def kernel(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        return (p @ q.T / p.shape[1] + 1) ** 3
+def _measured(metric: "torchmetrics.Metric", drawn: np.ndarray, true: np.ndarray) -> Any:  # noqa: F821
+    import torch
 
-    count = len(x)
-    within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y))) / (count * (count - 1))
-    return float(within - 2 * kernel(x, y).mean())
+    metric.update(torch.from_numpy(drawn).double(), real=False)
+    metric.update(torch.from_numpy(true).double(), real=True)
+    return metric.compute()
 
 
 def precision_recall(drawn: np.ndarray, true: np.ndarray) -> tuple[float, float]:

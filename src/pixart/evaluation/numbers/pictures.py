@@ -25,6 +25,8 @@ class Folder:
 
 def open_folder(path: Path, most: int | None = None) -> Folder:
     """All pictures in a folder and its subfolders, the first `most` by name. Raises UsageError where there are none."""
+    if most is not None and most < 1:
+        raise UsageError(f"--num is {most}; give 1 or more.")
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder of pictures.")
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and not file.name.startswith("."))
