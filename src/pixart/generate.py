@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +36,8 @@ class Generate:
     """Of an official file: the one size that its tensors do not tell."""
     image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
     """Of an official file without pos_embed: side of the pictures that it was trained on."""
+    fast: bool = False
+    """Draw with the model's fast denoiser: a few steps, and guidance is in its weights."""
     style: Annotated[str | None, shown("NAME", "none")] = None
     """One of the model's styles."""
     styles: bool = False
@@ -80,6 +82,8 @@ class Generate:
     memory: Annotated[Memory, arg(name="")] = PLAIN
     output: Annotated[str | None, shown("PATH", "the current folder")] = None
     """A .png file or a folder. An existing file is kept: the next free name is taken."""
+    transparent: bool = False
+    """Cut out what is drawn: the white around it becomes transparent, with soft edges."""
     json: bool = False
     """Print one JSON object per picture instead of its path."""
     no_metadata: bool = False
@@ -91,6 +95,7 @@ class Generate:
 def generate(options: Generate) -> int:
     """Run `pixart generate`; prints the path of every picture."""
     # All that can be wrong with the request is said before torch is loaded, which takes seconds.
+    from pixart.sampling.cutout import cut_out
     from pixart.sampling.engine import check_block_cache, choose_engine
     from pixart.sampling.image_files import check_output, plan_output, slug, write_png
     from pixart.sampling.model_folder import open_model_folder
@@ -104,6 +109,7 @@ def generate(options: Generate) -> int:
             ema=options.ema,
             num_heads=options.num_heads,
             image_size=options.image_size,
+            fast=options.fast,
         )
     if options.styles and (options.style is not None or not folder.styles):
         why = f"--style {options.style} is one of them" if options.style else "this model has none"
@@ -148,9 +154,12 @@ def generate(options: Generate) -> int:
                 planned = plan_output(options.output, asked.resolved_prompts[0], picture.seed)
                 if options.styles and planned == target and options.output and planned == Path(options.output):
                     planned = planned.with_stem(f"{planned.stem}-{slug(asked.style)}")  # the sheet has the name itself
+                by_style.setdefault(asked.style, []).append(picture.image)
+                if options.transparent:
+                    settings = {**picture.settings, "transparent": True}
+                    picture = replace(picture, image=cut_out(picture.image), settings=settings)
                 path = write_png(picture.image, picture.settings, planned, metadata=not options.no_metadata)
                 written.add(path)
-                by_style.setdefault(asked.style, []).append(picture.image)
                 record(picture)
                 progress.drawn(picture.seed)
                 if path != planned and planned not in written:  # with one name for several pictures, the first has it

@@ -79,7 +79,8 @@ def check(
 
     from pixart.progress import DrawingProgress
     from pixart.sampling.again import differences, find_model, manner_of, request_of, with_threads
-    from pixart.sampling.image_files import pixel_hash, read_record
+    from pixart.sampling.cutout import cut_out
+    from pixart.sampling.image_files import on_white, pixel_hash, read_record
     from pixart.sampling.pipeline import Pipeline
 
     texts = read_texts(path)
@@ -90,7 +91,7 @@ def check(
     pipelines = {} if pipelines is None else pipelines
     folder = find_model(record, model, parts)
     request, manner = request_of(record, folder), manner_of(record, folder)
-    key = (folder.path, folder.source, manner)
+    key = (folder.path, folder.fast, folder.source, manner)
     with with_threads(manner.threads), DrawingProgress(1, request.steps) as progress:
         progress.say(f"Drawing {shown(Path(path).name)} again.")
         if key not in pipelines:
@@ -101,7 +102,10 @@ def check(
             )
         progress.drawing()
         (picture,) = pipelines[key].draw(request, progress.step)
-    now = picture.settings
+    now, drawn = picture.settings, picture.image
+    if record.get("transparent") is True:
+        drawn = on_white(cut_out(drawn))
+        now = {**now, "transparent": True, "pixels_sha256": pixel_hash(drawn)}
     stored = record.get("pixels_sha256")
     report = Report(
         path=shown(str(path), 500),
@@ -123,11 +127,11 @@ def check(
         if report.stored_sha256 == report.drawn_sha256:
             report.reasons.append("Its settings still draw what was written, to the last bit.")
             then_and_now = []
-    if image.size != picture.image.size:
-        sizes = [f"{width} x {height}" for width, height in (image.size, picture.image.size)]
+    if image.size != drawn.size:
+        sizes = [f"{width} x {height}" for width, height in (image.size, drawn.size)]
         report.reasons.append(f"The picture is {sizes[0]}, and its settings draw {sizes[1]}.")
     else:
-        values = [np.asarray(one.convert("RGB")).astype(np.int16) for one in (image, picture.image)]
+        values = [np.asarray(one.convert("RGB")).astype(np.int16) for one in (image, drawn)]
         apart = np.abs(values[0] - values[1])
         report.maximum, report.mean = int(apart.max()), float(apart.mean())
         report.share = float((apart > 0).mean())

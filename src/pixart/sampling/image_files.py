@@ -71,7 +71,7 @@ def check_output(path: Path) -> None:
 
 
 def write_png(image, settings: dict[str, Any] | None, path: Path, *, metadata: bool = True) -> Path:
-    """Write an RGB PIL image with its settings and return the path used: `path`, or a free name beside it.
+    """Write an RGB or RGBA PIL image with its settings and return the path used: `path`, or a free name beside it.
 
     An existing file is never overwritten: name.png, name-1.png, name-2.png, ... is tried in turn. The file appears
     under its name only when all of it is on disk. Settings of None are for sheets of several pictures, which have no
@@ -132,8 +132,19 @@ def read_record(texts: PictureTexts) -> dict[str, Any] | None:
 
 
 def pixel_hash(image) -> str:
-    """SHA-256 of the raw RGB bytes, row by row."""
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    """SHA-256 of the raw RGB bytes, row by row; of a picture with transparent parts, as it looks on white."""
+    return hashlib.sha256(on_white(image).tobytes()).hexdigest()
+
+
+def on_white(image):
+    """A PIL image as RGB, with white where it is transparent."""
+    from PIL import Image
+
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
 
 
 def parameters_text(record: dict[str, Any]) -> str:
