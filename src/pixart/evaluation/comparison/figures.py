@@ -35,10 +35,12 @@ def figures(plan: Plan, found: list[Outcome]) -> str:
     rows = "".join(_line(name, values, differs=False) for name, values in costs.items())
     settings = [_flat(_settings(model, outcome)) for model, outcome in zip(plan.models, found, strict=True)]
     names = list(dict.fromkeys(name for values in settings for name in values))
+    draws = [model.kind != "pictures" for model in plan.models]  # of pictures made elsewhere nothing is known
     lines = []
     for name in names:
         values = [values.get(name, "") for values in settings]
-        lines.append((len(set(values)) > 1, _line(name, values, differs=len(set(values)) > 1)))
+        differs = len({value for value, known in zip(values, draws, strict=True) if known}) > 1
+        lines.append((differs, _line(name, values, differs=differs)))
     shown = [line for _, line in sorted(lines, key=lambda line: not line[0])]
     return (
         f'<h2>Time and memory</h2><div class="panel scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
@@ -83,6 +85,7 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
             flat[before + name] = value[:16] + "…"
         elif value is not None and value != "":
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            shown = {"True": "yes", "False": "no"}.get(shown, shown)
             flat[before + name.replace("_", " ")] = shown
     return flat
 
@@ -95,7 +98,8 @@ def _history(plan: Plan, found: list[Outcome]) -> str:
             if len(outcome.sessions) > 1 or session.ended != "done" or session.reason:
                 why = f": {session.reason}" if session.reason else ""
                 count = f"{session.pictures:,} picture{'s' * (session.pictures != 1)}"
-                items.append(f"{model.name}, {session.began}: {count}, {ends[session.ended]}{why}")
+                began = session.began.replace("T", " ").removesuffix("+00:00")
+                items.append(f"{model.name}, {began} UTC: {count}, {ends[session.ended]}{why}")
     if not items:
         return ""
     listed = "".join(f"<li>{text(item)}</li>" for item in items)

@@ -101,7 +101,7 @@ def _summary(plan: Plan, found: list[Outcome]) -> str:
     seeds = f"seed {plan.seeds[0]}" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     said = f"{_counted(prompts, 'prompt')}, {seeds}, {_counted(pictures, 'picture')}"
     gaps = len(plan.cells) * len(plan.models) - pictures
-    return said + (f'; <span class="warn">{gaps:,} are missing</span>' if gaps else "")
+    return said + (f'; <span class="warn">{gaps:,} {"is" if gaps == 1 else "are"} missing</span>' if gaps else "")
 
 
 def _data(plan: Plan, found: list[Outcome]) -> str:
@@ -156,7 +156,7 @@ def _about(row: Row, cell: Cell, plan: Plan) -> str:
     parts = [row.category, row.style or "", f"seed {cell.seed}" if len(plan.seeds) > 1 else ""]
     if row.negative_prompt:
         parts.append(f"without: {row.negative_prompt}")
-    return " · ".join(text(part) for part in (f"{cell.row}", *parts) if part)
+    return " · ".join(text(part) for part in (f"prompt {cell.row}", *parts) if part)
 
 
 def _why(outcome: Outcome) -> str:
