@@ -38,6 +38,7 @@ pixart COMMAND --help shows what a command takes; pixart --version the version."
 DATA_HELP = """usage: pixart data COMMAND ...
 
   emoji DEST          build the emoji data set
+  recolour DATA       add a split to it: training pictures in other colours, named
   check PATH          look a data set over: what is broken, double, cut, dropped
   extract PATH DEST   encode pictures and captions into what training reads
   caption PATH        let a vision-language model caption the pictures
@@ -161,6 +162,10 @@ def _dispatch(arguments: list[str]) -> int:
                 return run(rest)
         case ["data", "emoji", *rest]:
             return parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
+        case ["data", "recolour", *rest]:
+            from pixart.data.recolour_split import run
+
+            return run(rest)
         case ["data", "check", *rest]:
             from pixart.data.check.command import run
 

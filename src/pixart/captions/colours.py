@@ -8,12 +8,18 @@ COLOURS = (
 
 
 def colour_fractions(rgb: np.ndarray) -> dict[str, float]:
-    """Share of each colour name among the pixels `rgb` (n, 3) uint8, largest first; colours below 1% are left out.
+    """Share of each colour name among the pixels `rgb` (n, 3) uint8, largest first; colours below 1% are left out."""
+    if len(rgb) == 0:
+        return {}
+    share = np.bincount(colour_indices(rgb), minlength=len(COLOURS)) / len(rgb)
+    return {COLOURS[i]: round(float(share[i]), 4) for i in np.argsort(-share, kind="stable") if share[i] >= 0.01}
+
+
+def colour_indices(rgb: np.ndarray) -> np.ndarray:
+    """For each of the pixels `rgb` (n, 3) uint8 the place in `COLOURS` of its name, (n,).
 
     The names are regions of OKLCH (Ottosson 2020), so that lightness separates brown from orange and pink from red.
     """
-    if len(rgb) == 0:
-        return {}
     lightness, chroma, hue = _oklch(rgb)
     index = {name: i for i, name in enumerate(COLOURS)}
     names = np.full(len(rgb), index["purple"])
@@ -38,8 +44,7 @@ def colour_fractions(rgb: np.ndarray) -> dict[str, float]:
     names[neutral] = index["grey"]
     names[neutral & (lightness < 0.38)] = index["black"]
     names[neutral & (lightness > 0.88)] = index["white"]
-    share = np.bincount(names, minlength=len(COLOURS)) / len(rgb)
-    return {COLOURS[i]: round(float(share[i]), 4) for i in np.argsort(-share, kind="stable") if share[i] >= 0.01}
+    return names
 
 
 def _oklch(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -114,6 +114,21 @@ def text_states(
     return TextStates(**_shard(cache / f"{split}-text.safetensors", origin, make))
 
 
+def joined(texts: list[TextStates]) -> TextStates:
+    """The captions of several splits, one split after the other."""
+    if len(texts) == 1:
+        return texts[0]
+    tokens = np.cumsum([0, *(len(text.states) for text in texts)])
+    captions = np.cumsum([0, *(len(text.starts) - 1 for text in texts)])
+    zero = texts[0].starts[:1]
+    return TextStates(
+        torch.cat([text.states for text in texts]),
+        torch.cat([zero, *(text.starts[1:] + int(n) for text, n in zip(texts, tokens, strict=False))]),
+        torch.cat([zero, *(text.first_caption[1:] + int(n) for text, n in zip(texts, captions, strict=False))]),
+        texts[0].null,
+    )
+
+
 def to_unit(pictures: Tensor) -> Tensor:
     """uint8 pixels -> fp32 in [-1, 1], the range of the VAE."""
     return pictures.float() / 127.5 - 1.0

@@ -8,7 +8,7 @@ A recipe's phases say how many steps are done at which picture size; each batch 
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pixart.data.features import TextStates, to_unit
 from pixart.data.imagefolder import Record
+from pixart.data.split import SPLITS
 from pixart.errors import UsageError
 from pixart.training.rows import WHOLE, RowStreams, Share
 from pixart.training.tread import choose_tokens
@@ -62,6 +63,9 @@ class Sampling:
 
     For feature folders: `small_buckets` says what becomes of buckets with fewer pictures than a batch, and `held_out`
     so many pictures, a tenth of all at most, are never trained on but measured.
+
+    For data, text stages and the judge: `extra_splits` names further folders beside train, each with the share of all
+    draws that is taken from it; within it the weights hold too.
     """
 
     style_weights: dict[str, float] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class Sampling:
     short_caption_share: float = 0.0
     small_buckets: Literal["refuse", "drop", "repeat"] = "refuse"
     held_out: int = 256
+    extra_splits: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         weights = {"skin_tone_weight": self.skin_tone_weight} | self.style_weights
@@ -79,6 +84,13 @@ class Sampling:
             raise UsageError(f"sampling: short_caption_share {self.short_caption_share} must be from 0 to 1.")
         if self.held_out < 0:
             raise UsageError(f"sampling: held_out {self.held_out} must not be negative.")
+        if not all(share > 0 for share in self.extra_splits.values()) or not sum(self.extra_splits.values()) < 1:
+            raise UsageError(
+                f"sampling: the shares of extra_splits, {self.extra_splits}, must be above 0 and together below 1; the "
+                "rest is drawn from train."
+            )
+        if held := sorted(set(self.extra_splits) & set(SPLITS)):
+            raise UsageError(f"sampling: extra_splits names {held[0]}, which is trained on already or held out.")
 
 
 def total_steps(phases: tuple[Phase, ...]) -> int:
@@ -118,6 +130,18 @@ def weights_of(records: list[Record], sampling: Sampling) -> np.ndarray:
     if not weights.sum() > 0:
         raise UsageError("sampling: all pictures have the weight 0; give at least one style a weight above 0.")
     return weights / weights.sum()
+
+
+def weights_of_splits(splits: list[list[Record]], sampling: Sampling) -> np.ndarray:
+    """The chance of each record of train and of each of the extra splits, in that order, (N,) summing to 1."""
+    train, *extra = splits
+    shares = list(sampling.extra_splits.values())
+    weights = [weights_of(train, sampling) * (1 - sum(shares)) if extra else weights_of(train, sampling)]
+    for records, share in zip(extra, shares, strict=True):
+        styles = {record.style for record in records}
+        known = {name: weight for name, weight in sampling.style_weights.items() if name in styles}
+        weights.append(weights_of(records, replace(sampling, style_weights=known)) * share)
+    return np.concatenate(weights)
 
 
 def digest(*tensors: Tensor) -> str:

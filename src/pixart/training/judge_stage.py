@@ -14,11 +14,11 @@ from torch import Tensor
 from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
 from pixart.encoders import judge
-from pixart.training.batches import TextCondition, check_batch_sizes, digest, phase_at, weights_of
+from pixart.training.batches import TextCondition, check_batch_sizes, digest, phase_at, weights_of_splits
 from pixart.training.files import write_whole
 from pixart.training.recipe import DEFAULT_MODEL, JudgeRecipe
 from pixart.training.rows import WHOLE, RowStreams, Share
-from pixart.training.sources import HELD_OUT, spread
+from pixart.training.sources import HELD_OUT, keys_of, spread
 from pixart.training.stage import Stage
 
 ASKED = 500  # held-out pictures that an evaluation takes, each of which is looked for among all their captions
@@ -27,12 +27,14 @@ ASKED = 500  # held-out pictures that an evaluation takes, each of which is look
 class JudgeBatches:
     """`{"pixels", "text", "text_mask", "styles", "indices", "count", "keys"}` as `judge.loss` takes them."""
 
-    def __init__(self, recipe: JudgeRecipe, pictures: dict[int, Tensor], records: list[Record], text, styles: Tensor):
+    def __init__(
+        self, recipe: JudgeRecipe, pictures: dict[int, Tensor], splits: list[list[Record]], text, styles: Tensor
+    ):
         self.recipe, self.pictures, self.styles = recipe, pictures, styles
-        self.keys = [record.file_name for record in records]
-        self.cumulative = np.cumsum(weights_of(records, recipe.sampling))
+        self.keys = keys_of(["train", *recipe.sampling.extra_splits], splits)
+        self.cumulative = np.cumsum(weights_of_splits(splits, recipe.sampling))
         self.condition = TextCondition(text, 0.0, recipe.sampling.short_caption_share)
-        check_batch_sizes(recipe.phases, len(records), "the training split")
+        check_batch_sizes(recipe.phases, len(self.keys), "the training split")
 
     def __call__(self, step: int, share: Share = WHOLE) -> dict:
         phase = phase_at(self.recipe.phases, step)
@@ -60,8 +62,9 @@ class JudgeBatches:
 def judge_stage(recipe: JudgeRecipe, report: Callable[[str], None]) -> Stage:
     """Raises PixArtError where the data is missing or broken."""
     encoder, tokenizer = DEFAULT_MODEL / "text_encoder", DEFAULT_MODEL / "tokenizer"
-    records, held_records = read_split(recipe.data / "train"), read_split(recipe.data / HELD_OUT)
-    styles = sorted({record.style for record in records})
+    names = ["train", *recipe.sampling.extra_splits]
+    splits, held_records = [read_split(recipe.data / name) for name in names], read_split(recipe.data / HELD_OUT)
+    styles = sorted({record.style for record in splits[0]})
 
     def opened(split: str, size: int) -> Tensor:
         return features.pixels(recipe.data, split, size, recipe.cache, report)
@@ -73,9 +76,9 @@ def judge_stage(recipe: JudgeRecipe, report: Callable[[str], None]) -> Stage:
         return torch.tensor([styles.index(record.style) if record.style in styles else -1 for record in rows])
 
     size = recipe.phases[-1].size
-    text = told("train")
-    pictures = {size: opened("train", size) for size in {phase.size for phase in recipe.phases}}
-    batches = JudgeBatches(recipe, pictures, records, text, numbers(records))
+    text = features.joined([told(name) for name in names])
+    pictures = {at: _stacked([opened(name, at) for name in names]) for at in {phase.size for phase in recipe.phases}}
+    batches = JudgeBatches(recipe, pictures, splits, text, torch.cat([numbers(records) for records in splits]))
     asked = spread(len(held_records), ASKED)
     held = {
         "pixels": features.to_unit(opened(HELD_OUT, size)[asked]),
@@ -96,6 +99,10 @@ def judge_stage(recipe: JudgeRecipe, report: Callable[[str], None]) -> Stage:
         return write_judge(recipe.run / "judge", ema, config)
 
     return Stage(model, partial(judge.loss, config=recipe.judge), batches, partial(_held_out, held), finish)
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
 from pixart.errors import UsageError
-from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of
+from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of, weights_of_splits
 from pixart.training.feature_batches import FeatureBatches, Rows, held_out_batches, open_for
 from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
 
@@ -70,16 +70,19 @@ def _class_indices(records: list[Record], names: dict[str, list[str]]) -> Tensor
 
 
 def _text_pictures(recipe: TextRecipe, report) -> Source:
-    records = read_split(recipe.data / "train")
+    names = ["train", *recipe.sampling.extra_splits]
+    splits = [read_split(recipe.data / name) for name in names]
     encoder, tokenizer = text_folders(recipe)
-    text = features.text_states(recipe.data, "train", encoder, tokenizer, recipe.cache, report)
+    text = features.joined(
+        [features.text_states(recipe.data, name, encoder, tokenizer, recipe.cache, report) for name in names]
+    )
     moments = _latents(recipe, report)
     condition = TextCondition(text, recipe.caption_dropout, recipe.sampling.short_caption_share)
-    keys, weights = [record.file_name for record in records], weights_of(records, recipe.sampling)
+    keys, weights = keys_of(names, splits), weights_of_splits(splits, recipe.sampling)
     batches = LatentBatches(moments, weights, condition, recipe.phases, recipe.loop.seed, keys)
     held_text = features.text_states(recipe.data, HELD_OUT, encoder, tokenizer, recipe.cache, report)
     held_out = _held_out_latents(recipe, TextCondition(held_text, dropout=0.0, short_share=1.0), report)
-    styles = tuple(sorted({record.style for record in records}))
+    styles = tuple(sorted({record.style for record in splits[0]}))
     return Source(_channels(moments), batches, (held_out,), text_dim=text.null.shape[1], styles=styles)
 
 
@@ -101,10 +104,23 @@ def _text_features(recipe: TextRecipe) -> Source:
 
 
 def _latents(recipe: ClassRecipe | TextRecipe, report) -> dict[int, tuple[Tensor, Tensor]]:
-    sizes = sorted({phase.size for phase in recipe.phases})
-    return {
-        size: features.latents(recipe.data, "train", size, recipe.autoencoder, recipe.cache, report) for size in sizes
-    }
+    def of(name: str, size: int) -> tuple[Tensor, Tensor]:
+        return features.latents(recipe.data, name, size, recipe.autoencoder, recipe.cache, report)
+
+    found = {}
+    for size in sorted({phase.size for phase in recipe.phases}):
+        found[size] = of("train", size)
+        for name in recipe.sampling.extra_splits:
+            found[size] = tuple(torch.cat(both) for both in zip(found[size], of(name, size), strict=True))
+    return found
+
+
+def keys_of(names: list[str], splits: list[list[Record]]) -> list[str]:
+    """What pictures are called in messages: those of extra splits with the name of their folder."""
+    named = [record.file_name for record in splits[0]]
+    for name, records in zip(names[1:], splits[1:], strict=True):
+        named += [f"{name}/{record.file_name}" for record in records]
+    return named
 
 
 def _channels(moments: dict[int, tuple[Tensor, Tensor]]) -> int:
