@@ -91,12 +91,13 @@ def check_free(plan: Plan, folder: Path) -> None:
 
 
 def begin(plan: Plan, folder: Path) -> None:
-    """Make `folder`, which is there, the place of this plan, or go on with it; raises as `check_free`.
+    """Make `folder` the place of this plan, or go on with it; raises as `check_free`.
 
     What changes no byte of a picture may differ from what it began with. Raises PixArtError if it cannot be written.
     """
     check_free(plan, folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / PLAN, json.dumps({"format": FORMAT, "id": plan.id, **_as_json(plan)}, indent=1).encode())
     except OSError as error:
         raise PixArtError(f"{folder} cannot be written: {error.strerror or error}.") from None
