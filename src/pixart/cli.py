@@ -26,7 +26,7 @@ PixArt-α {__version__}: text to image, from data to pictures.
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   evaluate MODEL      draw held-out captions and judge the drawings, beside real pictures
-  metrics DRAWN       FID, KID, precision, recall, CLIPScore and HPSv2 of a folder of pictures
+  metrics DRAWN       FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
   layout NAME ...     draw the prompts of GenEval or T2I-CompBench where their scripts look
   train RECIPE        train a model by a recipe
   ema RUN             compare the moving averages of a run, and write the chosen one

@@ -5,7 +5,8 @@ are read by the same code; the official HPS_v2*.pt has the tensor names of open_
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Clip:
 
         found = [np.zeros(0)]
         for start in range(0, len(pictures), AT_ONCE):
-            part = np.stack([self.prepared(picture) for picture in pictures[start : start + AT_ONCE]])
+            part = np.stack([self.prepared(p) for p in pictures[start : start + AT_ONCE]])
             words = self.tokenizer(
                 list(prompts[start : start + AT_ONCE]),
                 return_tensors="pt",
@@ -56,17 +57,28 @@ class Clip:
         return np.concatenate(found)
 
     def prepared(self, picture: Image.Image) -> np.ndarray:
-        """(3, size, size) float32: the shorter side brought to `size` by PIL's bicubic filter, the middle, normalised.
+        """See `prepared`."""
+        return prepared(picture, self.size, self.mean, self.std)
 
-        By hand, since the processor of transformers wants torchvision.
-        """
-        rgb = picture.convert("RGB")
-        scale = self.size / min(rgb.size)
-        wide, high = (max(self.size, int(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
-        left, top = (wide - self.size) // 2, (high - self.size) // 2
-        pixels = np.asarray(rgb.crop((left, top, left + self.size, top + self.size)), np.float32) / 255
-        return ((pixels - np.float32(self.mean)) / np.float32(self.std)).transpose(2, 0, 1)
+
+def prepared(
+    picture: Image.Image,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    whole: Callable[[float], int] = math.floor,
+) -> np.ndarray:
+    """(3, size, size) float32: the shorter side brought to `size` by PIL's bicubic filter, the middle, normalised.
+
+    By hand, since the processors of transformers want torchvision; `whole` says which pixel the middle begins at.
+    """
+    rgb = picture.convert("RGB")
+    scale = size / min(rgb.size)
+    wide, high = (max(size, int(side * scale)) for side in rgb.size)
+    rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = whole((wide - size) / 2), whole((high - size) / 2)
+    pixels = np.asarray(rgb.crop((left, top, left + size, top + size)), np.float32) / 255
+    return ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
 
 
 def clip_scores(clip: Clip, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:

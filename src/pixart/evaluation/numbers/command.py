@@ -15,7 +15,7 @@ from pixart.options import parsed, shown
 
 @dataclass
 class Metrics:
-    """FID, KID, precision and recall against a folder of true pictures; CLIPScore and HPSv2 against the prompts.
+    """FID, KID, precision and recall against true pictures; CLIPScore, HPSv2 and ImageReward against the prompts.
 
     Each is measured where its extractor's weights are there; what is missing is named. The protocol is printed and
     stored with the figures. pixart metrics --compare A.json B.json prints two results beside each other.
@@ -35,6 +35,8 @@ class Metrics:
     """HPSv2: the official .pt file, or a CLIP folder with its weights."""
     hps_config: Annotated[str | None, shown("FOLDER", "laion's ViT-H/14")] = None
     """CLIP folder with the sizes and the tokenizer of HPSv2."""
+    image_reward: Annotated[Path | None, shown("FILE", "not measured")] = None
+    """ImageReward: the official ImageReward.pt."""
     prompts: Annotated[Path | None, shown("FILE", "what the pictures hold")] = None
     """A prompt for each picture, in the order of their names."""
     num: Annotated[int | None, shown("N", "all")] = None
@@ -100,8 +102,11 @@ def _metrics(options: Metrics) -> int:
         raise UsageError("--across goes with --compare; nothing is compared here.")
     if options.drawn is None:
         raise UsageError("There is nothing to measure: pixart metrics takes a folder of drawn pictures.")
-    if options.reference is None and options.clip is None and options.hps is None:
-        raise UsageError("There is nothing to measure: give --reference for FID, KID and the like, --clip, or --hps.")
+    by_prompt = any(given is not None for given in (options.clip, options.hps, options.image_reward))
+    if options.reference is None and not by_prompt:
+        raise UsageError(
+            "There is nothing to measure: give --reference for FID, KID and the like, --clip, --hps, or --image-reward."
+        )
     metrics = tuple(options.metrics.split(","))
     if not set(metrics) <= set(fidelity.METRICS):
         raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(fidelity.METRICS)}, with commas between.")
@@ -120,7 +125,7 @@ def _metrics(options: Metrics) -> int:
             "resize": f"middle square, PIL bicubic to {options.size} px",
             "inception": protocol.hash_file(fidelity.find_weights(options.inception)),
         }
-    if options.clip is not None or options.hps is not None:
+    if by_prompt:
         prompts = prompts_of(drawn, _prompts(options.prompts))
         pictures = [read(file) for file in drawn.files]
         how["prompts"] = protocol.hash_texts(prompts)
@@ -134,6 +139,12 @@ def _metrics(options: Metrics) -> int:
             values = alignment.hps_scores(clip, pictures, prompts)
             figures |= {"hps_v2": float(values.mean()), "hps_v2_error": _error(values)}
             how["hps"] = protocol.hash_weights(options.hps)
+        if options.image_reward is not None:
+            from pixart.evaluation.numbers.image_reward import open_image_reward
+
+            values = open_image_reward(options.image_reward).scores(pictures, prompts)
+            figures |= {"image_reward": float(values.mean()), "image_reward_error": _error(values)}
+            how["image_reward"] = protocol.hash_file(options.image_reward)
     told = {"format": protocol.FORMAT, "figures": figures, "marks": list(marks), "protocol": how}
     told["drawn"] = {"folder": str(drawn.path), "sha256": drawn.sha256}
     if options.output is not None:
