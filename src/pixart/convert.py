@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
 from pixart.errors import PixArtError, UsageError
 
-FORMS = ("onnx", "diffusers", "official", "reparameterized")
+FORMS = ("onnx", "diffusers", "official", "reparameterized", "fast")
 LARGEST_DIFFERENCE = 2  # of 255, between the engines on the same noise
 
 
@@ -26,15 +26,18 @@ class Convert:
     names of the PixArt repositories. Both keep every bit of the weights, and the null caption.
 
     reparameterized: a PixArt to start training from, of a class-conditional DiT such as facebook/DiT-XL-2-256.
+
+    fast: put the fast denoiser of SOURCE, a run of pixart train emoji/fast, into the model folder DEST that taught it,
+    with graphs if that has some.
     """
 
     source: Annotated[str, arg(metavar="SOURCE")]
     """A model folder, a transformer's folder, an official .pth or safetensors file, or a hub id; for onnx a model
     folder."""
     dest: Positional[Annotated[Path | None, arg(metavar="DEST")]] = None
-    """What to write: a new folder, or for official a .pth or .safetensors file. Not for onnx."""
+    """What to write: a new folder; for official a .pth or .safetensors file; for fast a model folder. Not for onnx."""
     to: Annotated[str | None, arg(metavar="FORM", help_behavior_hint="(required)")] = None
-    """The form: onnx, diffusers, official or reparameterized."""
+    """The form: onnx, diffusers, official, reparameterized or fast."""
     parts: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: SOURCE, if it has them)")] = None
     """A model folder, or hub id, to copy autoencoder, text encoder, tokenizer and scheduler from."""
     num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 16)")] = None
@@ -70,6 +73,8 @@ def convert(options: Convert) -> int:
         return _to_onnx(Path(options.source))
     if options.dest is None:
         raise UsageError(f"Say what to write: pixart convert {options.source} DEST --to {options.to}")
+    if options.to == "fast":
+        return _to_fast(Path(options.source), options.dest)
     if options.dest.exists():
         raise UsageError(f"{options.dest} exists already; give a new name.")
     if options.num_heads is not None and options.num_heads < 1:
@@ -150,13 +155,35 @@ def _started_from_dit(options: Convert, source: Path):
     return Checkpoint(config, pixart.state_dict(), None)
 
 
-def _to_onnx(source: Path) -> int:
-    from pixart.graphs.write import write_graphs
+def _to_fast(source: Path, dest: Path) -> int:
+    from pixart.checkpoints.fast import add_fast
     from pixart.sampling.model_folder import open_model_folder
+
+    had_graphs = open_model_folder(dest).has_graphs
+    print(add_fast(source, dest))
+    folder = open_model_folder(dest, fast=True)
+    if had_graphs:
+        _write_graphs(folder)
+    return 0
+
+
+def _to_onnx(source: Path) -> int:
+    from pixart.sampling.model_folder import open_model_folder
+
+    folder = open_model_folder(source)
+    _write_graphs(folder)
+    if folder.fast_settings:
+        _write_graphs(open_model_folder(source, fast=True))
+    return 0
+
+
+def _write_graphs(folder) -> None:
+    """Of a checked model folder, those of what it was opened to draw with; prints their paths."""
+    from pixart.graphs.write import write_graphs
     from pixart.sampling.onnx_engine import OnnxEngine
     from pixart.sampling.pipeline import Pipeline
 
-    folder = open_model_folder(source)
+    source = folder.path
     if folder.transformer.get("qk_norm") or folder.transformer.get("kv_compress_blocks"):
         raise PixArtError(
             f"{source} norms queries and keys or compresses keys and values, which graphs do not know; draw "
@@ -167,7 +194,8 @@ def _to_onnx(source: Path) -> int:
         pictures = []
         for engine in ("torch", OnnxEngine(folder, graphs=names)):
             pipeline = Pipeline(folder, engine=engine)
-            drawn = pipeline("a red apple", negative_prompt="a house", seed=0, steps=4).images[0]
+            asked = {} if folder.fast else {"negative_prompt": "a house", "steps": 4}
+            drawn = pipeline("a red apple", seed=0, **asked).images[0]
             pictures.append(np.asarray(drawn).astype(int))
         difference = int(np.abs(pictures[0] - pictures[1]).max())
         if difference > LARGEST_DIFFERENCE:
@@ -179,7 +207,6 @@ def _to_onnx(source: Path) -> int:
 
     for path in write_graphs(folder, check):
         print(path)
-    return 0
 
 
 def _say(sentence: str) -> None:

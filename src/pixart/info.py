@@ -142,6 +142,7 @@ def _drawn(folder: "ModelFolder") -> dict[str, Any]:
         "defaults": folder.defaults,
         "styles": list(folder.styles),
         "graphs": folder.has_graphs,
+        "fast": folder.fast_settings,
     }
 
 

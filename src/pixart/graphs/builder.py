@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pixart.checkpoints.fast import FAST
 from pixart.errors import PixArtError
 
 OPSET = 20  # the first with Gelu and its tanh form
@@ -23,9 +24,12 @@ CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 class Graph:
     """A graph being built. Values are named by the strings that `op`, `weight` and `constant` return."""
 
-    def __init__(self, folder: Path):
-        """`folder` is the model folder; weights are found in its safetensors files."""
-        self.folder = folder
+    def __init__(self, folder: Path, *, fast: bool = False):
+        """`folder` is the model folder; weights are found in its safetensors files.
+
+        `fast`: the transformer's are those of its fast denoiser.
+        """
+        self.folder, self.fast = folder, fast
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -82,14 +86,14 @@ class Graph:
             return self._weights[key]
         start, header = self._header(file)
         if tensor not in header or header[tensor]["dtype"] not in FLOATS:
-            raise PixArtError(f"{self.folder / file} has no floating-point tensor {tensor}.")
+            raise PixArtError(f"{self.folder / self._place(file)} has no floating-point tensor {tensor}.")
         entry = header[tensor]
         kind = FLOATS[entry["dtype"]]
         first, end = entry["data_offsets"]
         name = f"{Path(file).parent}/{tensor}"
         if not any(other[:2] == key[:2] for other in self._weights):
             proto = TensorProto(name=name, data_type=kind, dims=entry["shape"], data_location=TensorProto.EXTERNAL)
-            for field, value in (("location", file), ("offset", start + first), ("length", end - first)):
+            for field, value in (("location", self._place(file)), ("offset", start + first), ("length", end - first)):
                 proto.external_data.add(key=field, value=str(value))
             self.initializers.append(proto)
         if not as_stored and kind != TensorProto.FLOAT:
@@ -152,7 +156,11 @@ class Graph:
     def _header(self, file: str) -> tuple[int, dict]:
         """Where the tensors of a safetensors file begin, and what its header says of them."""
         if file not in self._headers:
-            with (self.folder / file).open("rb") as stream:
+            with (self.folder / self._place(file)).open("rb") as stream:
                 length = struct.unpack("<Q", stream.read(8))[0]
                 self._headers[file] = 8 + length, json.loads(stream.read(length))
         return self._headers[file]
+
+    def _place(self, file: str) -> str:
+        """Where in the folder the weights are that go by the name of `file`."""
+        return f"{FAST}/{file}" if self.fast and file.startswith("transformer/") else file

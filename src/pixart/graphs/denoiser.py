@@ -18,8 +18,8 @@ FILE = "transformer/diffusion_pytorch_model.safetensors"
 FREQUENCIES = 128  # cosines and sines each (model/embed.py)
 
 
-def build_denoiser(folder: Path, config: dict[str, Any], *, int8: bool = False) -> onnx.ModelProto:
-    """The graph of a model folder's transformer; `config` is its checked config.json.
+def build_denoiser(folder: Path, config: dict[str, Any], *, int8: bool = False, fast: bool = False) -> onnx.ModelProto:
+    """The graph of a model folder's transformer, or with `fast` of its fast denoiser; `config` is its config.json.
 
     With `int8` the linear layers of the blocks compute in 8-bit whole numbers. Their inputs are scaled by the largest
     value of the whole batch, so pictures must then be drawn one at a time.
@@ -29,7 +29,7 @@ def build_denoiser(folder: Path, config: dict[str, Any], *, int8: bool = False) 
     (1, 3) where the network has micro-conditions. Output: prediction (B, out_channels, H, W). All floats are fp32.
     What comes before the first look at a text is computed once per picture.
     """
-    graph = Graph(folder)
+    graph = Graph(folder, fast=fast)
     heads, depth, patch = config["num_attention_heads"], config["num_layers"], config["patch_size"]
     channels, out_channels = config["in_channels"], config["out_channels"]
     width = heads * config["attention_head_dim"]

@@ -18,15 +18,19 @@ DENOISER = "transformer/diffusion_pytorch_model.safetensors"
 T5_POSITIONS = 320  # relative positions are tabled for texts up to this many tokens
 
 
-def build_text(folder: Path, encoder: dict[str, Any], denoiser: dict[str, Any]) -> onnx.ModelProto:
+def build_text(
+    folder: Path, encoder: dict[str, Any], denoiser: dict[str, Any], *, fast: bool = False
+) -> onnx.ModelProto:
     """The graph of a model folder's text encoder; `encoder` and `denoiser` are the two config.json.
+
+    `fast`: for what the fast denoiser reads.
 
     Inputs: tokens (B, L) int64; text_mask (B, L) int32. Output: text (2·depth, B, h, L, d), keys and values in turn.
 
     Raises:
         PixArtError: the encoder is neither BERT nor T5, or has a part that this does not know.
     """
-    graph = Graph(folder)
+    graph = Graph(folder, fast=fast)
     tokens = graph.input("tokens", np.int64, ["B", "L"])
     mask = graph.input("text_mask", np.int32, ["B", "L"])
     where = folder / "text_encoder" / "config.json"

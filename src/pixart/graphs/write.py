@@ -10,13 +10,13 @@ from pixart.errors import PixArtError
 from pixart.graphs.decoder import build_decoder
 from pixart.graphs.denoiser import build_denoiser
 from pixart.graphs.text import build_text
-from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
+from pixart.sampling.model_folder import ModelFolder, fingerprint
 
 MAX_BYTES = 4_000_000_000  # of weights; ONNX Runtime holds them in fp32, and larger models want a GPU anyway
 
 
 def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
-    """The graphs of a checked model folder, by their file names.
+    """The graphs of a checked model folder, by their file names; of a fast denoiser, those that it has for itself.
 
     Raises:
         PixArtError: the model is too large, in several files, or has a part that graphs do not know.
@@ -36,14 +36,16 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
         part: json.loads((folder.path / part / "config.json").read_text(encoding="utf-8"))
         for part in ("text_encoder", "vae")
     }
-    text, denoiser, decoder, denoiser_int8 = GRAPHS
+    text, denoiser, decoder, denoiser_int8 = folder.graphs
+    fast = folder.fast
     graphs = {
-        text: build_text(folder.path, configs["text_encoder"], folder.transformer),
-        denoiser: build_denoiser(folder.path, folder.transformer),
-        decoder: build_decoder(folder.path, configs["vae"]),
-        denoiser_int8: build_denoiser(folder.path, folder.transformer, int8=True),
+        text: build_text(folder.path, configs["text_encoder"], folder.transformer, fast=fast),
+        denoiser: build_denoiser(folder.path, folder.transformer, fast=fast),
+        denoiser_int8: build_denoiser(folder.path, folder.transformer, int8=True, fast=fast),
     }
-    made_for = fingerprint(folder.path)
+    if not fast:
+        graphs[decoder] = build_decoder(folder.path, configs["vae"])
+    made_for = fingerprint(folder.path, fast=fast)
     for graph in graphs.values():
         graph.metadata_props.add(key="fingerprint", value=made_for)
     return graphs
@@ -60,7 +62,7 @@ def write_graphs(folder: ModelFolder, check: Callable[[tuple[str, ...]], None]) 
     try:
         for name, graph in graphs.items():
             parts[name].write_bytes(graph.SerializeToString())
-        check(tuple(part.name for part in parts.values()))
+        check(tuple(parts[name].name if name in parts else name for name in folder.graphs))
         return [part.replace(folder.path / name) for name, part in parts.items()]
     except OSError as error:
         raise PixArtError(f"The graphs cannot be written into {folder.path}: {error.strerror or error}.") from None

@@ -14,7 +14,7 @@ from pixart.checkpoints.hub import USERS_OFFLINE, looks_like_hub_id
 from pixart.errors import PixArtError, UsageError
 from pixart.sampling.engine import choose_engine
 from pixart.sampling.memory import PLAIN, Memory, check_memory
-from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
+from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder, transformer_hash
 from pixart.sampling.picture_texts import shown
 from pixart.sampling.prompts import check_text
 from pixart.sampling.request import Request, make_request
@@ -44,15 +44,15 @@ def find_model(record: dict[str, Any], model: str | None, parts: str | None) -> 
         PixArtError: it is neither of these, or the named one cannot be opened.
     """
     source = record.get("source")
-    source = source if isinstance(source, dict) else {}
+    source, fast = source if isinstance(source, dict) else {}, record.get("fast") is True
     if model is not None:
         options = {"ema": source.get("ema") is True} if parts is not None else {}
         sizes = ("num_heads", "image_size") if parts is not None else ()
         options |= {name: source[name] for name in sizes if type(source.get(name)) is int}
-        return open_model_folder(model, parts=parts, **options)
+        return open_model_folder(model, parts=parts, fast=fast, **options)
     wanted = _hashes(record)
-    folder = open_model_folder()
-    if transformer(hash_weights(folder)) == transformer(wanted):
+    folder = _shipped(fast)
+    if folder is not None and transformer_hash(hash_weights(folder)) == transformer_hash(wanted):
         return folder
     name = source.get("model")
     if isinstance(name, str) and len(name) < 200 and looks_like_hub_id(name):
@@ -60,20 +60,23 @@ def find_model(record: dict[str, Any], model: str | None, parts: str | None) -> 
         pinned = f"{name.partition('@')[0]}@{revision}" if isinstance(revision, str) else name
         with _hub_offline():
             try:
-                folder = open_model_folder(pinned if looks_like_hub_id(pinned) else name)
-                if transformer(hash_weights(folder)) == transformer(wanted):
+                folder = open_model_folder(pinned if looks_like_hub_id(pinned) else name, fast=fast)
+                if transformer_hash(hash_weights(folder)) == transformer_hash(wanted):
                     return folder
             except PixArtError:
                 pass  # not in the cache; a picture must not start a download
     raise PixArtError(
-        f'It was drawn with the model "{shown(record.get("model"))}" (transformer {shown(transformer(wanted), 12)}), '
-        "which is not the shipped one; name it with --model."
+        f'It was drawn with the model "{shown(record.get("model"))}" (transformer '
+        f"{shown(transformer_hash(wanted), 12)}), which is not the shipped one; name it with --model."
     )
 
 
-def transformer(hashes: dict[str, str]) -> str:
-    """The SHA-256 that tells a model from another: its transformer's, of the first file if there are several."""
-    return next((hashes[name] for name in sorted(hashes) if name.startswith("transformer/")), "none")
+def _shipped(fast: bool) -> ModelFolder | None:
+    """The model that comes with the package; None where its fast denoiser is asked for and it has none."""
+    folder = open_model_folder()
+    if not fast:
+        return folder
+    return open_model_folder(fast=True) if folder.fast_settings else None
 
 
 def request_of(record: dict[str, Any], folder: ModelFolder) -> Request:

@@ -169,7 +169,7 @@ def _tensors(folder: ModelFolder, part: str) -> tuple[list[tuple[int, bool]], in
         )
     found, stored = [], 0
     for path in folder.weights:
-        if path.parent != folder.path / part:
+        if path.parent != (folder.transformer_folder if part == "transformer" else folder.path / part):
             continue
         for name, entry in check_whole(path).items():
             if name == "__metadata__":

@@ -2,18 +2,20 @@
 
 A model folder has the layout that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
 `styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}; without it the general styles of
-`pixart.sampling.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model) and the graphs for
-ONNX Runtime. It may lie in the cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an
-official file or the folder of a transformer alone.
+`pixart.sampling.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model), `fast/` (a second
+transformer that draws in a few steps, see `pixart.checkpoints.fast`) and the graphs for ONNX Runtime. It may lie in the
+cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an official file or the folder of a
+transformer alone.
 """
 
 import hashlib
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.checkpoints.diffusers import NULL_CAPTION_NAME, diffusers_config, read_settings
+from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.weight_files import hash_finite, read_object, weight_files
 from pixart.encoders.tokenizer import MAX_TOKENS
@@ -43,6 +45,13 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
+# One decoder for both.
+FAST_GRAPHS = (
+    "fast_text.onnx",
+    "fast_denoiser.onnx",
+    "decoder.onnx",
+    "fast_denoiser_int8.onnx",
+)
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 
 
@@ -80,9 +89,21 @@ class ModelFolder:
     null_tokens: int  # of the null caption that the transformer was trained with; 0: it is not kept here
     weights: tuple[Path, ...]
     has_graphs: bool
+    fast: bool = False  # its fast denoiser is what is drawn with, and what transformer, defaults, weights, graphs mean
+    fast_settings: dict[str, Any] | None = None  # how its fast denoiser is drawn; None: it has none
     source: Source = field(default_factory=Source)
     # The transformer of an official file or of a folder of its own; None: it is in `path`.
     checkpoint: "Checkpoint | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def transformer_folder(self) -> Path:
+        """Where the transformer lies that is drawn with, if it is not a `checkpoint`."""
+        return self.path / FAST / "transformer" if self.fast else self.path / "transformer"
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The names of text, denoiser, decoder and the denoiser in int8."""
+        return FAST_GRAPHS if self.fast else GRAPHS
 
     @property
     def name(self) -> str:
@@ -99,6 +120,7 @@ def open_model_folder(
     ema: bool = False,
     num_heads: int | None = None,
     image_size: int | None = None,
+    fast: bool = False,
 ) -> ModelFolder:
     """Find a model, check it, and read its small files.
 
@@ -107,12 +129,19 @@ def open_model_folder(
             model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
         parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
         ema, num_heads, image_size: of an official file; see `pixart.checkpoints.official.read_official`.
+        fast: to draw with the folder's fast denoiser.
 
     Raises:
         PixArtError: names the first file that is missing or damaged and what is wrong with it, or why a hub id cannot
             be had.
-        UsageError: `parts` is needed and not given, or given and of no use; an option does not fit.
+        UsageError: `parts` is needed and not given, or given and of no use; an option does not fit; there is no fast
+            denoiser.
     """
+    if fast:
+        if parts is not None:
+            raise UsageError("An official file has no fast denoiser; leave --fast or --parts out.")
+        folder = open_model_folder(model, ema=ema, num_heads=num_heads, image_size=image_size)
+        return _with_fast(folder)
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
     if model is None:
         if parts is not None or any(given.values()):
@@ -164,7 +193,7 @@ def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "P
     from pixart.checkpoints.diffusers import assemble, load_transformer
 
     if folder.checkpoint is None:
-        return load_transformer(folder.path / "transformer", dtype)
+        return load_transformer(folder.transformer_folder, dtype)
     return assemble(folder.checkpoint.config, folder.checkpoint.state, dtype or torch.float32)
 
 
@@ -174,7 +203,7 @@ def load_null_caption(folder: ModelFolder) -> "torch.Tensor":  # noqa: F821  tor
 
     if folder.checkpoint is not None:
         return folder.checkpoint.null_caption
-    return read_null_caption(folder.path / "transformer", folder.transformer["caption_channels"])
+    return read_null_caption(folder.transformer_folder, folder.transformer["caption_channels"])
 
 
 def _given(source: str | Path) -> str:
@@ -241,8 +270,32 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         null_tokens=null_tokens,
         weights=(*weights, *(() if checkpoint is None else checkpoint.files)),
         has_graphs=checkpoint is None and all((folder / name).is_file() for name in GRAPHS),
+        fast_settings=read_fast_settings(folder / FAST) if checkpoint is None else None,
         source=source,
         checkpoint=checkpoint,
+    )
+
+
+def _with_fast(folder: ModelFolder) -> ModelFolder:
+    """The same model, drawn with its fast denoiser. UsageError where it has none, PixArtError for damage."""
+    if folder.fast_settings is None:
+        raise UsageError(
+            f"{folder.path} has no fast denoiser. Train one with pixart train emoji/fast --teacher {folder.path}, and "
+            f"put it there with pixart convert RUN {folder.path} --to fast; or leave --fast out."
+        )
+    path = folder.path
+    where = path / FAST / "transformer"
+    transformer = read_settings(where / "config.json")
+    check_same_network(where / "config.json", transformer, folder.transformer)
+    others = [file for file in folder.weights if file.parent != path / "transformer"]
+    return replace(
+        folder,
+        fast=True,
+        transformer=transformer,
+        defaults=folder.fast_settings,
+        null_tokens=0,
+        weights=(*weight_files(where, WEIGHTS["transformer"]), *others),
+        has_graphs=all((path / name).is_file() for name in FAST_GRAPHS),
     )
 
 
@@ -264,13 +317,21 @@ def hash_weights(folder: ModelFolder) -> dict[str, str]:
     return hashes
 
 
-def fingerprint(folder: Path) -> str:
+def transformer_hash(hashes: dict[str, str]) -> str:
+    """Of what `hash_weights` gives, the one that tells a model from another: of its transformer, the first file's."""
+    places = ("transformer/", f"{FAST}/transformer/")
+    return next((hashes[name] for name in sorted(hashes) if name.startswith(places)), "none")
+
+
+def fingerprint(folder: Path, *, fast: bool = False) -> str:
     """SHA-256 of what a graph takes from a model folder besides the weights' values: configs, and where each weight is.
 
     A graph carries the fingerprint that it was made for, since with other files beside it it would read wrong numbers.
+    `fast`: with the fast denoiser in place of the transformer.
     """
     digest = hashlib.sha256()
     for part, name in WEIGHTS.items():
+        part = f"{FAST}/{part}" if fast and part == "transformer" else part
         digest.update((folder / part / "config.json").read_bytes())
         with (folder / part / name).open("rb") as file:
             digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))

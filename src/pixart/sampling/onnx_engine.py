@@ -14,7 +14,7 @@ from pixart.errors import PixArtError, UsageError
 from pixart.model.positions import sincos_positions
 from pixart.sampling.engine import Predict, check_block_cache
 from pixart.sampling.memory import Memory
-from pixart.sampling.model_folder import GRAPHS, ModelFolder, fingerprint
+from pixart.sampling.model_folder import ModelFolder, fingerprint
 
 # More image tokens than this in one call gain nothing on a CPU: the matrix products are large enough.
 TOKENS_AT_ONCE = 1024
@@ -34,10 +34,10 @@ class OnnxEngine:
     memory = Memory()  # all parts are loaded, whole
     notices = ()
 
-    def __init__(self, folder: ModelFolder, dtype: str = "float32", graphs: tuple[str, ...] = GRAPHS):
+    def __init__(self, folder: ModelFolder, dtype: str = "float32", graphs: tuple[str, ...] | None = None):
         """Load from disk only, the three graphs that `dtype` ("float32" or "int8") needs, side by side.
 
-        `graphs` are the file names in the folder.
+        `graphs` are the file names in the folder, None its own: text, denoiser, decoder and the denoiser in int8.
 
         Raises:
             PixArtError: the graphs were made for other weights, or cannot be loaded.
@@ -45,11 +45,11 @@ class OnnxEngine:
         self.folder = folder
         self.threads = _threads()
         self.dtype = dtype
-        text, denoiser, decoder, denoiser_int8 = graphs
-        wanted = (text, denoiser_int8 if dtype == "int8" else denoiser, decoder)
-        fingerprint_now = fingerprint(folder.path)
+        text, denoiser, decoder, denoiser_int8 = graphs or folder.graphs
+        own, shared = fingerprint(folder.path, fast=folder.fast), fingerprint(folder.path)
+        wanted = {text: own, denoiser_int8 if dtype == "int8" else denoiser: own, decoder: shared}
         with ThreadPoolExecutor(len(wanted) + 1) as pool:
-            loading: list[Future] = [pool.submit(self._load, name, fingerprint_now) for name in wanted]
+            loading: list[Future] = [pool.submit(self._load, *graph) for graph in wanted.items()]
             tokenizer = pool.submit(
                 Tokenizer, folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens
             )

@@ -17,7 +17,7 @@ from pixart.sampling.dpm_solver import Step
 from pixart.sampling.engine import Engine, check_block_cache, open_engine
 from pixart.sampling.image_files import pixel_hash
 from pixart.sampling.memory import PLAIN, Memory
-from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
+from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder, transformer_hash
 from pixart.sampling.noise import noise_stream
 from pixart.sampling.request import Request, check_text_states, make_request
 from pixart.sampling.samplers import SAMPLERS, schedule_for
@@ -75,6 +75,7 @@ class Pipeline:
         ema: bool = False,
         num_heads: int | None = None,
         image_size: int | None = None,
+        fast: bool = False,
         engine: str = "auto",
         dtype: str = "float32",
         memory: Memory = PLAIN,
@@ -85,6 +86,7 @@ class Pipeline:
         Args:
             model: the model folder, or its id on the Hugging Face Hub; with `parts` also an official file.
             parts, ema, num_heads, image_size: for an official file; see `open_model_folder`.
+            fast: draw with the folder's fast denoiser, in its few steps and without guidance.
             engine: "onnx" (ONNX Runtime on the CPU, for folders with graphs), "torch", or "auto": the first where it
                 can be had.
             dtype: of the denoiser: "float32"; "int8" (onnx: faster, not quite the same picture); "bfloat16" (torch).
@@ -94,7 +96,8 @@ class Pipeline:
         Raises:
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        folder = open_model_folder(model, parts=parts, ema=ema, num_heads=num_heads, image_size=image_size)
+        given = {"parts": parts, "ema": ema, "num_heads": num_heads, "image_size": image_size}
+        folder = open_model_folder(model, fast=fast, **given)
         return cls(folder, engine=engine, dtype=dtype, memory=memory, device=device)
 
     def __call__(
@@ -360,8 +363,9 @@ class Pipeline:
             hashes = self._hashes.result()
             self._provenance = {
                 "model": self.folder.name,
+                "fast": self.folder.fast,
                 "source": self.folder.source.for_pictures(),
-                "model_hash": hashes[next(name for name in hashes if name.startswith("transformer/"))],
+                "model_hash": transformer_hash(hashes),
                 "weights": hashes,
                 **self.engine.provenance(),
             }

@@ -1,11 +1,13 @@
 """A request to draw, checked and with every default filled in, before any heavy library is loaded."""
 
+import json
 import math
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.buckets import Bucket
+from pixart.checkpoints.fast import DISTILLED
 from pixart.encoders.text_states import check_texts
 from pixart.errors import UsageError
 from pixart.sampling.bins import bins_by_itself, choose_bin
@@ -124,7 +126,7 @@ def make_request(
     width, height = (_size(folder, value, what, binning) for value, what in ((width, "width"), (height, "height")))
     negative_resolved = apply_style("", negative_prompt, styles.get(style))[1]
     _check_null_text(null_text, folder, negative_resolved)
-    return Request(
+    request = Request(
         prompts=tuple(prompts),
         negative_prompt=negative_prompt,
         style=style,
@@ -143,6 +145,9 @@ def make_request(
         bin=choose_bin(folder, height, width) if binning else None,
         sampler=sampler,
     )
+    if folder.fast:
+        _check_fast(request, folder)
+    return request
 
 
 def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None:
@@ -180,6 +185,27 @@ def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None
         raise UsageError(
             f'The null caption stands where the negative prompt would, here "{negative}"; leave one of the two out.'
         )
+
+
+def _check_fast(request: Request, folder: ModelFolder) -> None:
+    """What a fast denoiser can be told: sampler, steps and guidance are in its weights, and no null text is asked."""
+    own = {
+        **{name: folder.defaults[name] for name in ("sampler", "steps", "guidance_scale")},
+        "resolved_negative_prompt": "",
+        "guidance_interval": (0, 1000),
+        "guidance_rescale": 0.0,
+        "guidance_channels": folder.transformer["in_channels"],
+        "null_text": "encoded",
+    }
+    for name, value in own.items():
+        asked = getattr(request, name)
+        if asked != value:
+            what = name.removeprefix("resolved_").replace("_", " ")
+            raise UsageError(
+                f"The fast denoiser of {folder.name} cannot be told the {what} {json.dumps(asked)}: it takes "
+                f"{own['steps']} steps of Euler's method, with guidance {folder.defaults[DISTILLED]:g} away from the "
+                "empty prompt in its weights. Leave that out, or draw without --fast."
+            )
 
 
 def _interval(value: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pixart.training import overrides
 from pixart.training import recipe as recipes
 from pixart.training.recipe import Recipe
 
-LINKS = ("init", "autoencoder")  # the keys of a recipe that may point into an earlier run
+LINKS = ("init", "autoencoder", "teacher")  # the keys of a recipe that may point into an earlier run
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ routing or masking spares are not taken off.
 
 from dataclasses import dataclass
 
-from pixart.training.flops import training_flops, training_memory
+from pixart.training.flops import FP32, training_flops, training_memory
 from pixart.training.hardware import Hardware
 
 JUDGED_TEXT_DIM, JUDGED_TOKENS, JUDGED_STYLES = 384, 16, 7  # what plans count with for a judge
@@ -86,15 +86,22 @@ def priced(images: int, flops: float, memory: int, hours: float, hardware: Hardw
 def network_config(recipe):
     """The denoiser's config as training will build it, without opening the data; None for an autoencoder or judge."""
     from pixart.training.networks import expected_config
-    from pixart.training.recipe import ClassRecipe, TextRecipe
+    from pixart.training.recipe import ClassRecipe, FastRecipe, TextRecipe
 
+    if isinstance(recipe, FastRecipe):
+        from pixart.checkpoints.diffusers import read_config
+        from pixart.training.fast_stage import teacher_folder
+
+        return read_config(teacher_folder(recipe) / "transformer" / "config.json")
     return expected_config(recipe) if isinstance(recipe, ClassRecipe | TextRecipe) else None
 
 
 def text_tokens(recipe) -> int:
     """What the captions of a batch are padded to; 0 where there are none."""
-    from pixart.training.recipe import TextRecipe
+    from pixart.training.recipe import Expected, FastRecipe, TextRecipe
 
+    if isinstance(recipe, FastRecipe):
+        return Expected.text_tokens
     return recipe.expected.text_tokens if isinstance(recipe, TextRecipe) else 0
 
 
@@ -130,6 +137,8 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
     """The phases of a recipe, with what they take."""
     import torch
 
+    from pixart.training.recipe import FastRecipe
+
     config, tokens, found = network_config(recipe), text_tokens(recipe), []
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_network(recipe, config).parameters())
@@ -149,6 +158,9 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
             none = training_memory(parameters, config, side // 8, 0, tokens, **options).total
             one = training_memory(parameters, config, side // 8, 1, tokens, **options).total
             state, image = none, one - none
+            if isinstance(recipe, FastRecipe):
+                flops = recipe.distillation.flops(config, side // 8, tokens)
+                state, image = state + FP32 * parameters, image * recipe.distillation.steps
         found.append(Work(phase.size, phase.steps, phase.batch_size, flops, state, image, operations))
     return found
 

@@ -1,4 +1,4 @@
-"""Recipes: a TOML file becomes one of four plain dataclasses, strictly. Unknown keys and wrong types are refused.
+"""Recipes: a TOML file becomes one of five plain dataclasses, strictly. Unknown keys and wrong types are refused.
 
 Each part of a recipe is the dataclass that stands beside the code it configures; this file only names the parts.
 """
@@ -18,6 +18,7 @@ from pixart.encoders.judge import JudgeConfig
 from pixart.errors import PixArtError, UsageError
 from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
+from pixart.training.distillation import FastRecipe
 from pixart.training.loop import LoopConfig
 from pixart.training.objective import ObjectiveName
 from pixart.training.optimizer import OptimizerConfig
@@ -136,6 +137,8 @@ class ClassRecipe:
             raise UsageError("classes must name at least one kind: subgroup, group or style.")
         if self.model.micro_conditions:
             raise UsageError("model: micro_conditions belong to the text stages; the DiT of stage 1 has none.")
+        if self.sampling.extra_splits:
+            raise UsageError("sampling: extra_splits are for text stages and the judge; classes know no colours.")
 
 
 @dataclass(frozen=True)
@@ -201,11 +204,12 @@ class JudgeRecipe:
             raise UsageError("A judge looks at whole pictures; leave crop out.")
 
 
-Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | JudgeRecipe
+Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | FastRecipe | JudgeRecipe
 KINDS: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
     "class": ClassRecipe,
     "text": TextRecipe,
+    "fast": FastRecipe,
     "judge": JudgeRecipe,
 }
 
@@ -238,8 +242,8 @@ def check_denoising(recipe: ClassRecipe | TextRecipe) -> None:
             f"min_snr_gamma is {recipe.min_snr_gamma}; it must be above 0, and is there for objective 'ddpm' only."
         )
     sampling = recipe.sampling
-    if recipe.features and (sampling.style_weights or sampling.skin_tone_weight != 1):
-        raise UsageError("sampling: style_weights and skin_tone_weight are for data; features know no styles.")
+    if recipe.features and (sampling.style_weights or sampling.skin_tone_weight != 1 or sampling.extra_splits):
+        raise UsageError("sampling: style_weights, skin_tone_weight and extra_splits are for data, not for features.")
 
 
 def names() -> list[str]:

@@ -1,7 +1,7 @@
 """Pictures drawn while training, always of the same prompts from the same noise, so that one sees what was learned."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from pixart.diffusion.guidance import guide
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
-from pixart.sampling.dpm_solver import dpm_solver
+from pixart.sampling.dpm_solver import Step, dpm_solver
 from pixart.sampling.noise import initial_noise
 from pixart.sampling.schedule import make_schedule
 
@@ -52,9 +52,10 @@ class Sampler:
         vae: torch.nn.Module,
         scheduler: dict,
         text_encoder: Callable[[], TextEncoder],
+        solve: Callable[..., Iterator[Step]] = dpm_solver,
     ):
         """`vae` is Diffusers' AutoencoderKL; `scheduler` what the model folder will say; `text_encoder` opens it."""
-        self.config, self.run, self.vae = config, run, vae
+        self.config, self.run, self.vae, self.solve = config, run, vae, solve
         self.schedule = make_schedule(scheduler, config.steps)
         self.text = functools.cache(lambda: _encode(text_encoder(), (*config.prompts, "")))
 
@@ -77,7 +78,7 @@ class Sampler:
                 drawn = guide(drawn, null, self.config.guidance_scale)
             return drawn[:, :channels]  # a learned variance is the second half
 
-        for last in dpm_solver(denoise, noise[None].repeat(count, 1, 1, 1).to(device), self.schedule):
+        for last in self.solve(denoise, noise[None].repeat(count, 1, 1, 1).to(device), self.schedule):
             x_0 = last.x_t
         self.vae.to(device)
         folder, files = self.run / "samples", []

@@ -5,8 +5,17 @@ from pathlib import Path
 from pixart.training.batches import PATCH_SIZE
 from pixart.training.chain import Stage
 from pixart.training.objective import LATENT_SCALE
-from pixart.training.plan import build_network
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, JudgeRecipe, Recipe, TextRecipe, text_folders
+from pixart.training.plan import build_network, network_config
+from pixart.training.recipe import (
+    DEFAULT_MODEL,
+    AutoencoderRecipe,
+    ClassRecipe,
+    FastRecipe,
+    JudgeRecipe,
+    Recipe,
+    TextRecipe,
+    text_folders,
+)
 
 
 def summary(stage: Stage) -> list[str]:
@@ -16,6 +25,7 @@ def summary(stage: Stage) -> list[str]:
         AutoencoderRecipe: "autoencoder",
         ClassRecipe: "classes to pictures",
         TextRecipe: "text to pictures",
+        FastRecipe: "fast denoiser",
         JudgeRecipe: "judge",
     }
     lines = [f"{stage.name}: {kind[type(recipe)]}, into {recipe.run} ({_state(recipe.run)})"]
@@ -29,6 +39,8 @@ def _parts(recipe: Recipe) -> dict[str, Path]:
     parts = {name.replace("_", " "): getattr(recipe, name, None) for name in names}
     if isinstance(recipe, ClassRecipe | TextRecipe):
         parts["autoencoder"] = recipe.autoencoder
+    if isinstance(recipe, FastRecipe):
+        parts["teacher"] = recipe.teacher or DEFAULT_MODEL
     if isinstance(recipe, TextRecipe) and recipe.text_encoder is None:
         parts["text encoder"] = text_folders(recipe)[0]
     return {name: path for name, path in parts.items() if path is not None}
@@ -53,7 +65,11 @@ def _network(recipe: Recipe) -> str:
     from pixart.training.networks import expected_config, text_network
 
     with torch.device("meta"):
-        if not isinstance(recipe, ClassRecipe | TextRecipe):
+        if isinstance(recipe, FastRecipe):
+            how = recipe.distillation
+            model = build_network(recipe, network_config(recipe))
+            told = f", as its teacher; {how.steps} steps for {how.teacher_steps} with guidance {how.guidance_scale:g}"
+        elif not isinstance(recipe, ClassRecipe | TextRecipe):
             model, told = build_network(recipe, None), ""
         else:
             config, size = expected_config(recipe), recipe.model
