@@ -1,5 +1,6 @@
 """Guidance as a curve: what following the caption more strongly costs in likeness to true pictures."""
 
+import math
 from html import escape
 
 from pixart.errors import UsageError
@@ -10,6 +11,7 @@ MOST = 20
 ALIGNMENT, FIDELITY = "retrieval_at_1", "kernel_distance_judge"
 FONT = 'font-family="sans-serif" font-size="12"'
 MIDDLE = 'text-anchor="middle"'
+HALO = 'paint-order="stroke" stroke="white" stroke-width="3"'
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 420, 70, 30, 20, 60
 
 
@@ -69,12 +71,12 @@ def as_svg(sweep: list[dict]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     ]
-    for k in range(6):
-        x, y = x_low + k / 5 * (x_high - x_low), y_low + k / 5 * (y_high - y_low)
+    for x in _round_values(x_low, x_high):
         parts.append(f'<path d="M{right(x):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#e5e5e5"/>')
-        parts.append(f'<path d="M{LEFT} {down(y):.1f}H{WIDTH - RIGHT}" stroke="#e5e5e5"/>')
-        parts.append(f'<text x="{right(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.0f}</text>')
-        parts.append(f'<text x="{LEFT - 8}" y="{down(y) + 4:.1f}" text-anchor="end">{y:.0%}</text>')
+        parts.append(f'<text x="{right(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>')
+    for y in _round_values(100 * y_low, 100 * y_high):
+        parts.append(f'<path d="M{LEFT} {down(y / 100):.1f}H{WIDTH - RIGHT}" stroke="#e5e5e5"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{down(y / 100) + 4:.1f}" text-anchor="end">{y:g}%</text>')
     for name, mark in marks.items():
         x, y = right(mark[FIDELITY].value), down(mark[ALIGNMENT].value)
         parts.append(f'<path d="M{x - 5:.1f} {y:.1f}h10m-5 -5v10" stroke="#777" stroke-width="2"/>')
@@ -82,6 +84,7 @@ def as_svg(sweep: list[dict]) -> str:
         parts.append(
             f'<text x="{x + aside:.1f}" y="{y + 14:.1f}" fill="#555" text-anchor="{anchor}">{escape(name)}</text>'
         )
+    parts.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#999"/>')
     path = "L".join(f"{right(x.value):.1f} {down(y.value):.1f}" for _, x, y in points)
     parts.append(f'<path d="M{path}" fill="none" stroke="#1b6ca8" stroke-width="2"/>')
     for scale, x, y in points:
@@ -89,15 +92,24 @@ def as_svg(sweep: list[dict]) -> str:
         parts.append(f'<path d="M{right(x.low):.1f} {cy:.1f}H{right(x.high):.1f}" stroke="#1b6ca8" opacity="0.4"/>')
         parts.append(f'<path d="M{cx:.1f} {down(y.low):.1f}V{down(y.high):.1f}" stroke="#1b6ca8" opacity="0.4"/>')
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="#1b6ca8"/>')
-        parts.append(f'<text x="{cx + 7:.1f}" y="{cy - 7:.1f}" font-weight="bold">{scale:g}</text>')
+        parts.append(f'<text x="{cx + 7:.1f}" y="{cy - 7:.1f}" font-weight="bold" {HALO}>{scale:g}</text>')
     title = f"{sweep[0]['model']}: guidance scales, {sweep[0]['protocol']['num']} held-out captions"
+    below = "kernel distance x 1000 (left is better); bars: 95%"
     parts += [
         f'<text x="{LEFT}" y="18" font-size="14">{escape(title)}</text>',
-        f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 14}" {MIDDLE}>kernel distance x 1000 (left is better)</text>',
+        f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 14}" {MIDDLE}>{below}</text>',
         f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" {MIDDLE}>own caption first of 500</text>',
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Some 4 to 9 multiples of 1, 2 or 5 times a power of ten, from `low` to `high`."""
+    room = (high - low) / 4
+    power = 10 ** math.floor(math.log10(room))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= room)
+    return [round(step * k, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _around(values: list[float]) -> tuple[float, float]:

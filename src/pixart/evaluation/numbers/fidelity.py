@@ -79,9 +79,12 @@ def fidelity(
 
     Raises:
         UsageError: too few pictures. PixArtError: Inception is missing, or the file is something else.
+        ModuleNotFoundError: torchmetrics is missing.
     """
     marks = check_count(len(drawn.files), len(true.files), metrics)
     path = find_weights(weights)
+    if {"fid", "kid"} & set(metrics):
+        import torchmetrics  # noqa: F401  # features take long; whether it is there is said now
     a, b = (features(folder, path, size) for folder in (drawn, true))
     kid, kid_std = kernel_inception_distance(a, b) if "kid" in metrics else (None, None)
     precision, recall = precision_recall(a, b) if "prc" in metrics else (None, None)
