@@ -13,6 +13,8 @@ from tyro.conf import arg
 from pixart.errors import PixArtError, UsageError
 from pixart.options import parsed, shown
 
+HELD_OUT_NUM = 512
+
 
 @dataclass
 class Evaluate:
@@ -24,7 +26,11 @@ class Evaluate:
 
     model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
     """Model folder, or the name of a model on the Hugging Face Hub."""
-    num: Annotated[int, arg(metavar="N")] = 512
+    fast: bool = False
+    """Evaluate the model's fast denoiser."""
+    composition: bool = False
+    """Instead, draw what the data never shows together, such as a blue apple, and say what of it is right."""
+    num: Annotated[int | None, shown("N", "512; with --composition 200")] = None
     """How many captions, half of known concepts in an unseen style, half of unseen concepts."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Chooses the captions; picture k is drawn with the seed N + k."""
@@ -45,7 +51,8 @@ class Evaluate:
     judge: Annotated[Path | None, shown("FOLDER", "the judge in the package")] = None
     """A judge of your own, as pixart train emoji/judge writes it."""
     data: Annotated[Path | None, shown("FOLDER", "none")] = None
-    """Folder of pixart data emoji, from which the judge of your own learns what true pictures look like."""
+    """Folder of pixart data emoji, from which the judge of your own learns what true pictures look like.
+    With --composition: what pictures in the asked colours are made from, and the trivial answer."""
     pictures: Annotated[Path | None, shown("FOLDER", "runs/evaluate/...")] = None
     """Where the pictures go and are looked for."""
     output: Annotated[Path | None, shown("FILE.json", "scores-N.json beside the pictures")] = None
@@ -86,21 +93,31 @@ def _evaluate(options: Evaluate) -> int:
     from pixart.evaluation.statistics import check_enough
     from pixart.evaluation.sweep import as_svg, read_scales, sweep_table
 
-    check_enough(options.num, "An evaluation")
+    num = HELD_OUT_NUM if options.num is None else options.num
+    check_enough(num, "An evaluation")
     scales = read_scales(options.guidance_sweep) if options.guidance_sweep is not None else []
     if scales and options.guidance_scale is not None:
         raise UsageError("Give either --guidance-scale or --guidance-sweep.")
     for path in (options.output,):
         if path is not None and (path.is_dir() or path.suffix != ".json"):
             raise UsageError(f"--output {path}: give the name of a .json file.")
+    if options.composition and scales:
+        raise UsageError("--guidance-sweep is for held-out captions; give --composition one --guidance-scale.")
     judge, reference = _judge(options)
-    asked = Asked(options.num, options.seed, options.steps, options.guidance_scale, options.sampler, options.size)
+    asked = Asked(num, options.seed, options.steps, options.guidance_scale, options.sampler, options.size)
 
+    from pixart.evaluation.composition import check_data, combinations
     from pixart.evaluation.reference import choose
     from pixart.sampling.pipeline import Pipeline
 
-    choose(reference, num=asked.num, seed=asked.seed)  # says now whether there are so many captions
-    pipeline = Pipeline.from_pretrained(options.model, engine=options.engine, dtype=options.dtype)
+    if options.composition:
+        combinations(options.num)
+        check_data(options.data)
+    else:
+        choose(reference, num=asked.num, seed=asked.seed)  # says now whether there are so many captions
+    pipeline = Pipeline.from_pretrained(options.model, engine=options.engine, dtype=options.dtype, fast=options.fast)
+    if options.composition:
+        return _composition(pipeline, judge, reference, asked, options)
     if not scales:
         told, path = _one(pipeline, judge, reference, asked, options.pictures, options.output)
         _print(told, path)
@@ -116,6 +133,19 @@ def _evaluate(options: Evaluate) -> int:
     _write(path.with_suffix(".svg"), as_svg(found))
     print(sweep_table(found))
     print(f"\n{path}\n{path.with_suffix('.svg')}")
+    return 0
+
+
+def _composition(pipeline, judge, reference, asked, options: Evaluate) -> int:
+    from pixart.evaluation import composition, drawing
+
+    folder = options.pictures or drawing.usual_folder(pipeline, asked) / composition.SET
+    begun = time.monotonic()
+    told = composition.evaluate(pipeline, judge, reference, asked, folder, _say, num=options.num, data=options.data)
+    told["seconds"] = round(time.monotonic() - begun, 1)
+    path = options.output or folder / f"composition-{told['protocol']['num']}.json"
+    _write(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    _print(told, path)
     return 0
 
 
@@ -143,7 +173,7 @@ def _judge(options: Evaluate):
     from pixart.evaluation.judge import open_judge
     from pixart.evaluation.reference import FEATURES, build, open_reference, save
 
-    if options.data is not None and options.judge is None:
+    if options.data is not None and options.judge is None and not options.composition:
         raise UsageError("--data goes with --judge: the judge in the package has its true pictures with it.")
     judge = open_judge(options.judge)
     if options.judge is not None and not (options.judge / FEATURES).is_file():
@@ -156,11 +186,10 @@ def _judge(options: Evaluate):
 
 
 def _print(told: dict, path: Path) -> None:
-    from pixart.evaluation.report import columns
-    from pixart.evaluation.table import as_text
+    from pixart.evaluation.report import columns, table
 
     protocol = told["protocol"]
-    print(as_text(columns(told)))
+    print(table(columns(told), told))
     print(
         f"\n{protocol['num']} pictures of {protocol['width']} x {protocol['height']} px, {protocol['steps']} steps of "
         f"{protocol['sampler']}, guidance scale {protocol['guidance_scale']:g}, seeds {protocol['seed']} to "

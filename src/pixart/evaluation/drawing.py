@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,17 +86,24 @@ def draw(
     folder: Path,
     report: Callable[[str], None],
 ) -> Drawn:
-    """Draw what is missing in `folder`; a picture that cannot be read is drawn again.
+    """Draw the held-out captions that are missing in `folder`; raises as `draw_captions`."""
+    rows = choose(reference, num=asked.num, seed=asked.seed)
+    paths = draw_captions(pipeline, [reference.rows[k].caption for k in rows], asked, folder, report)
+    return Drawn(rows, paths, settings_of(pipeline, asked))
+
+
+def draw_captions(
+    pipeline: "Pipeline", captions: Sequence[str], asked: Asked, folder: Path, report: Callable[[str], None]
+) -> list[Path]:
+    """Draw what is missing in `folder`; a picture that cannot be read is drawn again. Returns a file for each caption.
 
     Raises:
         UsageError: the folder holds pictures that were drawn otherwise. PixArtError: it cannot be written.
     """
     from pixart.sampling.image_files import slug, write_png
 
-    rows = choose(reference, num=asked.num, seed=asked.seed)
     settings = settings_of(pipeline, asked)
     _claim(folder, {key: value for key, value in settings.items() if key != "num"})
-    captions = [reference.rows[k].caption for k in rows]
     paths = [folder / f"{number:04}-{slug(caption)}.png" for number, caption in enumerate(captions)]
     missing = [number for number, path in enumerate(paths) if not whole(path)]
     if missing and len(missing) < len(paths):
@@ -108,7 +115,7 @@ def draw(
         write_png(picture.image, picture.settings, paths[number])
         if count % 16 == 0 or count == len(missing):
             report(f"drew {count:,} of {len(missing):,}")
-    return Drawn(rows, paths, settings)
+    return paths
 
 
 def read(paths: list[Path]) -> list[Image.Image]:

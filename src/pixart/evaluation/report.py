@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from pixart.errors import PixArtError, UsageError
+from pixart.evaluation import composition
 from pixart.evaluation.drawing import Drawn
 from pixart.evaluation.judge import OpenedJudge
 from pixart.evaluation.reference import Look, Reference
 from pixart.evaluation.score import CANDIDATES, Scores, per_picture, scores
 from pixart.evaluation.statistics import Estimate, mean
-from pixart.evaluation.table import FIGURES, as_text, written
+from pixart.evaluation.table import FIGURES, GROUPS, aligned, written
+from pixart.evaluation.table import lines as lines_of
 
 # Of the settings, what says who drew and not how it was measured.
 WHO = ("model", "model_hash", "engine", "dtype")
@@ -64,6 +66,16 @@ def columns(told: dict) -> dict[str, Scores]:
     }
 
 
+def figures_of(told: dict) -> tuple[dict[str, str], tuple[tuple[str, str, str], ...]]:
+    """The groups of captions and the figures that a report of its kind has."""
+    return (composition.GROUPS, composition.FIGURES) if told.get("set") == composition.SET else (GROUPS, FIGURES)
+
+
+def table(columns: dict[str, Scores], told: dict) -> str:
+    """The columns as text, with the rows that `told`, a report, has."""
+    return aligned(lines_of(columns, *figures_of(told)))
+
+
 def read_report(path: Path) -> dict:
     """Raises PixArtError where it is no file of `pixart evaluate`."""
     try:
@@ -84,10 +96,11 @@ def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
     told = [read_report(path) for path in paths]
     refuse_other_protocols(paths, [one["protocol"] for one in told], across)
     named = {f"{one['model']} ({path.name})": columns(one)[DRAWN] for path, one in zip(paths, told, strict=True)}
-    lines = [as_text({**named, **{name: columns(told[0])[name] for name in (REAL, COPY)}})]
+    beside = {name: column for name, column in columns(told[0]).items() if name != DRAWN}
+    lines = [table({**named, **beside}, told[0])]
     for path, other in zip(paths[1:], told[1:], strict=True):
         lines.append(f"\n{path.name} minus {paths[0].name}, picture by picture:")
-        for name, words, kind in FIGURES:
+        for name, words, kind in figures_of(told[0])[1]:
             difference = _difference(told[0]["pictures"], other["pictures"], name)
             if difference:
                 lines.append(f"  {words}: {written(difference, kind)}")

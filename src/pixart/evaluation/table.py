@@ -31,21 +31,17 @@ def written(estimate: Estimate, kind: str) -> str:
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
-def lines(columns: dict[str, Scores]) -> list[list[str]]:
+def lines(
+    columns: dict[str, Scores], groups: dict[str, str] = GROUPS, figures: tuple[tuple[str, str, str], ...] = FIGURES
+) -> list[list[str]]:
     """Heading and rows of the table; one block of rows per group of captions."""
     found = [["", *columns]]
-    groups = [group for group in GROUPS if any(group in scores for scores in columns.values())]
-    for group in groups:
-        found.append([GROUPS[group].upper(), *("" for _ in columns)])
-        for name, words, kind in FIGURES:
+    for group in [group for group in groups if any(group in scores for scores in columns.values())]:
+        found.append([groups[group].upper(), *("" for _ in columns)])
+        for name, words, kind in figures:
             cells = [written(s[group][name], kind) if name in s.get(group, {}) else "-" for s in columns.values()]
             found.append([words, *cells])
     return found
-
-
-def as_text(columns: dict[str, Scores]) -> str:
-    """With aligned columns."""
-    return aligned(lines(columns))
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -18,17 +18,34 @@ COLOURED = (
     ("a book", "green blue orange"),
 )
 
-# Things of one colour in the data, each with colours that no caption of it has.
+# Things of which no training picture is recoloured (data/recolour_split.py: KEPT_APART), each with the colours that its
+# pictures and captions have in the data, or come near to; it is asked in others.
 NEVER_IN = (
-    ("an apple", "blue purple teal"),
-    ("a banana", "blue red purple"),
-    ("a frog", "red purple pink"),
-    ("an elephant", "green yellow red"),
-    ("a carrot", "blue purple pink"),
-    ("a fire engine", "green pink yellow"),
-    ("a pig", "blue green yellow"),
-    ("a cactus", "red blue pink"),
-)
+    ("an apple", "red pink green orange"), ("a banana", "yellow orange brown"), ("a frog", "green yellow orange"),
+    ("an elephant", "purple blue"), ("a carrot", "orange green yellow red"), ("a fire engine", "red purple blue pink"),
+    ("a pig", "pink red orange brown"), ("a cactus", "green"), ("a bear", "brown red orange yellow"),
+    ("a fox", "orange pink yellow red"), ("an octopus", "pink red purple orange"), ("a crab", "pink red orange"),
+    ("a turtle", "green blue"), ("a snake", "green blue brown"), ("a whale", "blue green purple"),
+    ("a camel", "red brown orange yellow"), ("a lemon", "yellow green orange"), ("a pear", "yellow green orange"),
+    ("a tomato", "pink green red orange"), ("a broccoli", "green blue"), ("an eggplant", "purple blue green"),
+    ("a mushroom", "pink red yellow brown"), ("an umbrella", "purple blue pink"), ("a dress", "blue green purple"),
+    ("a backpack", "red brown blue green"), ("a crown", "yellow orange brown"), ("a bell", "yellow orange brown"),
+    ("a key", "yellow orange brown red"), ("a trumpet", "yellow orange brown"), ("a telephone", "pink red"),
+    ("a balloon", "red pink"), ("a chair", "brown red orange yellow"), ("a bucket", "blue purple"),
+    ("a taxi", "yellow purple blue orange"), ("a helicopter", "orange yellow blue red"),
+    ("a motor scooter", "pink yellow red purple"), ("a rose", "red green pink"), ("an evergreen tree", "green"),
+    ("a pretzel", "yellow orange brown"), ("a croissant", "yellow orange red brown"),
+)  # fmt: skip
+ASKED = ("blue", "red", "purple", "green", "pink", "yellow", "orange", "brown")
+# People and hands with a style in which the training data has them in no skin tone, and in others in every one.
+NEVER_TONED = (
+    ("a cook", "Noto"), ("a teacher", "Noto"), ("a health worker", "flat"), ("a person raising hand", "3D"),
+    ("a woman facepalming", "3D"), ("a man construction worker", "Twemoji"), ("a woman office worker", "Twemoji"),
+    ("a man firefighter", "3D"), ("a man juggling", "3D"), ("a foot", "flat"), ("a woman mountain biking", "flat"),
+    ("an old woman", "Noto"), ("a man golfing", "3D"), ("a woman gesturing NO", "flat"), ("a man standing", "Noto"),
+    ("a backhand index pointing right", "3D"), ("a left-facing fist", "Noto"), ("a rightwards pushing hand", "Noto"),
+    ("a person getting haircut", "Noto"), ("a person in manual wheelchair", "3D"),
+)  # fmt: skip
 WEARERS = ("a firefighter", "a dancer", "a cook", "a detective")
 CLOTHES = (("a hat", "purple"), ("a coat", "green"), ("a scarf", "yellow"), ("a shirt", "pink"), ("a cape", "blue"))
 
@@ -47,13 +64,21 @@ def known() -> list[Prompt]:
 
 
 def unseen() -> list[Prompt]:
-    """The set "composition": things in colours they never have, and people in clothes of a colour, in every tone."""
-    style = cycle(IN_COLOUR)
-    found = [
-        _prompt("composition", "colour", thing, colour=colour, style=next(style))
-        for thing, colours in NEVER_IN
-        for colour in colours.split()
-    ]
+    """The set "composition": what its data never shows together, of three kinds.
+
+    Things in four colours that they never have (160), people and hands in a skin tone and a style that they never have
+    together (40), people in clothes of a colour, in every tone (24).
+    """
+    found = []
+    for n, (thing, never) in enumerate(NEVER_IN):
+        free = [colour for colour in (*ASKED[n % 8 :], *ASKED[: n % 8]) if colour not in never.split()]
+        for k, colour in enumerate(free[:4]):
+            found.append(
+                _prompt("composition", "colour", thing, colour=colour, style=IN_COLOUR[(4 * n + n // 3 + k) % 6])
+            )
+    for n, (person, style) in enumerate(NEVER_TONED):
+        for tone in (SKIN_TONES[n % 5], SKIN_TONES[(n + 2) % 5]):
+            found.append(_prompt("composition", "skin tone", person, skin_tone=tone, style=style))
     for n in range(24):
         # Each list goes round at its own pace, so that nobody always has the same tone, clothes or style.
         who, tone, clothes = WEARERS[n % 4], SKIN_TONES[n % 5], CLOTHES[(n + n // 5) % 5]

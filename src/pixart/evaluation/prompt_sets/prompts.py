@@ -15,7 +15,7 @@ SETS = {
     "alignment": "20 that can be seen to be met or not: colour, shape, texture, spatial, counting, complex",
     "styles": "5 subjects in 5 styles",
     "emoji": "83 for the shipped model: concepts, skin tones and colours that it knows, in its seven styles",
-    "composition": "48 for the shipped model: what its data never shows together, such as a blue apple",
+    "composition": "224 for the shipped model: what its data never shows together, such as a blue apple",
 }
 
 
