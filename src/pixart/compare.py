@@ -229,7 +229,8 @@ def _job(plan: Plan, model: Model, folder: Path | None = None) -> Job:
     from pixart.sampling.model_folder import open_model_folder
     from pixart.sampling.request import check_text_states, make_request
 
-    opened = open_model_folder(None if source == SHIPPED else source, parts=given.get("parts"))
+    which = None if source == SHIPPED else source
+    opened = open_model_folder(which, parts=given.get("parts"), fast=given.get("fast", False))
     how = loading(given)
     engine = choose_engine(opened, **how)
     asked = {name: given[name] for name in ASKED if name in given}

@@ -20,6 +20,7 @@ from pixart.sampling.samplers import SAMPLERS
 MAX_SIDE = 65_535  # pixels; which of them a model can draw, `fit_to_model` says
 MAX_STEPS = 500
 OWN = "pixart"
+OF_FAST = ("steps", "guidance_scale", "sampler")  # what a fast denoiser has of its own
 
 # What others call a sampler, in small letters without blanks, underscores and hyphens -> ours. "k" at the end, in
 # InvokeAI's names, stands for Karras' noise levels.
@@ -49,11 +50,13 @@ class Restored:
         source: "pixart", "A1111", "Fooocus", "InvokeAI" or "ComfyUI"; A1111 also for those who copy its text.
         request: keyword arguments of `make_request`; "prompt" always, the others where they were found and can be.
         notices: a sentence for each thing that was left out or will differ. They may quote the file.
+        fast: it was drawn with a model's fast denoiser, whose steps and guidance suit no other.
     """
 
     source: str
     request: dict[str, Any]
     notices: list[str]
+    fast: bool = False
 
 
 def restore_settings(path: str | Path) -> Restored:
@@ -74,7 +77,7 @@ def restore_settings(path: str | Path) -> Restored:
         request = _checked(own, {key: key for key in FIELDS}, OWN, notices)
         if own.get("model") not in (None, "pixart-default"):
             notices.append(f'It was drawn with the model "{shown(own["model"])}".')
-        return Restored(OWN, request, notices)
+        return Restored(OWN, request, notices, own.get("fast") is True)
     found = read_foreign(texts.texts)
     if found is None:
         raise UsageError(_nothing(Path(path).name, texts, notices))
@@ -88,9 +91,15 @@ def fit_to_model(restored: Restored, folder: ModelFolder) -> Restored:
     `make_request(folder, **request)` of the result does not raise.
     """
     kept: dict[str, Any] = {"prompt": restored.request["prompt"]}
-    notices = list(restored.notices)
+    notices, left = list(restored.notices), ["width", "height"]
+    if restored.fast and not folder.fast:
+        left += OF_FAST
+        notices.append(
+            "It was drawn with a fast denoiser, so its steps, guidance scale and sampler were left out; with --fast, "
+            'or with "Fast" at the model, it can be drawn again.'
+        )
     for key, value in restored.request.items():
-        if key in ("width", "height"):
+        if key in left:
             continue
         try:
             make_request(folder, **{**kept, key: value})
@@ -104,7 +113,7 @@ def fit_to_model(restored: Restored, folder: ModelFolder) -> Restored:
         asked = " x ".join(str(side) for side in size.values())
         size = _nearest_size(size, folder)
         notices.append(f"The picture is {asked}; this model draws {' x '.join(map(str, size.values()))} instead.")
-    return Restored(restored.source, {**kept, **size}, notices)
+    return Restored(restored.source, {**kept, **size}, notices, restored.fast)
 
 
 def _nearest_size(size: dict[str, int], folder: ModelFolder) -> dict[str, int]:

@@ -20,6 +20,8 @@ class App:
 
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: the model in the package)")] = None
     """A model folder, or organisation/name on the Hub. Another can be chosen on the page."""
+    fast: bool = False
+    """Draw with the model's fast denoiser: a few steps, and guidance is in its weights."""
     outputs: Annotated[Path, arg(metavar="FOLDER")] = Path("outputs")
     """Where the pictures are saved, each run in a folder of its own. Files in it can be fetched through the page."""
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
@@ -54,7 +56,7 @@ def _run(options: App) -> int:
     from pixart.web.studio import Studio
 
     studio = Studio(
-        Choice(options.model, options.engine, options.dtype, device=options.device),
+        Choice(options.model, options.engine, options.dtype, device=options.device, fast=options.fast),
         options.outputs,
         metadata=not options.no_metadata,
     )

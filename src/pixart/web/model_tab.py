@@ -27,7 +27,7 @@ OF_THE_MODEL = ("steps", "guidance_scale", "sampler", "width", "height")
 class ModelTab:
     which: gr.Radio
     source: gr.Textbox
-    choices: list[gr.components.Component]  # engine, dtype, device, staged, offload, 8-bit text encoder, decode
+    choices: list[gr.components.Component]  # engine, dtype, device, staged, offload, 8-bit text encoder, decode, fast
     load: gr.Button
     message: gr.HTML
     facts: gr.HTML
@@ -48,6 +48,12 @@ def build(studio: Studio, tab: gr.Textbox) -> ModelTab:
                 value=choice.source or "",
                 visible=choice.source is not None,
                 elem_id="source",
+            )
+            fast = gr.Checkbox(
+                choice.fast,
+                label="Fast",
+                info="The model's fast denoiser, if it has one: a few steps, with guidance in its weights.",
+                elem_id="fast",
             )
             with gr.Accordion("How it is computed and held in memory", open=False):
                 engine = gr.Radio(list(ENGINES), value=choice.engine, label="Engine", elem_id="engine")
@@ -73,7 +79,7 @@ def build(studio: Studio, tab: gr.Textbox) -> ModelTab:
             facts = gr.HTML(model_facts(studio), elem_id="facts")
             tracker = gr.Radio(list(TRACKERS), value="Nothing", label="Record every run with", elem_id="tracker")
             tracking = gr.HTML(elem_id="tracking")
-    choices = [engine, dtype, device, staged, offload, eight, decode]
+    choices = [engine, dtype, device, staged, offload, eight, decode, fast]
     return ModelTab(which, source, choices, load, message, facts, tracker, tracking)
 
 
@@ -89,14 +95,14 @@ def connect(studio: Studio, model: ModelTab, item: gr.Tab, draw: DrawTab, tab: g
     outputs = [model.message, model.facts, model_line, draw.examples, *draw.fields]
 
     async def load(
-        tab_id, which, source, engine, dtype, device, staged, offload, eight, decode, *values
+        tab_id, which, source, engine, dtype, device, staged, offload, eight, decode, fast, *values
     ) -> AsyncIterator[list]:
         nothing = [gr.skip()] * (len(outputs) - 1)
         try:
             if which == OTHER and not (source or "").strip():
                 raise PixArtError("Name a folder, or a model on the Hub as organisation/name.")
             memory = check_memory(Memory(staged=staged, offload=offload, text_encoder_8bit=eight, decode=decode))
-            choice = Choice((source or "").strip() if which == OTHER else None, engine, dtype, memory, device)
+            choice = Choice((source or "").strip() if which == OTHER else None, engine, dtype, memory, device, fast)
             job = studio.swap(tab_id, choice)
         except PixArtError as error:
             yield [markup.message(str(error), "error"), *nothing]
@@ -149,7 +155,7 @@ def model_facts(studio: Studio) -> str:
     folder, choice = models.folder, models.choice
     config = folder.transformer
     rows = {
-        "Model": folder.name,
+        "Model": f"{folder.name}, its fast denoiser" if folder.fast else folder.name,
         "Folder": folder.path,
         "Weights": markup.readable(weights_bytes(folder)),
         "Pictures": f"{folder.native_size} pixels wide, others in steps of {folder.size_multiple}",

@@ -22,6 +22,7 @@ class Choice:
     dtype: str = "float32"
     memory: Memory = PLAIN
     device: str = "cpu"
+    fast: bool = False  # its fast denoiser
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Models:
     def __init__(self, choice: Choice):
         """Check the folder, load nothing; raises as `open_model_folder` does."""
         self.choice = choice
-        self.folder = open_model_folder(choice.source)
+        self.folder = open_model_folder(choice.source, fast=choice.fast)
         self.tokenizer = _tokenizer(self.folder)
         self.loaded: Loaded | None = None
         self.stage = ""  # what is being done, while something is
@@ -61,7 +62,7 @@ class Models:
         started = time.monotonic()
         try:
             self.stage = "Looking at its files"
-            folder = open_model_folder(choice.source)
+            folder = open_model_folder(choice.source, fast=choice.fast)
             tokenizer = _tokenizer(folder)
             before = self.loaded
             if before is not None and weights_bytes(folder) > available_bytes() / 2:

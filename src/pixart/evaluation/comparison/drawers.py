@@ -55,11 +55,14 @@ class PixartDrawer:
     def __init__(self, source: str, settings: dict[str, Any]):
         from pixart.sampling.pipeline import Pipeline
 
-        at_opening = (*MEMORY, "engine", "dtype", "device", "parts")
+        at_opening = (*MEMORY, "engine", "dtype", "device", "parts", "fast")
         self.given = {key: value for key, value in settings.items() if key not in at_opening}
         self.own_negative = self.given.pop("negative_prompt", "")
         self.pipeline = Pipeline.from_pretrained(
-            None if source == SHIPPED else source, parts=settings.get("parts"), **loading(settings)
+            None if source == SHIPPED else source,
+            parts=settings.get("parts"),
+            fast=settings.get("fast", False),
+            **loading(settings),
         )
         self.settings: dict[str, Any] = {}
         self.weights: dict[str, str] = {}

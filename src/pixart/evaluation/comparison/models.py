@@ -50,6 +50,7 @@ class Settings:
     checkpoint: int | None = None
     ema: float | None = None
     parts: str | None = None
+    fast: bool | None = None
 
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -62,7 +63,7 @@ SAME_BYTES = ("staged", "offload", "text_states")
 _DRAWING = ("steps", "guidance_scale", "negative_prompt", "width", "height", "dtype", "device", "offload")
 _OURS = (*_DRAWING, "sampler", "engine", "binning", "block_cache", "guidance_rescale", *MEMORY)
 KNOWN: dict[Kind, tuple[str, ...]] = {
-    "pixart": (*dict.fromkeys(_OURS), "parts"),
+    "pixart": (*dict.fromkeys(_OURS), "parts", "fast"),
     "run": (*dict.fromkeys(_OURS), "checkpoint", "ema"),
     "diffusers": _DRAWING,
     "pictures": (),
