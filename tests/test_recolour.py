@@ -16,6 +16,7 @@ from pixart.data.recolour import ANCHORS, leading, leading_name, recoloured
 from pixart.data.recolour_split import KEPT_APART, SPLIT, build, captions, suitable
 from pixart.errors import PixArtError, UsageError
 from pixart.training.batches import LatentBatches, Phase, Sampling, TextCondition, weights_of, weights_of_splits
+from pixart.training.recipe import ClassRecipe, TextRecipe, structure, to_json
 
 YELLOW = (250, 205, 50)
 
@@ -171,3 +172,14 @@ def test_joined_captions_are_those_of_each_split():
             assert (states == states[0]).all()
             seen[int(batch["latent"][row, 0, 0, 0])].add((int(states[0]), count))
     assert seen == {0: {(10, 3), (11, 1)}, 1: {(12, 2), (13, 2)}, 2: {(20, 1), (21, 4)}}
+
+
+def test_recipes_say_where_extra_splits_do_not_belong(tmp_path):
+    phases, sampling = (Phase(steps=1, size=64, batch_size=1),), Sampling(extra_splits={SPLIT: 0.2})
+    where = {"run": tmp_path, "autoencoder": tmp_path, "phases": phases, "sampling": sampling}
+    kept = TextRecipe(data=tmp_path, cache=tmp_path, **where)
+    assert structure(to_json(kept)["sampling"], Sampling, "sampling") == sampling
+    with pytest.raises(UsageError, match="not for features"):
+        TextRecipe(features=tmp_path, **where)
+    with pytest.raises(UsageError, match="classes know no colours"):
+        ClassRecipe(data=tmp_path, cache=tmp_path, **where)

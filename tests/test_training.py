@@ -73,7 +73,9 @@ def chain(tmp_path_factory, tiny_model) -> Chain:
     low, high = Phase(steps=8, size=64, batch_size=8), Phase(steps=4, size=128, batch_size=4)
     stage1 = ClassRecipe(run=home / "stage1", phases=(low,), **where)
     where |= {"text_encoder": tiny_model / "text_encoder"}
-    stage2 = TextRecipe(run=home / "stage2", init=stage1.run, phases=(low,), **where)
+    shutil.copytree(home / "data" / "test_cells", home / "data" / "more")
+    more = Sampling(extra_splits={"more": 0.3})
+    stage2 = TextRecipe(run=home / "stage2", init=stage1.run, phases=(low,), sampling=more, **where)
     sampling = Sampling(style_weights={"Noto": 3.0}, skin_tone_weight=0.5, short_caption_share=0.5)
     stage3 = TextRecipe(run=home / "stage3", init=stage2.run, phases=(low, high), sampling=sampling, **where)
     for recipe in (autoencoder, stage1, stage2, stage3):
