@@ -133,6 +133,10 @@ def test_the_command_prints_it_and_refuses_what_is_no_checkpoint(state, checkpoi
     assert len(told["protocol"]["image_reward"]) == 64
     with pytest.raises(PixArtError, match=r"nowhere.pt is not there; get https://huggingface.co/THUDM/ImageReward"):
         run_metrics([*words, str(tmp_path / "nowhere.pt")])
+    (tmp_path / "out.json").unlink()
+    with pytest.raises(PixArtError, match=r"Not all was measured. HPSv2 needs its weights, and .*hps.pt is not there"):
+        run_metrics([*words, str(checkpoint), "--hps", str(tmp_path / "hps.pt")])
+    assert json.loads((tmp_path / "out.json").read_text())["figures"] == told["figures"]  # the rest is kept
     less = {name: value for name, value in state.items() if name != "blip.visual_encoder.blocks.1.norm2.bias"}
     torch.save(less, tmp_path / "less.pt")
     with pytest.raises(

@@ -1,5 +1,6 @@
 """`pixart metrics DRAWN`: the figures that papers report. `pixart layout`: pictures in the folders of benchmarks."""
 
+import contextlib
 import json
 import os
 import sys
@@ -90,7 +91,7 @@ def run_layout(arguments: list[str]) -> int:
 
 def _metrics(options: Metrics) -> int:
     from pixart.evaluation.numbers import alignment, fidelity, protocol
-    from pixart.evaluation.numbers.pictures import open_folder, prompts_of, read
+    from pixart.evaluation.numbers.pictures import Pictures, open_folder, prompts_of
 
     if options.compare:
         if len(options.compare) < 2:
@@ -114,37 +115,54 @@ def _metrics(options: Metrics) -> int:
     figures: dict[str, float] = {}
     how: dict[str, object] = {"count": len(drawn.files), **protocol.drawing_protocol(drawn)}
     marks: tuple[str, ...] = ()
+    lacking: list[str] = []
+
+    @contextlib.contextmanager
+    def if_there():
+        """A network that is missing or damaged is named at the end, and the others measure."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except PixArtError as error:
+            lacking.append(str(error))
+
+    def score(name: str, values, weights: Path) -> None:
+        figures[name], figures[f"{name}_error"] = float(values.mean()), _error(values)
+        how[name] = protocol.hash_weights(weights)
+
     if options.reference is not None:
         true = open_folder(options.reference, options.num)
-        found = fidelity.fidelity(drawn, true, metrics=metrics, weights=options.inception, size=options.size)
-        marks = found.marks
-        figures |= {k: v for k, v in asdict(found).items() if k != "marks" and v is not None}
-        how |= {
-            "reference": true.sha256,
-            "reference_count": len(true.files),
-            "resize": f"middle square, PIL bicubic to {options.size} px",
-            "inception": protocol.hash_file(fidelity.find_weights(options.inception)),
-        }
+        with if_there():
+            found = fidelity.fidelity(drawn, true, metrics=metrics, weights=options.inception, size=options.size)
+            marks = found.marks
+            figures |= {k: v for k, v in asdict(found).items() if k != "marks" and v is not None}
+            how |= {
+                "reference": true.sha256,
+                "reference_count": len(true.files),
+                "resize": f"middle square, PIL bicubic to {options.size} px",
+                "inception": protocol.hash_file(fidelity.find_weights(options.inception)),
+            }
     if by_prompt:
         prompts = prompts_of(drawn, _prompts(options.prompts))
-        pictures = [read(file) for file in drawn.files]
+        pictures = Pictures(drawn)
         how["prompts"] = protocol.hash_texts(prompts)
-        if options.clip is not None:
-            clip = alignment.open_clip(options.clip)
-            values = alignment.clip_scores(clip, pictures, prompts)
-            figures |= {"clip_score": float(values.mean()), "clip_score_error": _error(values)}
-            how["clip"] = protocol.hash_weights(clip.path)
-        if options.hps is not None:
-            clip = alignment.open_hps(options.hps, options.hps_config or alignment.HPS_CONFIG)
-            values = alignment.hps_scores(clip, pictures, prompts)
-            figures |= {"hps_v2": float(values.mean()), "hps_v2_error": _error(values)}
-            how["hps"] = protocol.hash_weights(options.hps)
-        if options.image_reward is not None:
-            from pixart.evaluation.numbers.image_reward import open_image_reward
+        with if_there():
+            if options.clip is not None:
+                clip = alignment.open_clip(options.clip)
+                score("clip_score", alignment.clip_scores(clip, pictures, prompts), clip.path)
+        with if_there():
+            if options.hps is not None:
+                clip = alignment.open_hps(options.hps, options.hps_config or alignment.HPS_CONFIG)
+                score("hps_v2", alignment.hps_scores(clip, pictures, prompts), options.hps)
+        with if_there():
+            if options.image_reward is not None:
+                from pixart.evaluation.numbers.image_reward import open_image_reward
 
-            values = open_image_reward(options.image_reward).scores(pictures, prompts)
-            figures |= {"image_reward": float(values.mean()), "image_reward_error": _error(values)}
-            how["image_reward"] = protocol.hash_file(options.image_reward)
+                reward = open_image_reward(options.image_reward)
+                score("image_reward", reward.scores(pictures, prompts), options.image_reward)
+    if lacking and not figures:
+        raise PixArtError(" ".join(lacking))
     told = {"format": protocol.FORMAT, "figures": figures, "marks": list(marks), "protocol": how}
     told["drawn"] = {"folder": str(drawn.path), "sha256": drawn.sha256}
     if options.output is not None:
@@ -154,6 +172,8 @@ def _metrics(options: Metrics) -> int:
     for mark in marks:
         print(f"biased: {mark}")
     print(", ".join(f"{name} {_short(value)}" for name, value in how.items()))
+    if lacking:
+        raise PixArtError(f"Not all was measured. {' '.join(lacking)}")
     return 0
 
 

@@ -56,6 +56,19 @@ def read(file: Path, size: int | None = None) -> Image.Image:
     return rgb.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
 
 
+class Pictures(Sequence):
+    """The pictures of a folder, read when they are asked for: all of them may not fit into memory."""
+
+    def __init__(self, folder: Folder):
+        self.files = folder.files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, which):
+        return [read(file) for file in self.files[which]] if isinstance(which, slice) else read(self.files[which])
+
+
 def prompts_of(folder: Folder, given: Sequence[str] | None = None) -> list[str]:
     """One prompt for each picture.
 
