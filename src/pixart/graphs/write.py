@@ -41,10 +41,11 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
     graphs = {
         text: build_text(folder.path, configs["text_encoder"], folder.transformer, fast=fast),
         denoiser: build_denoiser(folder.path, folder.transformer, fast=fast),
+        decoder: build_decoder(folder.path, configs["vae"]),
         denoiser_int8: build_denoiser(folder.path, folder.transformer, int8=True, fast=fast),
     }
-    if not fast:
-        graphs[decoder] = build_decoder(folder.path, configs["vae"])
+    if fast:
+        del graphs[decoder]  # the model's own
     made_for = fingerprint(folder.path, fast=fast)
     for graph in graphs.values():
         graph.metadata_props.add(key="fingerprint", value=made_for)
