@@ -77,6 +77,18 @@ def test_time_memory_and_settings_are_kept(begun):
     assert theirs.seconds is None and {(p.width, p.height) for p in theirs.drawn.values()} == {(96, 48)}
 
 
+def test_the_figures_of_papers_know_how_a_model_of_a_comparison_drew(begun):
+    from pixart.evaluation.numbers.pictures import open_folder, prompts_of
+    from pixart.evaluation.numbers.protocol import drawing_protocol
+
+    out, _ = begun
+    folder = open_folder(out / "models" / "three")
+    assert prompts_of(folder) == [prompt for prompt in PROMPTS.splitlines() for _ in range(2)]
+    found = drawing_protocol(folder)
+    assert (found["steps"], found["sampler"], found["seeds"]) == (3, "dpm-solver", "4 to 9, 2 of them")
+    assert drawing_protocol(open_folder(out / "models" / "theirs"))["steps"] is None
+
+
 def test_the_page_holds_all_and_asks_nobody(begun):
     import base64
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.comparison.plan import PLAN, Plan
+from pixart.evaluation.comparison.plan import read as read_plan
 from pixart.evaluation.judge import on_white
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -72,8 +74,9 @@ class Pictures(Sequence):
 def prompts_of(folder: Folder, given: Sequence[str] | None = None) -> list[str]:
     """One prompt for each picture.
 
-    `given` in the order of the pictures' names; else what our own pictures hold, or the layout of GenEval
-    (metadata.jsonl beside samples/) or T2I-CompBench ("PROMPT_000000.png"). Raises UsageError where there is none.
+    `given` in the order of the pictures' names; else what our own pictures or their comparison hold, or the layout of
+    GenEval (metadata.jsonl beside samples/) or T2I-CompBench ("PROMPT_000000.png"). Raises UsageError where there is
+    none.
     """
     if given is not None:
         if len(given) != len(folder.files):
@@ -82,7 +85,16 @@ def prompts_of(folder: Folder, given: Sequence[str] | None = None) -> list[str]:
                 "for each, in the order of the pictures' names."
             )
         return list(given)
+    plan = comparison_of(folder.path)
+    if plan is not None:
+        return [plan.rows[int(file.stem.split("-")[0])].text for file in folder.files]
     return [_prompt(file) for file in folder.files]
+
+
+def comparison_of(folder: Path) -> Plan | None:
+    """The plan of the comparison whose model drew this folder, COMPARISON/models/NAME; None for other folders."""
+    home = folder.resolve().parent
+    return read_plan(home.parent) if home.name == "models" and (home.parent / PLAN).is_file() else None
 
 
 def _prompt(file: Path) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pixart.errors import PixArtError
-from pixart.evaluation.numbers.pictures import Folder
+from pixart.evaluation.comparison.results import outcome
+from pixart.evaluation.numbers.pictures import Folder, comparison_of
 from pixart.evaluation.report import refuse_other_protocols
 from pixart.evaluation.table import aligned
 
@@ -16,12 +17,17 @@ DRAWING = ("steps", "guidance_scale", "sampler", "width", "height")
 
 
 def drawing_protocol(folder: Folder) -> dict[str, object]:
-    """Steps, guidance, sampler, size and seeds of a folder of our own pictures, by what the files say.
+    """Steps, guidance, sampler, size and seeds of a folder of our own pictures, by what the files or comparison say.
 
     A value that differs between pictures is a list; None is for pictures that do not say it, those of others.
     """
     from pixart.sampling.image_files import read_settings
 
+    plan = comparison_of(folder.path)
+    if plan is not None:
+        sessions = outcome(folder.path.resolve().parents[1], folder.path.resolve().name).sessions
+        used = next((one.settings for one in reversed(sessions) if one.settings), {})
+        return {name: used.get(name) for name in DRAWING} | {"seeds": _seeds(list(plan.seeds))}
     try:
         told = [read_settings(file) for file in folder.files]
     except PixArtError:
@@ -30,9 +36,12 @@ def drawing_protocol(folder: Folder) -> dict[str, object]:
     for name in DRAWING:
         values = sorted({json.dumps(one.get(name)) for one in told})
         found[name] = [json.loads(value) for value in values] if len(values) > 1 else json.loads(values[0])
-    seeds = [one.get("seed") for one in told if isinstance(one.get("seed"), int)]
-    found["seeds"] = f"{min(seeds)} to {max(seeds)}, {len(set(seeds))} of them" if seeds else None
+    found["seeds"] = _seeds([one["seed"] for one in told if isinstance(one.get("seed"), int)])
     return found
+
+
+def _seeds(seeds: list[int]) -> str | None:
+    return f"{min(seeds)} to {max(seeds)}, {len(set(seeds))} of them" if seeds else None
 
 
 def hash_file(path: Path) -> str:
