@@ -257,6 +257,11 @@ def test_pictures_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_grap
     assert (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns == before
     assert prompts_of(open_folder(dest)) == ["a red apple"] * 2 + ["a fox"] * 2
 
+    before = {path: path.read_bytes() for path in dest.rglob("*.*")}
+    with pytest.raises(UsageError, match=r"0000.png was drawn with steps 2, not 3; give another folder"):
+        run_layout(["geneval", str(file), str(dest), *words[:5], "3", *words[6:]])
+    assert {path: path.read_bytes() for path in dest.rglob("*.*")} == before
+
     texts = tmp_path / "color_val.txt"
     texts.write_text("a red apple\na fox\n")
     dest = tmp_path / "t2i"

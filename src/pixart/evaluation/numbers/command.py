@@ -193,6 +193,7 @@ def _layout(options: Layout) -> int:
     from pixart.evaluation.numbers import layouts
     from pixart.evaluation.prompt_sets.prompts import read_prompts
     from pixart.sampling.image_files import write_png
+    from pixart.sampling.model_folder import hash_weights
     from pixart.sampling.pipeline import Pipeline
     from pixart.sampling.request import make_request
 
@@ -203,10 +204,9 @@ def _layout(options: Layout) -> int:
         raise UsageError(f"--num-images is {images}; it must be at least 1.")
     every = list(layouts.places(options.layout, options.dest, prompts, images))
     pipeline = Pipeline.from_pretrained(options.model)
-    layouts.write_metadata(options.dest, rows)
-    missing = [place for place in every if not whole(place.path)]
-    for count, place in enumerate(missing, 1):
-        request = make_request(
+
+    def ask(place: layouts.Place):
+        return make_request(
             pipeline.folder,
             prompts[place.prompt],
             seed=options.seed + place.image,
@@ -215,6 +215,17 @@ def _layout(options: Layout) -> int:
             width=options.size,
             height=options.size,
         )
+
+    missing = [place for place in every if not whole(place.path)]
+    weights = hash_weights(pipeline.folder) if len(missing) < len(every) else {}
+    for place in sorted(set(every) - set(missing), key=lambda place: place.path):
+        request = ask(place)
+        kept = {name: getattr(request, name) for name in ("steps", "guidance_scale", "width", "height", "sampler")}
+        given = {"prompt": request.prompts[0], "seed": request.seeds[0]}
+        layouts.refuse_other(place.path, given | kept | {"weights": weights})
+    layouts.write_metadata(options.dest, rows)
+    for count, place in enumerate(missing, 1):
+        request = ask(place)
         picture = next(iter(pipeline.draw(request)))
         place.path.parent.mkdir(parents=True, exist_ok=True)
         place.path.unlink(missing_ok=True)

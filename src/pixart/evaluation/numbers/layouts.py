@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pixart.errors import PixArtError, UsageError
 
@@ -62,6 +63,20 @@ def places(layout: str, dest: Path, prompts: Sequence[str], images: int) -> Iter
             else:
                 path = dest / "samples" / f"{prompts[number]}_{number * images + image:06}.png"
             yield Place(number, image, path)
+
+
+def refuse_other(path: Path, expected: dict[str, Any]) -> None:
+    """UsageError where the picture at `path` was not drawn with the settings that are `expected`, by its own record."""
+    from pixart.sampling.image_files import read_settings
+
+    try:
+        told = read_settings(path)
+    except PixArtError:
+        raise UsageError(f"{path} is there already, and pixart did not draw it; give another folder.") from None
+    for name, now in expected.items():
+        if told.get(name) != now:
+            said = "other weights" if name == "weights" else f"{name.replace('_', ' ')} {told.get(name)}, not {now}"
+            raise UsageError(f"{path} was drawn with {said}; give another folder.")
 
 
 def write_metadata(dest: Path, rows: Sequence[dict]) -> None:
