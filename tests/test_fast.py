@@ -1,5 +1,6 @@
 """A fast denoiser: trained from its teacher's drawings, put into its model folder, drawn here and by Diffusers."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +13,17 @@ from tiny_fast import recipe, train_fast, write_teacher
 
 import pixart
 from pixart.checkpoints.diffusers import load_transformer
+from pixart.checkpoints.fast import weights_hash
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.model_folder import load_denoiser, open_model_folder
+from pixart.sampling.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
 from pixart.sampling.noise import initial_noise
 from pixart.sampling.request import make_request
 from pixart.sampling.restore import fit_to_model, restore_settings
 from pixart.training import recipe as recipes
+from pixart.training.checkpoint_model import find_checkpoint
+from pixart.training.command import run as train
+from pixart.training.command import train_recipe
 from pixart.training.distillation import Distillation, Teacher, distillation_loss, draw_fast
 from pixart.training.fast_stage import fast_stage
 from pixart.training.plan import works
@@ -105,8 +110,6 @@ def test_the_bill_counts_the_teacher(home):
 
 
 def test_what_cannot_teach_is_refused(home, tmp_path):
-    import dataclasses
-
     from conftest import write_tiny_model
 
     asked = recipe(home)
@@ -120,12 +123,33 @@ def test_what_cannot_teach_is_refused(home, tmp_path):
         Distillation(4, 7)
 
 
-def test_the_shipped_recipe(capsys):
-    from pixart.training.command import run
+def test_the_shipped_model_was_its_fast_denoisers_teacher():
+    """Whoever ships another transformer must distil it again."""
+    settings = open_model_folder().fast_settings
+    assert settings is None or settings["teacher"] == weights_hash(DEFAULT_MODEL / "transformer")
 
+
+def test_a_run_does_not_go_on_under_another_teacher(home, tiny_model, tmp_path):
+    run = shutil.copytree(home / "fast-run", tmp_path / "run", ignore=shutil.ignore_patterns("finished.json"))
+    teacher = shutil.copytree(home / "teacher", tmp_path / "teacher")
+    asked = dataclasses.replace(recipe(home), run=run, teacher=teacher)
+    (run / "config.json").write_text(json.dumps(recipes.to_json(asked)))
+    assert train_recipe(asked, lambda line: None) == 0  # a copy of the teacher is the teacher
+    (run / "finished.json").unlink()
+    shutil.copytree(tiny_model / "transformer", teacher / "transformer", dirs_exist_ok=True)
+    with pytest.raises(PixArtError, match="data of this run has changed"):
+        train_recipe(asked, lambda line: None)
+
+
+def test_a_run_says_where_it_can_be_drawn_from(home):
+    with pytest.raises(UsageError, match="run of a fast denoiser, which is drawn from the model that taught it"):
+        find_checkpoint(home / "fast-run")
+
+
+def test_the_shipped_recipe(capsys):
     shipped = recipes.load("emoji/fast")
     assert shipped.teacher is None and shipped.distillation.steps == 4
-    assert run(["emoji/fast", "--dry-run"]) == 0
+    assert train(["emoji/fast", "--dry-run"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["kind"] == "fast" and "4 steps for 12 with guidance 4.5" in said.err
 

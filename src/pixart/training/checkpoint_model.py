@@ -12,7 +12,7 @@ from pixart.model.reparameterize import reparameterize
 from pixart.training import checkpoint
 from pixart.training.ema import file_of
 from pixart.training.networks import text_config
-from pixart.training.recipe import DEFAULT_MODEL, ClassRecipe, TextRecipe, from_run, text_folders
+from pixart.training.recipe import DEFAULT_MODEL, ClassRecipe, FastRecipe, TextRecipe, from_run, text_folders
 from pixart.training.start import dit_of
 
 # Where a re-parameterised network equals the DiT of stage 1; see model/reparameterize.py.
@@ -33,6 +33,11 @@ def find_checkpoint(run: Path, *, step: int | None = None, ema: float | None = N
             raise UsageError(f"{run} is step {named}, not {step}; give the run folder to choose another step.")
         run, step = run.parent, named
     recipe = from_run(run)
+    if isinstance(recipe, FastRecipe):
+        raise UsageError(
+            f"{run} is the run of a fast denoiser, which is drawn from the model that taught it: pixart convert {run} "
+            "MODEL --to fast."
+        )
     if not isinstance(recipe, ClassRecipe | TextRecipe):
         raise UsageError(f"{run} is a run that trains no denoiser, so there is nothing to draw with.")
     steps = [int(folder.name.removeprefix("checkpoint-")) for folder in checkpoint.found(run)]

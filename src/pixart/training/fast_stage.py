@@ -36,6 +36,7 @@ class NoiseBatches:
         self.recipe, self.keys = recipe, keys_of(["train", *recipe.sampling.extra_splits], splits)
         self.cumulative = np.cumsum(weights_of_splits(splits, recipe.sampling))
         self.condition = TextCondition(text, 0.0, recipe.sampling.short_caption_share)
+        self.teacher = weights_hash(teacher.transformer_folder)
         self.channels, self.factor = teacher.transformer["in_channels"], teacher.vae_factor
         check_batch_sizes(recipe.phases, len(self.keys), "the training split")
 
@@ -54,7 +55,8 @@ class NoiseBatches:
         }
 
     def fingerprint(self) -> str:
-        return digest(torch.from_numpy(self.cumulative), *self.condition.tensors())
+        """Of the captions, and of the teacher: a run does not go on under another one."""
+        return f"{digest(torch.from_numpy(self.cumulative), *self.condition.tensors())}, {self.teacher}"
 
     def data_size(self) -> int:
         return len(self.keys)
@@ -108,7 +110,7 @@ def fast_stage(recipe: FastRecipe, report: Callable[[str], None]) -> Stage:
             scheduler=folder.scheduler,
             steps=how.steps,
             distilled_guidance_scale=how.guidance_scale,
-            teacher=weights_hash(folder.transformer_folder),
+            teacher=batches.teacher,
         )
 
     loss = partial(distillation_loss, teacher=teacher)
