@@ -1,7 +1,7 @@
 """The judge: which caption a picture fits, and in which style it is drawn. It judges models and is none of them.
 
 A picture and a caption become vectors of length 1 in one space, as in CLIP (arXiv 2103.00020, section 2.3), at the size
-that a data set of 18,000 pictures can carry: a small residual network on 64-px pictures, and a perceptron over
+that a data set of 18,000 pictures can carry: a small residual network on 128-px pictures, and a perceptron over
 the frozen text encoder's mean token state. A second head names the style.
 """
 
