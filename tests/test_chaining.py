@@ -20,7 +20,8 @@ from pixart.training import recipe as recipes
 from pixart.training.chain import resolve
 from pixart.training.command import run
 
-SHIPPED = ["emoji/autoencoder", "emoji/stage1", "emoji/stage2", "emoji/stage3", "emoji/stage3_256"]
+NAMES = ("autoencoder", "stage1", "stage2", "stage3", "stage3_256", "stage3_long", "stage3_colours")
+SHIPPED = [f"emoji/{name}" for name in NAMES]
 STEPS = {"first": 8, "second": 100, "third": 8, "again": 4}  # the second so long that a signal cannot come too late
 STAGE = """
 kind = "KIND"
@@ -92,7 +93,7 @@ def test_the_shipped_chain_is_linked_and_follows_its_runs():
 def test_overrides_reach_every_stage_that_has_the_key_and_those_with_a_stage_reach_one():
     words = "--loop.seed 5 --model.width 64 --stage2.loop.seed 6 --phases.1.steps 9 --stage3-256.flow-shift 2"
     stages = {stage.short: stage.recipe for stage in resolve("emoji/all", words.split())}
-    assert [r.loop.seed for r in stages.values()] == [5, 5, 6, 5, 5]
+    assert [r.loop.seed for r in stages.values()] == [5, 5, 6, 5, 5, 5, 5]
     assert {r.model.width for name, r in stages.items() if name != "autoencoder"} == {64}
     assert [len(r.phases) > 1 and r.phases[1].steps for r in stages.values()] == [9, False, False, 9, False]
     assert (stages["stage3_256"].flow_shift, stages["stage3"].flow_shift) == (2.0, 3.0)

@@ -178,7 +178,8 @@ def test_a_chain_is_added_up(capsys):
     assert run(["emoji/all", "--hardware", "a100", "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
     assert [stage["recipe"] for stage in stages] == [
-        f"emoji/{name}" for name in ("autoencoder", "stage1", "stage2", "stage3", "stage3_256")
+        f"emoji/{name}"
+        for name in ("autoencoder", "stage1", "stage2", "stage3", "stage3_256", "stage3_long", "stage3_colours")
     ]
     assert run(["emoji/all", "--hardware", "a100"]) == 0
     assert f"emoji/all: {sum(stage['images'] for stage in stages):,} pictures" in capsys.readouterr().out
