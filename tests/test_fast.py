@@ -152,6 +152,8 @@ def test_the_shipped_recipe(capsys):
     assert train(["emoji/fast", "--dry-run"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["kind"] == "fast" and "4 steps for 12 with guidance 4.5" in said.err
+    assert train(["emoji/fast", "--teacher", "runs/of-tomorrow", "--dry-run"]) == 0
+    assert "runs/of-tomorrow (not there yet)" in capsys.readouterr().err
 
 
 SIZE = ["--width", "64", "--height", "80", "--seed", "5"]

@@ -67,8 +67,10 @@ def _network(recipe: Recipe) -> str:
     with torch.device("meta"):
         if isinstance(recipe, FastRecipe):
             how = recipe.distillation
-            model = build_network(recipe, network_config(recipe))
             told = f", as its teacher; {how.steps} steps for {how.teacher_steps} with guidance {how.guidance_scale:g}"
+            if recipe.teacher is not None and not recipe.teacher.exists():
+                return f"PixArt{told}"
+            model = build_network(recipe, network_config(recipe))
         elif not isinstance(recipe, ClassRecipe | TextRecipe):
             model, told = build_network(recipe, None), ""
         else:
