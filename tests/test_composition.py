@@ -35,7 +35,9 @@ def judge():
 def right_answers(prompts, judge) -> Look:
     """What one would see who sees exactly what was asked for."""
     words = [
-        caption_of(prompt, prompt.about["skin_tone"]) if "skin_tone" in prompt.about else prompt.about["object"]
+        caption_of(prompt, prompt.about["skin_tone"])
+        if "skin_tone" in prompt.about
+        else f"{prompt.about['object']}, {prompt.about['style']}"
         for prompt in prompts
     ]
     styles, colours = ([prompt.about.get(name) for prompt in prompts] for name in ("style", "colour"))

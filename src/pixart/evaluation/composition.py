@@ -70,13 +70,18 @@ def check_data(data: Path | None) -> None:
 def per_picture(seen: Look, prompts: Sequence[Prompt], judge: OpenedJudge) -> dict[str, np.ndarray]:
     """1 for right and 0 for wrong, (N,) for each of FIGURES; NaN where the prompt does not ask for it.
 
-    `thing`: of the names of all things and people of the set, without style, colour and tone, the judge finds the
-    asked one fits best. `tone`: likewise of the five captions that differ in the tone only. `style` is the judge's
-    answer, `colour` the colour that most of the object has, by rules.
+    `thing`: of the names of all things and people of the set, all in the asked style and without colour and tone, the
+    judge finds the asked one fits best. `tone`: likewise of the five captions that differ in the tone only. `style`
+    is the judge's answer, `colour` the colour that most of the object has, by rules.
     """
     things = sorted({prompt.about["object"] for prompt in combinations()})
-    fits = seen.vectors @ judge.captions(things).T
-    asked = [things.index(prompt.about["object"]) for prompt in prompts]
+    styles = sorted({prompt.about["style"] for prompt in prompts})
+    named = judge.captions([f"{thing}, {style}" for style in styles for thing in things])
+    named = named.reshape(len(styles), len(things), -1)
+    best = [
+        things[int((named[styles.index(prompt.about["style"])] @ vector).argmax())]
+        for prompt, vector in zip(prompts, seen.vectors, strict=True)
+    ]
     tone = np.full(len(prompts), np.nan)
     toned = [k for k, prompt in enumerate(prompts) if "skin_tone" in prompt.about]
     five = [caption_of(prompts[k], tone) for k in toned for tone in SKIN_TONES]
@@ -89,7 +94,9 @@ def per_picture(seen: Look, prompts: Sequence[Prompt], judge: OpenedJudge) -> di
         for prompt, found in zip(prompts, seen.colours, strict=True)
     ]
     each = {
-        "thing": (fits.argmax(axis=1) == asked).astype(float),
+        "thing": np.array(
+            [prompt.about["object"] == thing for prompt, thing in zip(prompts, best, strict=True)], float
+        ),
         "style": np.array(style, float),
         "colour": np.array(colour),
         "tone": tone,
