@@ -17,6 +17,7 @@ from arms import STAGE1_SHARES, TUNING, WATERFALL
 ARMS = {"official": "official recipe", "tuned": "official objective, tuned", "ours": "ours"}
 COLOURS = {"official": "#9ca3af", "tuned": "#c2571a", "ours": "#1d6fb8"}
 SETS = {"cells": "held-out pictures", "concepts": "concepts never seen"}
+FAR = 10  # times the best error; a curve that never comes nearer would press the others flat
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 420, 70, 46, 24, 56
 
 
@@ -116,7 +117,9 @@ def stage1(results: dict) -> list[str]:
 def plot(results: dict) -> str:
     """Error against FLOPs as SVG, both axes logarithmic; a thin line a seed."""
     curves = {arm: [[(p["flops"], p["cells"]) for p in run["curve"]] for run in seeds_of(results, arm)] for arm in ARMS}
-    every = [point for arm in curves.values() for curve in arm for point in curve]
+    best = min(error for arm in curves.values() for curve in arm for _, error in curve)
+    far = {arm for arm, lines in curves.items() if lines and min(e for line in lines for _, e in line) > FAR * best}
+    every = [point for arm in curves if arm not in far for curve in curves[arm] for point in curve]
     (x0, x1), (y0, y1) = ((min(v) * 0.94, max(v) * 1.06) for v in zip(*every, strict=True))
 
     def at(flops: float, error: float) -> str:
@@ -136,16 +139,19 @@ def plot(results: dict) -> str:
         parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4}" text-anchor="end" fill="#6b7280">{error:g}</text>')
     for flops in ticks(x0, x1):
+        if f"{flops:e}"[0] in "6789":
+            continue  # their labels would run into each other
         x = at(flops, y0).split(",")[0]
         parts.append(f'<line x1="{x}" y1="{TOP}" x2="{x}" y2="{HEIGHT - BOTTOM}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle" fill="#6b7280">{flops:.0e}</text>')
     for number, (arm, title) in enumerate(ARMS.items()):
-        for curve in curves[arm]:
+        for curve in curves[arm] if arm not in far else []:
             points = " ".join(at(*point) for point in curve)
             parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[arm]}" stroke-width="1.8"/>')
         y = TOP + 16 + 20 * number
         parts.append(f'<rect x="{WIDTH - 230}" y="{y - 9}" width="18" height="4" fill="{COLOURS[arm]}"/>')
-        parts.append(f'<text x="{WIDTH - 204}" y="{y}">{title}</text>')
+        beyond = f" ({min(e for line in curves[arm] for _, e in line):.0f}: far above)" if arm in far else ""
+        parts.append(f'<text x="{WIDTH - 204}" y="{y}">{title}{beyond}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
