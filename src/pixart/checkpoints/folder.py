@@ -131,6 +131,24 @@ def write_model_folder(
         shutil.rmtree(work, ignore_errors=True)
 
 
+def write_with_vae(source: Path, dest: Path, vae: "AutoencoderKL", dtype: "torch.dtype") -> Path:
+    """Write the new model folder `dest`: that of `source` with another autoencoder; gives its path.
+
+    `dest` appears whole or not at all. Graphs are left out, since one of them is the decoder; `pixart convert` makes
+    them again. Raises PixArtError where the disk refuses.
+    """
+    work = dest.parent / f".{dest.name}.{os.getpid()}.part"
+    try:
+        shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"))
+        write_vae(vae, work / "vae", dtype)
+        work.replace(dest)
+    except OSError as error:  # shutil's own error is one, too
+        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return dest
+
+
 def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict) -> None:
     """UsageError if the parts do not fit each other or the stock pipeline could not draw with them."""
     if config.sample_size not in SAMPLE_SIZES:

@@ -155,6 +155,13 @@ def open_model_folder(
             )
         return _open(DEFAULT_MODEL, Source(), None)
     folder = resolve(model, "model" if parts is None else "transformer")
+    if _is_run(folder):
+        made = folder / "model"
+        whole = (made / "model_index.json").is_file()
+        raise UsageError(
+            f"{model} is the folder of a training run"
+            + (f"; give the model that it has made: {made}" if whole else ", and there is no finished model in it.")
+        )
     if parts is None and not (folder.is_file() or _is_transformer(folder)):
         if not folder.is_dir():
             raise PixArtError(
@@ -213,6 +220,10 @@ def _given(source: str | Path) -> str:
 def _shown(source: str | None) -> str | None:
     """A hub id as it is, of a path the last name."""
     return Path(source).resolve().name if source and Path(source).is_absolute() else source
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
 
 
 def _is_transformer(folder: Path) -> bool:

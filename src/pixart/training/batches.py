@@ -64,7 +64,7 @@ class Sampling:
     For feature folders: `small_buckets` says what becomes of buckets with fewer pictures than a batch, and `held_out`
     so many pictures, a tenth of all at most, are never trained on but measured.
 
-    For data, text stages and the judge: `extra_splits` names further folders beside train, each with the share of all
+    For data, all but stage 1: `extra_splits` names further folders beside train, each with the share of all
     draws that is taken from it; within it the weights hold too.
     """
 

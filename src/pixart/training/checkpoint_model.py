@@ -12,7 +12,15 @@ from pixart.model.reparameterize import reparameterize
 from pixart.training import checkpoint
 from pixart.training.ema import file_of
 from pixart.training.networks import text_config
-from pixart.training.recipe import DEFAULT_MODEL, ClassRecipe, FastRecipe, TextRecipe, from_run, text_folders
+from pixart.training.recipe import (
+    DEFAULT_MODEL,
+    ClassRecipe,
+    DecoderRecipe,
+    FastRecipe,
+    TextRecipe,
+    from_run,
+    text_folders,
+)
 from pixart.training.start import dit_of
 
 # Where a re-parameterised network equals the DiT of stage 1; see model/reparameterize.py.
@@ -38,6 +46,8 @@ def find_checkpoint(run: Path, *, step: int | None = None, ema: float | None = N
             f"{run} is the run of a fast denoiser, which is drawn from the model that taught it: pixart convert {run} "
             "MODEL --to fast."
         )
+    if isinstance(recipe, DecoderRecipe):
+        raise UsageError(f"{run} is the run of a decoder; what it made is the model folder {run / 'model'}. Give that.")
     if not isinstance(recipe, ClassRecipe | TextRecipe):
         raise UsageError(f"{run} is a run that trains no denoiser, so there is nothing to draw with.")
     steps = [int(folder.name.removeprefix("checkpoint-")) for folder in checkpoint.found(run)]

@@ -95,14 +95,14 @@ def write(run: Path, decay: float, dest: Path) -> Path:
 def _open(run: Path, result: Path):
     """Recipe and stage of a run, with results going to `result`, and its newest checkpoint."""
     from pixart.training import checkpoint
-    from pixart.training.recipe import from_run
+    from pixart.training.recipe import ClassRecipe, TextRecipe, from_run
     from pixart.training.stages import build
 
     recipe, saved = from_run(run), checkpoint.newest(run)
     if saved is None:
         raise PixArtError(f"{run} has no checkpoint yet. Train it first.")
     # The weights come from the checkpoint, so the run that this one has started from need not be there any more.
-    without_start = {"init": None} if hasattr(recipe, "init") else {}
+    without_start = {"init": None} if isinstance(recipe, ClassRecipe | TextRecipe) else {}
     recipe = dataclasses.replace(recipe, run=result, **without_start)
     stage = build(recipe, lambda line: print(line, file=sys.stderr))
     stage.model.eval().requires_grad_(False)

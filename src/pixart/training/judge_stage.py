@@ -18,7 +18,7 @@ from pixart.training.batches import TextCondition, check_batch_sizes, digest, ph
 from pixart.training.files import write_whole
 from pixart.training.recipe import DEFAULT_MODEL, JudgeRecipe
 from pixart.training.rows import WHOLE, RowStreams, Share
-from pixart.training.sources import HELD_OUT, keys_of, spread
+from pixart.training.sources import HELD_OUT, keys_of, pictures_by_size, spread
 from pixart.training.stage import Stage
 
 ASKED = 500  # held-out pictures that an evaluation takes, each of which is looked for among all their captions
@@ -66,9 +66,6 @@ def judge_stage(recipe: JudgeRecipe, report: Callable[[str], None]) -> Stage:
     splits, held_records = [read_split(recipe.data / name) for name in names], read_split(recipe.data / HELD_OUT)
     styles = sorted({record.style for record in splits[0]})
 
-    def opened(split: str, size: int) -> Tensor:
-        return features.pixels(recipe.data, split, size, recipe.cache, report)
-
     def told(split: str) -> features.TextStates:
         return features.text_states(recipe.data, split, encoder, tokenizer, recipe.cache, report)
 
@@ -77,11 +74,11 @@ def judge_stage(recipe: JudgeRecipe, report: Callable[[str], None]) -> Stage:
 
     size = recipe.phases[-1].size
     text = features.joined([told(name) for name in names])
-    pictures = {at: _stacked([opened(name, at) for name in names]) for at in {phase.size for phase in recipe.phases}}
-    batches = JudgeBatches(recipe, pictures, splits, text, torch.cat([numbers(records) for records in splits]))
+    styles_of_all = torch.cat([numbers(records) for records in splits])
+    batches = JudgeBatches(recipe, pictures_by_size(recipe, report), splits, text, styles_of_all)
     asked = spread(len(held_records), ASKED)
     held = {
-        "pixels": features.to_unit(opened(HELD_OUT, size)[asked]),
+        "pixels": features.to_unit(features.pixels(recipe.data, HELD_OUT, size, recipe.cache, report)[asked]),
         "styles": numbers(held_records)[asked],
         **TextCondition(told(HELD_OUT), 0.0, 1.0)(asked, np.random.default_rng(0)),
     }
@@ -99,10 +96,6 @@ def judge_stage(recipe: JudgeRecipe, report: Callable[[str], None]) -> Stage:
         return write_judge(recipe.run / "judge", ema, config)
 
     return Stage(model, partial(judge.loss, config=recipe.judge), batches, partial(_held_out, held), finish)
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.training import receipt
-from pixart.training.recipe import TextRecipe
+from pixart.training.recipe import DecoderRecipe, TextRecipe
 
 HEAD = """---
 library_name: diffusers
@@ -21,12 +21,25 @@ PixArtAlphaPipeline.from_pretrained("model")("a prompt")
 """
 
 
-def write_card(folder: Path, recipe: TextRecipe, *, figures: dict[str, float]) -> None:
-    """Write README.md into the model folder of a finished run. `figures` are the last held-out ones."""
+def write_card(folder: Path, recipe: TextRecipe | DecoderRecipe, *, figures: dict[str, float]) -> None:
+    """Write README.md into the model folder of a finished run. `figures` are the last held-out ones.
+
+    That of a decoder goes on from the README of the model whose decoder it was, if that had one.
+    """
+    path = folder / "README.md"
+    if isinstance(recipe, DecoderRecipe):
+        before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else HEAD
+        lines = [before, *_decoder(recipe, figures)]
+    else:
+        lines = [HEAD, *_denoiser(folder, recipe, figures)]
+    partial = folder / "README.partial"
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _denoiser(folder: Path, recipe: TextRecipe, figures: dict[str, float]) -> list[str]:
     size = recipe.model
-    rows = _receipts(recipe)
-    lines = [
-        HEAD,
+    return [
         f"# {recipe.run.name}\n",
         "A PixArt-α model, trained with pixart. Draw with it:\n",
         f'```sh\npixart generate "a prompt" --model {folder.name}\n```\n',
@@ -34,17 +47,34 @@ def write_card(folder: Path, recipe: TextRecipe, *, figures: dict[str, float]) -
         "## Training\n",
         f"Width {size.width}, {size.depth} blocks, {size.num_heads} heads. Objective: {recipe.objective}. "
         f"{recipe.caption_dropout:.0%} of the captions were replaced by the empty prompt.\n",
-        "| Steps | Pixels | Batch |\n| --- | --- | --- |",
-        *(f"| {phase.steps:,} | {phase.size} | {phase.batch_size} |" for phase in recipe.phases),
-        "",
-        *(f"- {name.replace('_', ' ')}: {figure:.4g}" for name, figure in figures.items()),
+        *_phases(recipe),
+        *_figures(figures),
         "" if not figures else "\nThe loss is that of pictures that training never saw.\n",
         "## What it cost\n",
-        *_cost(rows),
+        *_cost(_receipts(recipe)),
     ]
-    partial = folder / "README.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(folder / "README.md")
+
+
+def _decoder(recipe: DecoderRecipe, figures: dict[str, float]) -> list[str]:
+    row = receipt.read(recipe.run)
+    return [
+        "## The decoder\n",
+        f"The autoencoder's decoder was trained on, by {recipe.run.name}. {recipe.drawn.share:.0%} of its latents were "
+        "drawn again by the denoiser. Denoiser and encoder are unchanged.\n",
+        *_phases(recipe),
+        *_figures(figures),
+        "" if not figures else "\nPSNR in dB, of pictures that training never saw.\n",
+        *_cost([(recipe.run.name, row)] if row else []),
+    ]
+
+
+def _phases(recipe: TextRecipe | DecoderRecipe) -> list[str]:
+    rows = (f"| {phase.steps:,} | {phase.size} | {phase.batch_size} |" for phase in recipe.phases)
+    return ["| Steps | Pixels | Batch |\n| --- | --- | --- |", *rows, ""]
+
+
+def _figures(figures: dict[str, float]) -> list[str]:
+    return [f"- {name.replace('_', ' ')}: {figure:.4g}" for name, figure in figures.items()]
 
 
 def _cost(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -8,7 +8,7 @@ routing or masking spares are not taken off.
 
 from dataclasses import dataclass
 
-from pixart.training.flops import FP32, training_flops, training_memory
+from pixart.training.flops import FP32, forward_flops, training_flops, training_memory
 from pixart.training.hardware import Hardware
 
 JUDGED_TEXT_DIM, JUDGED_TOKENS, JUDGED_STYLES = 384, 16, 7  # what plans count with for a judge
@@ -84,7 +84,7 @@ def priced(images: int, flops: float, memory: int, hours: float, hardware: Hardw
 
 
 def network_config(recipe):
-    """The denoiser's config as training will build it, without opening the data; None for an autoencoder or judge."""
+    """The denoiser's config as training will build it, without opening the data; None where none is trained."""
     from pixart.training.networks import expected_config
     from pixart.training.recipe import ClassRecipe, FastRecipe, TextRecipe
 
@@ -110,22 +110,27 @@ def build_network(recipe, config):
     from pixart.encoders import autoencoder, judge
     from pixart.model.dit import DiT, DiTConfig
     from pixart.model.pixart import PixArt
-    from pixart.training.recipe import JudgeRecipe
+    from pixart.training.decoding import Decoder
+    from pixart.training.recipe import DecoderRecipe, JudgeRecipe
 
     if isinstance(recipe, JudgeRecipe):
         return judge.Judge(recipe.judge, JUDGED_TEXT_DIM, JUDGED_STYLES)
+    if isinstance(recipe, DecoderRecipe):
+        return Decoder(autoencoder.build(_decoded(recipe)))
     if config is None:
         return autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder))
     return DiT(config) if isinstance(config, DiTConfig) else PixArt(config)
 
 
 def random_inputs(recipe, side: int, count: int, device=None) -> tuple:
-    """What the network of a recipe without a denoiser takes: an autoencoder's pixels, a judge's with their texts."""
+    """What the network of a recipe without a denoiser takes: pixels, a judge's with texts; or latents, a decoder's."""
     import numpy as np
     import torch
 
-    from pixart.training.recipe import JudgeRecipe
+    from pixart.training.recipe import DecoderRecipe, JudgeRecipe
 
+    if isinstance(recipe, DecoderRecipe):
+        return (torch.randn(count, _decoded(recipe).latent_channels, side // 8, side // 8, device=device),)
     pixels = torch.rand(count, 3, side, side, device=device) * 2 - 1
     if not isinstance(recipe, JudgeRecipe):
         return pixels, np.random.default_rng(0)
@@ -137,7 +142,7 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
     """The phases of a recipe, with what they take."""
     import torch
 
-    from pixart.training.recipe import FastRecipe
+    from pixart.training.recipe import Expected, FastRecipe
 
     config, tokens, found = network_config(recipe), text_tokens(recipe), []
     with torch.device("meta"):
@@ -147,7 +152,11 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
     for phase in recipe.phases:
         side = phase.crop or phase.size
         if config is None:
-            flops, (state, image) = 3 * _counted_flops(recipe, side), _counted_memory(recipe, parameters, side)
+            flops, (state, image) = counted_flops(recipe, side), _counted_memory(recipe, parameters, side)
+            if drawing := _drawing_config(recipe):
+                forward = forward_flops(drawing, side // 8, Expected.text_tokens)
+                flops += round(recipe.drawn.share * 2 * recipe.drawn.steps * forward)
+                state += FP32 * _parameters(drawing)
         else:
             flops = training_flops(config, side // 8, tokens, again=recipe.loop.checkpoint_activations)
             options = {
@@ -166,22 +175,63 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
 
 
 def _levels(recipe) -> int:
-    """About how many blocks' worth of operations an autoencoder or a judge has."""
-    from pixart.training.recipe import JudgeRecipe
+    """About how many blocks' worth of operations an autoencoder, its decoder, or a judge has."""
+    from pixart.training.recipe import DecoderRecipe, JudgeRecipe
 
     if isinstance(recipe, JudgeRecipe):
         return recipe.judge.depth * len(recipe.judge.widths) + 1
+    if isinstance(recipe, DecoderRecipe):
+        return 2 * len(_decoded(recipe).block_out_channels)
     return 4 * len(recipe.autoencoder.block_out_channels)
 
 
-def _counted_flops(recipe, side: int) -> int:
-    """Forward FLOPs of one picture, counted by torch on tensors without contents."""
+def _decoded(recipe):
+    """The sizes of the autoencoder whose decoder is trained; the shipped one's until it is there."""
+    import dataclasses
+    import json
+
+    from pixart.encoders.autoencoder import AutoencoderConfig
+
+    try:
+        said = json.loads((recipe.autoencoder / "config.json").read_text(encoding="utf-8"))
+        names = [field.name for field in dataclasses.fields(AutoencoderConfig) if field.name in said]
+        return AutoencoderConfig(**{name: said[name] for name in names})
+    except (OSError, ValueError, TypeError):
+        return AutoencoderConfig()
+
+
+def _drawing_config(recipe):
+    """The config of the denoiser that draws a decoder's latents again; None for others, and until it is there."""
+    from pixart.checkpoints.diffusers import read_config
+    from pixart.errors import PixArtError
+    from pixart.training.decoder_stage import drawing_folder
+    from pixart.training.recipe import DecoderRecipe
+
+    if not isinstance(recipe, DecoderRecipe):
+        return None
+    try:
+        return read_config(drawing_folder(recipe) / "transformer" / "config.json")
+    except PixArtError:
+        return None
+
+
+def _parameters(config) -> int:
+    import torch
+
+    from pixart.model.pixart import PixArt
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in PixArt(config).parameters())
+
+
+def counted_flops(recipe, side: int) -> int:
+    """FLOPs of one picture in a training step of a network that is no denoiser, counted by torch on empty tensors."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         build_network(recipe, None)(*random_inputs(recipe, side, 1))
-    return counter.get_total_flops()
+    return 3 * counter.get_total_flops()
 
 
 def _counted_memory(recipe, parameters: int, side: int) -> tuple[int, int]:

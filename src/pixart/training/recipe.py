@@ -1,4 +1,4 @@
-"""Recipes: a TOML file becomes one of five plain dataclasses, strictly. Unknown keys and wrong types are refused.
+"""Recipes: a TOML file becomes one of six plain dataclasses, strictly. Unknown keys and wrong types are refused.
 
 Each part of a recipe is the dataclass that stands beside the code it configures; this file only names the parts.
 """
@@ -18,6 +18,7 @@ from pixart.encoders.judge import JudgeConfig
 from pixart.errors import PixArtError, UsageError
 from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
+from pixart.training.decoding import DecoderRecipe
 from pixart.training.distillation import FastRecipe
 from pixart.training.loop import LoopConfig
 from pixart.training.objective import ObjectiveName
@@ -204,11 +205,12 @@ class JudgeRecipe:
             raise UsageError("A judge looks at whole pictures; leave crop out.")
 
 
-Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | FastRecipe | JudgeRecipe
+Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | DecoderRecipe | FastRecipe | JudgeRecipe
 KINDS: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
     "class": ClassRecipe,
     "text": TextRecipe,
+    "decoder": DecoderRecipe,
     "fast": FastRecipe,
     "judge": JudgeRecipe,
 }

@@ -11,8 +11,9 @@ from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
 from pixart.errors import UsageError
 from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of, weights_of_splits
+from pixart.training.decoding import DecoderRecipe
 from pixart.training.feature_batches import FeatureBatches, Rows, held_out_batches, open_for
-from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
+from pixart.training.recipe import ClassRecipe, JudgeRecipe, TextRecipe, text_folders
 
 HELD_OUT = "test_cells"
 
@@ -46,7 +47,7 @@ def text_source(recipe: TextRecipe, report) -> Source:
 
 def _class_pictures(recipe: ClassRecipe, report) -> Source:
     records = read_split(recipe.data / "train")
-    moments = _latents(recipe, report)
+    moments = latents_by_size(recipe, report)
     names = {kind: sorted({_class_name(record, kind) for record in records}) for kind in recipe.classes}
     counts = tuple(len(kind) for kind in names.values())
     condition = ClassCondition(_class_indices(records, names), counts, recipe.class_dropout)
@@ -76,7 +77,7 @@ def _text_pictures(recipe: TextRecipe, report) -> Source:
     text = features.joined(
         [features.text_states(recipe.data, name, encoder, tokenizer, recipe.cache, report) for name in names]
     )
-    moments = _latents(recipe, report)
+    moments = latents_by_size(recipe, report)
     condition = TextCondition(text, recipe.caption_dropout, recipe.sampling.short_caption_share)
     keys, weights = keys_of(names, splits), weights_of_splits(splits, recipe.sampling)
     batches = LatentBatches(moments, weights, condition, recipe.phases, recipe.loop.seed, keys)
@@ -103,7 +104,9 @@ def _text_features(recipe: TextRecipe) -> Source:
     return Source(store.latent_channels, batches, held_out, text_dim=store.text_dim)
 
 
-def _latents(recipe: ClassRecipe | TextRecipe, report) -> dict[int, tuple[Tensor, Tensor]]:
+def latents_by_size(recipe: ClassRecipe | TextRecipe | DecoderRecipe, report) -> dict[int, tuple[Tensor, Tensor]]:
+    """Mean and deviation of the latents of train and the extra splits, for each picture size of the recipe."""
+
     def of(name: str, size: int) -> tuple[Tensor, Tensor]:
         return features.latents(recipe.data, name, size, recipe.autoencoder, recipe.cache, report)
 
@@ -112,6 +115,16 @@ def _latents(recipe: ClassRecipe | TextRecipe, report) -> dict[int, tuple[Tensor
         found[size] = of("train", size)
         for name in recipe.sampling.extra_splits:
             found[size] = tuple(torch.cat(both) for both in zip(found[size], of(name, size), strict=True))
+    return found
+
+
+def pictures_by_size(recipe: DecoderRecipe | JudgeRecipe, report) -> dict[int, Tensor]:
+    """uint8 (N, 3, size, size) of train and the extra splits, for each picture size of the recipe."""
+    found = {}
+    for size in sorted({phase.size for phase in recipe.phases}):
+        names = ("train", *recipe.sampling.extra_splits)
+        parts = [features.pixels(recipe.data, name, size, recipe.cache, report) for name in names]
+        found[size] = torch.cat(parts) if len(parts) > 1 else parts[0]  # one alone stays in its file until it is read
     return found
 
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, replace
 
 from pixart.training.flops import training_flops
-from pixart.training.plan import build_network, network_config, random_inputs, text_tokens, works
+from pixart.training.plan import build_network, counted_flops, network_config, random_inputs, text_tokens, works
 
 MEASURED_STEPS = 3  # after one that is not counted
 LARGEST_SHARE = 0.25  # of the memory that is free: what the measured network may take
@@ -31,7 +31,7 @@ def measure(recipe, *, steps: int = MEASURED_STEPS) -> list[Measured]:
     """
     import torch
 
-    config = network_config(recipe)
+    config, tokens = network_config(recipe), text_tokens(recipe)
     if config is not None:
         free = _free_memory()
         depth = config.depth
@@ -48,9 +48,8 @@ def measure(recipe, *, steps: int = MEASURED_STEPS) -> list[Measured]:
         if work.size in found:
             continue
         side = phase.crop or phase.size
-        per_image = work.flops_per_image
-        if config is not None:
-            per_image = training_flops(config, side // 8, text_tokens(recipe))
+        # Of what is timed here: who teaches a student, or draws for a decoder, is left out of both.
+        per_image = counted_flops(recipe, side) if config is None else training_flops(config, side // 8, tokens)
         count = max(1, min(work.batch_size, int(LONGEST_STEP * max(1, threads / 2) / per_image)))
         seconds = _time_steps(model, recipe, config, side, count, steps)
         depth = None if config is None else config.depth

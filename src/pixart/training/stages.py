@@ -25,6 +25,8 @@ from pixart.errors import UsageError
 from pixart.model.dit import DiT
 from pixart.training import checkpoint
 from pixart.training.batches import PixelBatches
+from pixart.training.decoder_stage import decoder_stage
+from pixart.training.decoding import DecoderRecipe
 from pixart.training.distillation import FastRecipe
 from pixart.training.fast_stage import fast_stage
 from pixart.training.judge_stage import judge_stage
@@ -52,6 +54,8 @@ def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
             return _class_stage(recipe, report)
         case TextRecipe():
             return _text_stage(recipe, report)
+        case DecoderRecipe():
+            return decoder_stage(recipe, report)
         case FastRecipe():
             return fast_stage(recipe, report)
         case JudgeRecipe():

@@ -10,6 +10,7 @@ from pixart.training.recipe import (
     DEFAULT_MODEL,
     AutoencoderRecipe,
     ClassRecipe,
+    DecoderRecipe,
     FastRecipe,
     JudgeRecipe,
     Recipe,
@@ -25,6 +26,7 @@ def summary(stage: Stage) -> list[str]:
         AutoencoderRecipe: "autoencoder",
         ClassRecipe: "classes to pictures",
         TextRecipe: "text to pictures",
+        DecoderRecipe: "decoder",
         FastRecipe: "fast denoiser",
         JudgeRecipe: "judge",
     }
@@ -37,7 +39,7 @@ def summary(stage: Stage) -> list[str]:
 def _parts(recipe: Recipe) -> dict[str, Path]:
     names = ("data", "features", "text_encoder", "init")
     parts = {name.replace("_", " "): getattr(recipe, name, None) for name in names}
-    if isinstance(recipe, ClassRecipe | TextRecipe):
+    if isinstance(recipe, ClassRecipe | TextRecipe | DecoderRecipe):
         parts["autoencoder"] = recipe.autoencoder
     if isinstance(recipe, FastRecipe):
         parts["teacher"] = recipe.teacher or DEFAULT_MODEL
@@ -71,6 +73,9 @@ def _network(recipe: Recipe) -> str:
             if recipe.teacher is not None and not recipe.teacher.exists():
                 return f"PixArt{told}"
             model = build_network(recipe, network_config(recipe))
+        elif isinstance(recipe, DecoderRecipe):
+            how, model = recipe.drawn, build_network(recipe, None)
+            told = f"; {how.share:.0%} of the latents drawn in {how.steps} steps with guidance {how.guidance_scale:g}"
         elif not isinstance(recipe, ClassRecipe | TextRecipe):
             model, told = build_network(recipe, None), ""
         else:
