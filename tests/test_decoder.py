@@ -297,8 +297,8 @@ def test_another_average_can_be_chosen(home, tmp_path, capsys):
 
 def test_the_shipped_recipe_follows_the_chain(capsys):
     shipped = recipes.load("emoji/decoder")
-    assert shipped.init == recipes.load("emoji/stage3_colours").run
-    assert shipped.autoencoder == recipes.load("emoji/stage3_colours").autoencoder
+    assert shipped.init == recipes.load("emoji/stage3_again").run
+    assert shipped.autoencoder == recipes.load("emoji/stage3_again").autoencoder
     assert train(["emoji/decoder", "--dry-run"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["kind"] == "decoder" and "emoji/decoder: decoder, into runs/emoji-decoder" in said.err
