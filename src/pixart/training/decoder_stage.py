@@ -15,7 +15,7 @@ from pixart.data import features
 from pixart.data.encode import load_vae
 from pixart.data.imagefolder import read_split
 from pixart.encoders import autoencoder
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import UsageError
 from pixart.sampling.model_folder import ModelFolder, load_denoiser, open_model_folder
 from pixart.training.batches import TextCondition, check_batch_sizes, digest, phase_at, weights_of_splits
 from pixart.training.decoding import Decoder, DecoderRecipe, Drawer, decoding_loss
@@ -23,6 +23,7 @@ from pixart.training.precision import autocast
 from pixart.training.rows import WHOLE, RowStreams, Share
 from pixart.training.sources import HELD_OUT, keys_of, latents_by_size, pictures_by_size, spread
 from pixart.training.stage import Stage
+from pixart.training.start import finished_model
 
 MEASURED = 64  # held-out pictures that an evaluation decodes
 MEASURED_LEVEL = 0.4  # the noise level from which they are drawn again
@@ -74,11 +75,7 @@ class PictureBatches:
 
 def drawing_folder(recipe: DecoderRecipe) -> Path:
     """The model folder that draws. PixArtError where there is none, or the run that makes it is not finished."""
-    for folder in (recipe.init, recipe.init / "model"):
-        if (folder / "model_index.json").is_file():
-            return folder
-    what = "neither a model folder nor a run that has finished one" if recipe.init.exists() else "not there"
-    raise PixArtError(f"{recipe.init}, whose denoiser is to draw, is {what}. Train it first, or give another --init.")
+    return finished_model(recipe.init, "The drawing model", "--init")
 
 
 def decoder_stage(recipe: DecoderRecipe, report: Callable[[str], None]) -> Stage:

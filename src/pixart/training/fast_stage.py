@@ -14,7 +14,7 @@ from pixart.checkpoints.fast import weights_hash, write_fast
 from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
 from pixart.encoders.text import TextEncoder
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import UsageError
 from pixart.model.pixart import PixArt
 from pixart.sampling.euler import euler
 from pixart.sampling.model_folder import DEFAULT_MODEL, ModelFolder, load_denoiser, open_model_folder
@@ -25,6 +25,7 @@ from pixart.training.rows import WHOLE, RowStreams, Share
 from pixart.training.samples import Sampler
 from pixart.training.sources import HELD_OUT, keys_of, spread
 from pixart.training.stage import Stage
+from pixart.training.start import finished_model
 
 MEASURED = 16  # held-out captions that an evaluation draws
 
@@ -64,14 +65,9 @@ class NoiseBatches:
 
 def teacher_folder(recipe: FastRecipe) -> Path:
     """The model folder of the teacher. PixArtError where there is none, or the run that makes it is not finished."""
-    given = recipe.teacher
-    if given is None:
+    if recipe.teacher is None:
         return DEFAULT_MODEL
-    for folder in (given, given / "model"):
-        if (folder / "model_index.json").is_file():
-            return folder
-    what = "not there" if not given.exists() else "neither a model folder nor a run that has finished one"
-    raise PixArtError(f"The teacher {given} is {what}. Train it first, or give another with --teacher.")
+    return finished_model(recipe.teacher, "The teacher", "--teacher")
 
 
 def open_teacher(recipe: FastRecipe) -> ModelFolder:

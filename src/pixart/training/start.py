@@ -16,6 +16,18 @@ from pixart.training.recipe import ClassRecipe, TextRecipe, from_run
 MICRO_EMBEDDERS = ("csize_embedder.", "ar_embedder.")
 
 
+def finished_model(given: Path, what: str, option: str) -> Path:
+    """The model folder `given`, or the one that the run `given` has made.
+
+    Raises PixArtError, naming `what` it is wanted for and the option, where there is none.
+    """
+    for folder in (given, given / "model"):
+        if is_model_folder(folder):
+            return folder
+    state = "neither a model folder nor a run that has finished one" if given.exists() else "not there"
+    raise PixArtError(f"{what} {given} is {state}. Train it first, or give another with {option}.")
+
+
 def check_start(recipe: ClassRecipe | TextRecipe) -> None:
     """Refuse a starting point that cannot be one, before anything is computed.
 
