@@ -64,6 +64,8 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4
+        # Each graph has threads of its own; those of one must not spin on the cores that the next one works on.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         again = f"Write the graphs again with: pixart convert {self.folder.path} --to onnx"
         try:
             # A graph holds no weights: with others beside it, it would read wrong numbers from right places.
