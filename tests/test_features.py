@@ -299,10 +299,10 @@ def test_folding_gives_latents_unit_scale_and_leaves_pictures_alone(data):
 @torch.no_grad()
 def test_psnr_and_the_training_view_agree_with_the_autoencoder(data):
     vae, pixels = tiny_autoencoder(), features.to_unit(read_pixels(data)[0])
-    drawn, mean, logvar = autoencoder.Reconstruction(vae)(pixels, np.random.default_rng(0))
+    [(drawn, true)], mean, logvar = autoencoder.Reconstruction(vae)(pixels, np.random.default_rng(0))
     expected, spread = autoencoder.moments(vae, pixels)
     assert torch.allclose(mean, expected, atol=1e-5) and torch.allclose(torch.exp(0.5 * logvar), spread, atol=1e-5)
-    assert drawn.shape == pixels.shape
+    assert drawn.shape == pixels.shape and true is pixels
     by_hand = [
         -10 * torch.log10(((vae.decode(m[None]).sample.clamp(-1, 1) - p) / 2).square().mean())
         for m, p in zip(expected, pixels, strict=True)
@@ -320,7 +320,7 @@ def test_the_loss_of_the_autoencoder_counts_pixels_edges_and_spread():
 
         def forward(self, pixels, rng):
             change, mean, logvar = self.answer
-            return pixels + change, mean, logvar
+            return [(pixels + change, pixels)], mean, logvar
 
     batch = {"pixels": torch.zeros(1, 3, 8, 8), "rng": None}
     weights = {"squared_weight": 5.0, "gradient_weight": 1.0, "kl_weight": 0.1}
@@ -331,6 +331,58 @@ def test_the_loss_of_the_autoencoder_counts_pixels_edges_and_spread():
     half[..., 4:] = 0.2  # one edge between columns, a seventh of the horizontal differences
     assert loss(half, 0.0, 0.0) == pytest.approx(0.1 + 5 * 0.02 + 0.2 / 7)
     assert loss(torch.tensor(0.0), 2.0, 0.0) == pytest.approx(0.1 * 0.5 * 4)
+
+
+def test_latents_and_pictures_are_turned_and_shrunk_alike():
+    ramp = torch.linspace(-1, 1, 16).expand(1, 1, 16, 16)
+    latent = torch.cat([ramp * slope for slope in torch.linspace(0.5, 1.5, 60)])
+    pixels = torch.nn.functional.interpolate(latent, scale_factor=8, mode="bilinear").expand(-1, 3, -1, -1)
+    whole, smaller, half = autoencoder.transformed(latent, pixels, 1.0, np.random.default_rng(0))
+    assert [part[0].shape[-1] for part in (whole, smaller, half)] == [16, 12, 8]
+    assert sum(len(part[0]) for part in (whole, smaller, half)) == 60
+    for z, true in (whole, smaller, half):
+        assert true.shape[-1] == 8 * z.shape[-1]
+        assert torch.allclose(torch.nn.functional.avg_pool2d(true[:, :1], 8), z, atol=0.05)
+        across = (z[:, 0, 3] - z[:, 0, 3].flip(-1)).sign()[:, 0]  # which way the ramp goes: left, right, or neither
+        assert set(across.tolist()) == {-1.0, 0.0, 1.0}
+    untouched = autoencoder.transformed(latent, pixels, 0.0, np.random.default_rng(0))
+    assert len(untouched) == 1 and all(map(torch.equal, untouched[0], (latent, pixels)))
+    some = autoencoder.transformed(latent, pixels, 0.5, np.random.default_rng(0))
+    assert 10 <= sum(len(z) for z, _ in some[1:]) <= 30  # two thirds of half of them are shrunk
+
+
+def test_the_loss_of_turned_pictures_weighs_each_picture_alike():
+    class Pairs(torch.nn.Module):
+        def forward(self, pixels, rng):
+            drawn = [(torch.full((1, 3, 8, 8), 0.4), torch.zeros(1, 3, 8, 8)), (torch.zeros(3, 3, 4, 4),) * 2]
+            return drawn, torch.zeros(4, 2, 1, 1), torch.zeros(4, 2, 1, 1)
+
+    weights = {"squared_weight": 5.0, "gradient_weight": 1.0, "kl_weight": 0.1}
+    assert autoencoder.loss(Pairs(), {"pixels": None, "rng": None}, **weights).item() == pytest.approx(
+        (0.4 + 5 * 0.16) / 4
+    )
+
+
+def test_equivariance_takes_from_a_latent_what_does_not_turn_with_the_picture():
+    def learned(share: float) -> float:
+        """How much worse a turned latent decodes than a straight one, after some steps on two pictures."""
+        vae, rng = tiny_autoencoder(), np.random.default_rng(0)
+        pixels = torch.from_numpy(rng.uniform(-1, 1, (2, 3, 4, 4)).astype(np.float32)).repeat_interleave(8, 2)
+        pixels = pixels.repeat_interleave(8, 3)
+        model = autoencoder.Reconstruction(vae.train(), share)
+        optimizer = torch.optim.Adam(vae.parameters(), 5e-3)
+        weights = {"squared_weight": 5.0, "gradient_weight": 0.0, "kl_weight": 0.0}
+        for _ in range(120):
+            optimizer.zero_grad()
+            autoencoder.loss(model, {"pixels": pixels, "rng": rng}, **weights).backward()
+            optimizer.step()
+        with torch.no_grad():
+            mean, _ = autoencoder.moments(vae, pixels)
+            turned = [part.rot90(1, (2, 3)) for part in (mean, pixels)]
+            errors = [(vae.decode(z).sample - true).square().mean() for z, true in (turned, (mean, pixels))]
+        return (errors[0] - errors[1]).item()
+
+    assert learned(0.5) < 0.5 * learned(0.0)
 
 
 def test_batches_name_their_pictures():

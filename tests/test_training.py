@@ -498,3 +498,30 @@ def test_nothing_starts_from_an_autoencoder(chain, tmp_path):
     recipe = dataclasses.replace(chain.stage3, run=tmp_path / "run", init=chain.autoencoder.run)
     with pytest.raises(PixArtError, match="neither a run of stage 1 nor of a text stage"):
         build(recipe, quiet)
+
+
+def test_an_autoencoder_goes_on_from_a_finished_one(chain, tmp_path):
+    earlier = load_file(chain.autoencoder.run / "vae" / "diffusion_pytorch_model.safetensors")
+    for init in (chain.autoencoder.run, chain.autoencoder.run / "vae"):
+        recipe = dataclasses.replace(chain.autoencoder, run=tmp_path / "run", init=init)
+        state = build(recipe, quiet).model.vae.state_dict()
+        assert state.keys() == earlier.keys() and all(torch.equal(state[name], earlier[name]) for name in state)
+    turned = dataclasses.replace(recipe.autoencoder, equivariance=0.5)
+    recipe = dataclasses.replace(recipe, autoencoder=turned, phases=(Phase(steps=2, size=64, batch_size=4),))
+    assert train_recipe(recipe, quiet) == 0 and (recipe.run / "vae" / "config.json").is_file()
+
+    def said(error: type[Exception], **changes) -> str:
+        with pytest.raises(error) as caught:
+            build(dataclasses.replace(recipe, run=tmp_path / "other", **changes), quiet)
+        return str(caught.value)
+
+    assert "is not there" in said(PixArtError, init=tmp_path / "none")
+    assert "neither a finished run of an autoencoder" in said(PixArtError, init=chain.stage1.run)
+    wider = dataclasses.replace(turned, block_out_channels=(16, 8, 8, 8))
+    assert "has other sizes than this recipe" in said(UsageError, autoencoder=wider)
+
+
+def test_weights_of_the_autoencoder_that_cannot_be_are_refused():
+    for wrong in ({"equivariance": 1.5}, {"kl_weight": -1.0}, {"gradient_weight": float("nan")}):
+        with pytest.raises(UsageError, match="must be 0 or more, and equivariance"):
+            AutoencoderConfig(**wrong)

@@ -1,14 +1,24 @@
 """The small VAE: Diffusers' `AutoencoderKL`, its training loss, and the folding that gives latents unit scale."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
+
+from pixart.errors import UsageError
+
+SCALES = (1.0, 0.75, 0.5)  # of a latent that is turned or shrunk
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Four levels give the 8-fold reduction that PixArt's latents have; no attention, so any size can be drawn."""
+    """Four levels give the 8-fold reduction that PixArt's latents have; no attention, so any size can be drawn.
+
+    `equivariance` is the share of pictures whose latents are turned or shrunk before they are decoded; see
+    `Reconstruction`.
+    """
 
     block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
     layers_per_block: int = 1
@@ -17,6 +27,15 @@ class AutoencoderConfig:
     squared_weight: float = 5.0
     gradient_weight: float = 1.0
     kl_weight: float = 1e-5
+    equivariance: float = 0.0
+
+    def __post_init__(self):
+        weights = (self.squared_weight, self.gradient_weight, self.kl_weight)
+        if not all(0 <= weight < math.inf for weight in weights) or not 0 <= self.equivariance <= 1:
+            raise UsageError(
+                f"autoencoder: squared_weight, gradient_weight and kl_weight {weights} must be 0 or more, and "
+                f"equivariance {self.equivariance} from 0 to 1."
+            )
 
 
 def build(config: AutoencoderConfig):
@@ -40,19 +59,53 @@ def build(config: AutoencoderConfig):
 
 
 class Reconstruction(torch.nn.Module):
-    """The VAE as the loop trains it: pixels (B, 3, H, W) in [-1, 1] -> reconstruction, mean, logvar."""
+    """The VAE as the loop trains it: pixels in [-1, 1] -> what is decoded, what that should be, and the posterior.
 
-    def __init__(self, vae: torch.nn.Module):
+    Of the share `equivariance` of the pictures the latent is turned by quarters and shrunk, and has to decode into the
+    picture turned and shrunk alike. An encoder that is trained so keeps less in the fine structure of its latents,
+    which is the part that a denoiser finds hardest (EQ-VAE, arXiv 2502.09509, section 3.2).
+    """
+
+    def __init__(self, vae: torch.nn.Module, equivariance: float = 0.0):
         super().__init__()
-        self.vae = vae
+        self.vae, self.equivariance = vae, equivariance
 
-    def forward(self, pixels: torch.Tensor, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`rng` gives normal numbers by `standard_normal(shape, dtype)`, as numpy's Generator does."""
-        mean, logvar = self.vae.quant_conv(self.vae.encoder(pixels)).float().chunk(2, dim=1)  # (B, C, H/8, W/8) each
+    def forward(
+        self, pixels: torch.Tensor, rng
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor]:
+        """Pairs of drawn and true pixels, (N, 3, h, w) each and one pair a size; mean, logvar (B, C, H/8, W/8).
+
+        `pixels` is (B, 3, H, W), square where pictures are turned. `rng` gives uniform numbers by `random(shape)` and
+        normal ones by `standard_normal(shape, dtype)`, as numpy's Generator does.
+        """
+        mean, logvar = self.vae.quant_conv(self.vae.encoder(pixels)).float().chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), np.float32)).to(mean.device)
         latent = mean + noise * torch.exp(0.5 * logvar)
-        return self.vae.decoder(self.vae.post_quant_conv(latent)).float(), mean, logvar
+        pairs = [(latent, pixels)] if not self.equivariance else transformed(latent, pixels, self.equivariance, rng)
+        return [(self.vae.decoder(self.vae.post_quant_conv(z)).float(), true) for z, true in pairs], mean, logvar
+
+
+def transformed(
+    latent: torch.Tensor, pixels: torch.Tensor, share: float, rng
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of latents and pixels, one pair for each size: the share turned by 0 to 3 quarters and scaled alike."""
+    chosen, turn, scale = rng.random((len(latent), 3)).T
+    turns = np.where(chosen < share, (4 * turn).astype(int), 0)
+    scales = np.where(chosen < share, (len(SCALES) * scale).astype(int), 0)
+    pairs = []
+    for index in sorted(set(scales)):
+        rows = np.flatnonzero(scales == index)
+        side = round(latent.shape[-1] * SCALES[index])
+        turned = [torch.stack([part[i].rot90(int(turns[i]), (1, 2)) for i in rows]) for part in (latent, pixels)]
+        pairs.append((_shrunk(turned[0], side), _shrunk(turned[1], 8 * side)))
+    return pairs
+
+
+def _shrunk(part: torch.Tensor, side: int) -> torch.Tensor:
+    if part.shape[-1] == side:
+        return part
+    return interpolate(part, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def loss(
@@ -62,12 +115,15 @@ def loss(
 
     `batch["pixels"]`: (B, 3, H, W) in [-1, 1]; `batch["rng"]` draws the latents.
     """
-    pixels = batch["pixels"]
-    drawn, mean, logvar = model(pixels, batch["rng"])
-    error = drawn - pixels
-    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    pairs, mean, logvar = model(batch["pixels"], batch["rng"])
     kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
-    return error.abs().mean() + squared_weight * error.square().mean() + gradient_weight * edges + kl_weight * kl
+    total = kl_weight * kl
+    for drawn, pixels in pairs:
+        error = drawn - pixels
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        terms = error.abs().mean() + squared_weight * error.square().mean() + gradient_weight * edges
+        total = total + terms * (len(pixels) / len(mean))
+    return total
 
 
 @torch.no_grad()

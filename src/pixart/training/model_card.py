@@ -105,15 +105,13 @@ def _cells(row: dict[str, Any]) -> str:
 
 def _receipts(recipe: TextRecipe) -> list[tuple[str, dict[str, Any]]]:
     """The receipts of this run and of those that it builds on, the first first; runs without a receipt are left out."""
-    found, run, seen = [], recipe.run, set()
-    while run is not None and run.resolve() not in seen:
-        seen.add(run.resolve())
-        if row := receipt.read(run):
-            found.insert(0, (run.name, row))
-        run = _init_of(run)
-    autoencoder = recipe.autoencoder.parent
-    if row := receipt.read(autoencoder):
-        found.insert(0, (autoencoder.name, row))
+    found, seen = [], set()
+    for run in (recipe.run, recipe.autoencoder.parent):
+        while run is not None and run.resolve() not in seen:
+            seen.add(run.resolve())
+            if row := receipt.read(run):
+                found.insert(0, (run.name, row))
+            run = _init_of(run)
     return found
 
 

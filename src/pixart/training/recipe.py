@@ -85,12 +85,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """Train the VAE on pictures."""
+    """Train the VAE on pictures: a fresh one, or that of `init`, a finished run or the folder of a VAE."""
 
     run: Path
     data: Path
     cache: Path
     phases: tuple[Phase, ...]
+    init: Path | None = None
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -37,7 +37,7 @@ from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, JudgeRecipe, 
 from pixart.training.samples import Sampler
 from pixart.training.sources import HELD_OUT, class_source, spread, text_source
 from pixart.training.stage import Stage
-from pixart.training.start import check_start, start_from
+from pixart.training.start import check_start, start_from, vae_from
 from pixart.training.watch import loss_by_level
 
 
@@ -64,7 +64,10 @@ def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
 
 def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     torch.manual_seed(recipe.loop.seed)
-    model = autoencoder.Reconstruction(autoencoder.build(recipe.autoencoder))
+    vae = autoencoder.build(recipe.autoencoder)
+    if recipe.init:
+        vae_from(vae, recipe.init)
+    model = autoencoder.Reconstruction(vae, recipe.autoencoder.equivariance)
     sizes = sorted({phase.size for phase in recipe.phases})
     pictures = {size: features.pixels(recipe.data, "train", size, recipe.cache, report) for size in sizes}
     held_out = features.pixels(recipe.data, HELD_OUT, 128, recipe.cache, report)

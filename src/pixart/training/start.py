@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoints.diffusers import load_transformer
+from pixart.data.encode import load_vae
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt
@@ -68,6 +69,26 @@ def check_start(recipe: ClassRecipe | TextRecipe) -> None:
                 f"{init} holds another network than this recipe: its model.{name} is {theirs}, not {ours}. Give "
                 f"--model.{name.replace('_', '-')} {theirs}, or another run with --init."
             )
+
+
+def vae_from(vae: torch.nn.Module, init: Path) -> None:
+    """Fill `vae` from the run `init`, or from a folder that holds a VAE of the same sizes.
+
+    Raises:
+        PixArtError: there is no finished VAE. UsageError: its sizes are others.
+    """
+    folder = init / "vae" if (init / "vae").is_dir() else init
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        state = "neither a finished run of an autoencoder nor the folder of one" if init.exists() else "not there"
+        raise PixArtError(f"The autoencoder {init}, to start from, is {state}. Train it first, or give another --init.")
+    state = load_vae(folder).state_dict()
+    shapes = [{name: part.shape for name, part in each.items()} for each in (state, vae.state_dict())]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            f"The autoencoder {folder} has other sizes than this recipe; [autoencoder] must have those "
+            "of its config.json."
+        )
+    vae.load_state_dict(state)
 
 
 def is_model_folder(path: Path) -> bool:
