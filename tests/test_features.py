@@ -310,6 +310,19 @@ def test_psnr_and_the_training_view_agree_with_the_autoencoder(data):
     assert autoencoder.psnr(vae, pixels, batch_size=5) == pytest.approx(torch.stack(by_hand).mean().item(), abs=1e-3)
 
 
+def test_psnr_of_turned_latents_is_that_of_turned_pictures():
+    vae = tiny_autoencoder()
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, _ = autoencoder.moments(vae, pixels)
+    turned = [part.rot90(1, (2, 3)) for part in (mean, pixels)]
+    half = [torch.nn.functional.interpolate(p, scale_factor=0.5, mode="bilinear", antialias=True) for p in turned]
+    assert autoencoder.psnr(vae, pixels, turned=True) != pytest.approx(autoencoder.psnr(vae, pixels), abs=0.1)
+    with torch.no_grad():
+        near = ((vae.decode(half[0]).sample.clamp(-1, 1) - half[1]) / 2).square().mean(dim=(1, 2, 3))
+    by_hand = (-10 * torch.log10(near)).mean().item()
+    assert autoencoder.psnr(vae, pixels, turned=True) == pytest.approx(by_hand, abs=1e-3)
+
+
 def test_the_loss_of_the_autoencoder_counts_pixels_edges_and_spread():
     class Given(torch.nn.Module):
         """Answers with the picture that it was given, changed, and a posterior of its own."""

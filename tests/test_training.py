@@ -509,6 +509,7 @@ def test_an_autoencoder_goes_on_from_a_finished_one(chain, tmp_path):
     turned = dataclasses.replace(recipe.autoencoder, equivariance=0.5)
     recipe = dataclasses.replace(recipe, autoencoder=turned, phases=(Phase(steps=2, size=64, batch_size=4),))
     assert train_recipe(recipe, quiet) == 0 and (recipe.run / "vae" / "config.json").is_file()
+    assert {"held_out_psnr_128", "held_out_turned_psnr_128"} < metrics(recipe.run)[-1].keys()
 
     def said(error: type[Exception], **changes) -> str:
         with pytest.raises(error) as caught:

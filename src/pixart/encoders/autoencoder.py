@@ -134,12 +134,17 @@ def moments(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def psnr(vae, pixels: torch.Tensor, batch_size: int = 16) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB; `pixels` is (N, 3, H, W) in [-1, 1]."""
+def psnr(vae, pixels: torch.Tensor, batch_size: int = 16, *, turned: bool = False) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB; `pixels` is (N, 3, H, W) in [-1, 1].
+
+    With `turned` the latents are turned by a quarter and halved before they are decoded, and the pictures alike.
+    """
     values, device = [], next(vae.parameters()).device
     for part in pixels.split(batch_size):
         part = part.to(device)
         mean, _ = moments(vae, part)
+        if turned:
+            mean, part = (_shrunk(each.rot90(1, (2, 3)), each.shape[-1] // 2) for each in (mean, part))
         drawn = vae.decode(mean).sample.clamp(-1, 1)
         mse = ((drawn - part) / 2).square().mean(dim=(1, 2, 3))
         values.append(-10 * torch.log10(mse.clamp_min(1e-10)))

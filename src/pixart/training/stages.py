@@ -74,7 +74,10 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     held_out = features.to_unit(held_out[spread(len(held_out), 128)])
 
     def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
-        return {"held_out_psnr_128": autoencoder.psnr(ema.vae, held_out)}
+        found = {"held_out_psnr_128": autoencoder.psnr(ema.vae, held_out)}
+        if recipe.autoencoder.equivariance:
+            found["held_out_turned_psnr_128"] = autoencoder.psnr(ema.vae, held_out, turned=True)
+        return found
 
     def finish(ema: torch.nn.Module) -> Path:
         largest = pictures[sizes[-1]]
