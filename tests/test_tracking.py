@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pty
+import runpy
+import shutil
 import socket
 import struct
 import subprocess
@@ -316,6 +318,22 @@ def test_a_continued_run_adds_to_its_receipt(watched, tmp_path):
     now = meter.receipt(5)
     assert 2.0 < now["hours"] < 2.1 and 0.5 < now["energy_kwh"] < 0.51
     assert now["images"] == 36 and now["predicted"] == before["predicted"]
+
+
+def test_what_a_run_without_a_receipt_took_is_read_from_its_figures(watched, tmp_path, monkeypatch, capsys):
+    recipe, _ = watched
+    (tmp_path / "old").mkdir()
+    shutil.copy(recipe.run / "config.json", tmp_path / "old")
+    speeds = [{"step": step, "loss": 1.0, "images_per_second": speed} for step, speed in ((2, 8), (4, 4), (6, 0.5))]
+    lines = [*speeds[:1], {"step": 2, "held_out_loss": 1.0}, *speeds[1:]]
+    (tmp_path / "old" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    script = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "training_cost.py"))
+    monkeypatch.setattr("sys.argv", ["training_cost.py", str(recipe.run), str(tmp_path / "old")])
+    script["main"]()
+    with_receipt, without = capsys.readouterr().out.splitlines()[1:3]
+    assert with_receipt.split()[1:4] == without.split()[1:4]  # steps, pictures and FLOPs
+    assert with_receipt.endswith("receipt") and without.endswith("metrics")
+    assert script["without_receipt"](tmp_path / "old")["hours"] == (16 / 8 + 16 / 4 + 8 / 0.5) / 3600
 
 
 def test_another_tracker_does_not_make_it_another_run(watched, capsys):

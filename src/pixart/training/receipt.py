@@ -11,7 +11,7 @@ import pixart
 from pixart.tracking.energy import EnergyMeter, EnergySource
 from pixart.training.batches import phase_at, total_steps
 from pixart.training.hardware import GRIDS, machine_name, this_machine
-from pixart.training.plan import works
+from pixart.training.plan import Work, works
 
 NAME = "receipt.json"
 
@@ -48,7 +48,7 @@ class Meter:
         hours = self.before.get("hours", 0.0) + (time.monotonic() - self.begun) / 3600
         kwh, source = self.energy.read()
         kwh += self.before.get("energy_kwh", 0.0)
-        images, flops = self.done(step)
+        images, flops = done(self.works, step)
         grid = GRIDS["world"]
         return {
             "format": 1,
@@ -68,16 +68,6 @@ class Meter:
             "predicted": self.predicted,
             "versions": {"pixart": pixart.__version__, "torch": torch.__version__},
         }
-
-    def done(self, step: int) -> tuple[int, int]:
-        """Pictures and FLOPs of the first `step` steps."""
-        images = flops = 0
-        for work in self.works:
-            taken = min(step, work.steps)
-            images += taken * work.batch_size
-            flops += taken * work.batch_size * work.flops_per_image
-            step -= taken
-        return images, flops
 
     def summary(self, step: int) -> str:
         """One line for the end of a run: what it took, and how far the prediction was off."""
@@ -108,6 +98,17 @@ class Meter:
             "co2_kg": kwh * GRIDS["world"] / 1000,
             "memory_bytes": max(work.memory(self.processes) for work in self.works),
         }
+
+
+def done(works: list[Work], step: int) -> tuple[int, int]:
+    """Pictures and FLOPs of the first `step` steps of a run."""
+    images = flops = 0
+    for work in works:
+        taken = min(step, work.steps)
+        images += taken * work.batch_size
+        flops += taken * work.batch_size * work.flops_per_image
+        step -= taken
+    return images, flops
 
 
 def read(run: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import torch
 from pixart.tracking.tracker import Tracker
 from pixart.training.batches import phase_at, total_steps
 from pixart.training.model_card import write_card
-from pixart.training.receipt import NAME, Meter, write
+from pixart.training.receipt import NAME, Meter, done, write
 from pixart.training.samples import Sampler
 
 BANDS = 5  # of noise levels, for the loss by noise level
@@ -55,7 +55,7 @@ class Watch:
         if "loss" in figures:
             shown |= self.meter.look(step, figures)
             if self.pictures:
-                shown["epoch"] = self.meter.done(step)[0] / self.pictures
+                shown["epoch"] = done(self.meter.works, step)[0] / self.pictures
         self.tracker.figures(step, shown)
 
     def evaluate(self, ema: torch.nn.Module, step: int) -> dict[str, float]:
