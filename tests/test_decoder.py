@@ -28,10 +28,12 @@ from pixart.training.command import run as train
 from pixart.training.command import train_recipe
 from pixart.training.decoder_stage import decoder_stage
 from pixart.training.decoding import Decoder, DecoderRecipe, DecoderWeights, Drawer, Drawn, decoding_loss
+from pixart.training.flops import forward_flops
 from pixart.training.loop import LoopConfig
 from pixart.training.optimizer import OptimizerConfig
-from pixart.training.plan import works
+from pixart.training.plan import drawing_config, works
 from pixart.training.rows import WHOLE, RowStreams, Share
+from pixart.training.speed import measure
 
 STEPS, SIZE = 15, 32
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -306,6 +308,25 @@ def test_the_shipped_recipe_follows_the_chain(capsys):
     assert main(["plan", "emoji/decoder", "--hardware", "a100"]) == 0
     steps = sum(phase.steps for phase in shipped.phases)
     assert f"emoji/decoder: Decoder with 1.6 M parameters, {steps:,} steps" in capsys.readouterr().out
+
+
+def test_until_the_drawing_model_is_there_the_plan_counts_with_the_shipped_one(home, tmp_path):
+    asked = recipe(home, autoencoder=DEFAULT_MODEL / "vae", init=DEFAULT_MODEL)
+    assert works(dataclasses.replace(asked, init=tmp_path / "later")) == works(asked) != works(recipe(home))
+
+
+def test_a_plan_times_the_drawing_beside_the_decoder(home):
+    """One pass of the share that is drawn, in the two steps that are taken; the others of its passes are as long."""
+    asked, counted = recipe(home), []
+    for share in (0.0, 0.5):
+        drawn = dataclasses.replace(asked, drawn=Drawn(share=share, steps=2))
+        with FlopCounterMode(display=False) as counter:
+            (found,) = measure(drawn, steps=1)
+        counted.append(counter.get_total_flops())
+        assert found.seconds_per_step * found.speed == pytest.approx(8 * works(drawn)[0].flops_per_image)
+        assert 0 <= found.waited < 1
+    one_pass = forward_flops(drawing_config(asked), SIZE // 8, 32)
+    assert counted[1] - counted[0] == pytest.approx(2 * 4 * one_pass, rel=0.1)  # torch leaves fused attention out
 
 
 def test_the_plan_counts_the_decoder_and_who_draws_for_it(home, stage):

@@ -12,7 +12,7 @@ from pixart.training.flops import FP32, forward_flops, training_flops, training_
 from pixart.training.hardware import Hardware
 
 JUDGED_TEXT_DIM, JUDGED_TOKENS, JUDGED_STYLES = 384, 16, 7  # what plans count with for a judge
-OPERATIONS_PER_BLOCK = 100  # assumed: forward and backward of a block, without torch.compile
+OPERATIONS_PER_BLOCK = 100  # assumed: forward and backward of a block, without torch.compile; forward is a third
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def network_config(recipe):
 
 def text_tokens(recipe) -> int:
     """What the captions of a batch are padded to; 0 where there are none."""
-    from pixart.training.recipe import Expected, FastRecipe, TextRecipe
+    from pixart.training.recipe import DecoderRecipe, Expected, FastRecipe, TextRecipe
 
-    if isinstance(recipe, FastRecipe):
+    if isinstance(recipe, FastRecipe | DecoderRecipe):
         return Expected.text_tokens
     return recipe.expected.text_tokens if isinstance(recipe, TextRecipe) else 0
 
@@ -142,20 +142,22 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
     """The phases of a recipe, with what they take."""
     import torch
 
-    from pixart.training.recipe import Expected, FastRecipe
+    from pixart.training.recipe import FastRecipe
 
     config, tokens, found = network_config(recipe), text_tokens(recipe), []
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_network(recipe, config).parameters())
     blocks = _levels(recipe) if config is None else config.depth
     operations = OPERATIONS_PER_BLOCK * (blocks + 1)
+    drawing = drawing_config(recipe)
+    if drawing and recipe.drawn.share:
+        operations += drawing_passes(recipe) * OPERATIONS_PER_BLOCK // 3 * (drawing.depth + 1)
     for phase in recipe.phases:
         side = phase.crop or phase.size
         if config is None:
             flops, (state, image) = counted_flops(recipe, side), _counted_memory(recipe, parameters, side)
-            if drawing := _drawing_config(recipe):
-                forward = forward_flops(drawing, side // 8, Expected.text_tokens)
-                flops += round(recipe.drawn.share * 2 * recipe.drawn.steps * forward)
+            if drawing:
+                flops += drawing_flops(recipe, drawing, side)
                 state += FP32 * _parameters(drawing)
         else:
             flops = training_flops(config, side // 8, tokens, again=recipe.loop.checkpoint_activations)
@@ -200,19 +202,30 @@ def _decoded(recipe):
         return AutoencoderConfig()
 
 
-def _drawing_config(recipe):
-    """The config of the denoiser that draws a decoder's latents again; None for others, and until it is there."""
+def drawing_config(recipe):
+    """The config of the denoiser that draws a decoder's latents, the shipped one's until it is there; else None."""
     from pixart.checkpoints.diffusers import read_config
     from pixart.errors import PixArtError
     from pixart.training.decoder_stage import drawing_folder
-    from pixart.training.recipe import DecoderRecipe
+    from pixart.training.recipe import DEFAULT_MODEL, DecoderRecipe
 
     if not isinstance(recipe, DecoderRecipe):
         return None
     try:
         return read_config(drawing_folder(recipe) / "transformer" / "config.json")
     except PixArtError:
-        return None
+        return read_config(DEFAULT_MODEL / "transformer" / "config.json")
+
+
+def drawing_passes(recipe) -> int:
+    """How often a latent passes through the denoiser that draws it, for guidance twice a step."""
+    return 2 * recipe.drawn.steps
+
+
+def drawing_flops(recipe, config, side: int) -> int:
+    """FLOPs of drawing the latents of a decoder's batch, for each of its pictures, of which a share is drawn."""
+    forward = forward_flops(config, side // 8, text_tokens(recipe))
+    return round(recipe.drawn.share * drawing_passes(recipe) * forward)
 
 
 def _parameters(config) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from pixart.errors import UsageError
 from pixart.training.hardware import GPUS, GRIDS, Hardware, grid_intensity, named, this_machine
 
+BUSY = 0.1  # share of the measured time that other programs may have without a word
+
 USAGE = """usage: pixart plan RECIPE [--hardware NAME] [--price USD] [--grid-intensity G] [--utilisation X] [--count N]
                    [--json] [--dotted.override VALUE ...]
 
@@ -126,6 +128,9 @@ def _print_plan(plan: dict, count: int) -> None:
             f"  measured here: {measured['size']} px, {measured['batch_size']} pictures a step{part}: "
             f"{measured['seconds_per_step']:.2f} s, {measured['speed'] / 1e9:.0f} GFLOP/s"
         )
+    waited = max((measured["waited"] for measured in plan.get("measured", ())), default=0.0)
+    if waited > BUSY:
+        print(f"  other programs had the processor for {waited:.0%} of that time: without them it is faster")
     _print_bills(plan["hardware"], count)
     if "receipt" in plan:
         receipt, expected = plan["receipt"], plan["hardware"].get("this")
