@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_data import write_tiny_data
 
+from pixart.checkpoints.official import NULL_CAPTION
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.made_elsewhere import match
@@ -244,6 +247,67 @@ def test_settings_of_generate_are_settings_of_a_model(tiny_model, tmp_path):
     expected = pipe("a fox", seed=3, steps=3, width=64, height=64, block_cache=2, binning=False).images[0]
     assert drawer.draw("a fox", "", 3).tobytes() == expected.tobytes()
     assert drawer.settings["memory"] == {"staged": True, "decode": "tiled"} and drawer.settings["block_cache"] == 2
+
+
+def with_null_caption(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    caption = torch.randn(120, 32, generator=torch.Generator().manual_seed(0))
+    save_file({NULL_CAPTION: caption}, folder / "transformer" / "null_caption.safetensors")
+    return folder
+
+
+def test_guidance_is_told_to_one_model_or_to_all(tiny_model, tmp_path):
+    from pixart import Pipeline
+    from pixart.evaluation.comparison.drawers import open_drawer
+
+    folder = with_null_caption(tiny_model, tmp_path / "captioned")
+    (tmp_path / "more.toml").write_text(f'[models.ends]\nsource = "{folder}"\nguidance_interval = [500, 1000]\n')
+    own = "guidance-interval=200-800,guidance-rescale=0.5,guidance-channels=3,null-text=caption"
+    small = {"steps": 3, "width": 64, "height": 64}
+    given, ends, plain = read_models(
+        [f"{folder},{own}", str(tmp_path / "more.toml"), str(folder)], Settings(**small, guidance_interval=(0, 300))
+    )
+    names = ("captioned, guidance at 200 to 800, rescale 0.5, 3 guided channels, null text caption", "ends")
+    assert (given.name, ends.name) == names and plain.name == "captioned, guidance at 0 to 300"
+    wanted = {"guidance_rescale": 0.5, "guidance_channels": 3, "null_text": "caption"}
+    pipe = Pipeline.from_pretrained(folder)
+    for model, settings in (
+        (given, {"guidance_interval": (200, 800), **wanted}),
+        (ends, {"guidance_interval": (500, 1000)}),
+        (plain, {"guidance_interval": (0, 300)}),
+    ):
+        drawer = open_drawer(model.kind, model.source, json.loads(json.dumps(model.settings.given())))
+        expected = pipe("a fox", seed=3, **small, **settings)
+        assert drawer.draw("a fox", "", 3).tobytes() == expected.images[0].tobytes()
+        for name, value in settings.items():
+            assert drawer.settings[name] == (list(value) if name == "guidance_interval" else value)
+
+
+def test_guidance_is_kept_in_the_plan_and_the_same_command_goes_on(tiny_model_with_graphs, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red apple\n")
+    out, common = tmp_path / "out", ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "2", "--width", "64"]
+    arguments = ["compare", f"{tiny_model_with_graphs},guidance_interval=200-800", *common, "--height", "64"]
+    assert main([*arguments, "--guidance-channels", "2", "--output", str(out)]) == 0
+    (model,), before = read(out).models, files_of(out)
+    assert (model.settings.guidance_interval, model.settings.guidance_channels) == ((200, 800), 2)
+    used = outcome(out, model.folder).last.settings
+    assert (used["guidance_interval"], used["guidance_channels"]) == ([200, 800], 2)
+    assert main([*arguments, "--guidance-channels", "2", "--output", str(out)]) == 0 and files_of(out) == before
+    capsys.readouterr()
+    assert main([*arguments, "--guidance-channels", "3", "--output", str(out)]) == 2
+    assert "has guidance_channels 2, not 3" in capsys.readouterr().err
+
+
+def test_graphs_and_other_families_are_not_told_of_null_captions(tiny_model_with_graphs, tmp_path, capsys):
+    folder, out = with_null_caption(tiny_model_with_graphs, tmp_path / "captioned"), tmp_path / "out"
+    words = [f"{folder},null_text=caption,engine=onnx", "--prompts", "emoji", "--limit", "1", "--output", str(out)]
+    assert main(["compare", *words]) == 2 and not out.exists()
+    assert "The engine onnx takes no null caption" in capsys.readouterr().err
+    (tmp_path / "sdxl").mkdir()
+    (tmp_path / "sdxl" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    for told in ("guidance_interval=0-500", "guidance_channels=3", "null_text=caption"):
+        with pytest.raises(UsageError, match=f"A Diffusers pipeline .* cannot be told {told.split('=')[0]}"):
+            read_models([f"{tmp_path / 'sdxl'},{told}"], Settings())
 
 
 def test_a_comparison_goes_on_with_less_memory_only_where_no_byte_changes(tmp_path):
@@ -504,6 +568,8 @@ def test_models_are_named_by_what_tells_them_apart(tiny_model, tmp_path):
         (["default,stepz=3"], 'There is no setting "stepz"'),
         (["default,steps=three"], "steps must be a whole number, not 'three'"),
         (["default,steps=2,steps=3"], "gives steps twice"),
+        (["default,guidance_interval=high"], "guidance_interval must be FROM-TO, such as 200-800, not 'high'"),
+        (["{}/interval.json"], "guidance_interval must be FROM-TO, such as 200-800, not [1, 2, 3]"),
         (["default,staged=maybe"], "staged must be true or false, not 'maybe'"),
         (["default,checkpoint=3"], "cannot be told checkpoint"),
         (["default", "default"], 'Two models are called "pixart-default"'),
@@ -521,6 +587,7 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, sentence):
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "sourceless.toml").write_text("[models.a]\nsteps = 3\n")
     (tmp_path / "typed.toml").write_text('[models.a]\nsource = "default"\nsteps = "x"\n')
+    (tmp_path / "interval.json").write_text('{"models": {"a": {"source": "default", "guidance_interval": [1, 2, 3]}}}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "model_index.json").write_text('{"_class_name": ["mine", "Mine"]}')
@@ -544,6 +611,9 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, sentence):
         (["default,sampler=ddim", "--prompts", "emoji"], "ddim"),
         (["default", "--device", "gpu", "--prompts", "emoji"], 'There is no device "gpu"'),
         (["default,block_cache=2,engine=onnx", "--prompts", "emoji"], "a block cache needs --engine torch"),
+        (["default,guidance_interval=800-200", "--prompts", "emoji"], "from the lower timestep to the higher"),
+        (["default", "--guidance-channels", "9", "--prompts", "emoji"], "guided channels must be from 1 to 8"),
+        (["default,null_text=caption", "--prompts", "emoji"], "holds no null caption"),
         (["default", "--text-states", "none.st", "--prompts", "emoji"], "There is no file none.st"),
     ],
 )

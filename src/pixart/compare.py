@@ -22,8 +22,9 @@ from pixart.training.lock import held
 
 MAX_SEEDS = 100
 DEVICES = ("cpu", "cuda")
+GUIDANCE = ("guidance_interval", "guidance_rescale", "guidance_channels", "null_text")
 # Settings of one drawing, by the names of `make_request`.
-ASKED = ("steps", "guidance_scale", "width", "height", "sampler", "binning", "block_cache", "guidance_rescale")
+ASKED = ("steps", "guidance_scale", "width", "height", "sampler", "binning", "block_cache", *GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,14 @@ class Compare:
     """How many times the network looks at each picture."""
     guidance_scale: Annotated[float | None, shown("X", "each model's own")] = None
     """How strongly to follow the prompt."""
+    guidance_interval: Annotated[tuple[int, int] | None, shown("FROM TO", "0 1000")] = None
+    """Timesteps at which guidance acts; for one model FROM-TO."""
     guidance_rescale: Annotated[float | None, shown("X", "0")] = None
     """From 0 to 1: takes back the oversaturation of strong guidance."""
+    guidance_channels: Annotated[int | None, shown("N", "all")] = None
+    """Guide the first channels of the latent only."""
+    null_text: Annotated[str | None, shown("NAME", "encoded")] = None
+    """What guidance leads away from, as in pixart generate: encoded, caption, caption-all."""
     negative_prompt: Annotated[str | None, shown("TEXT", "none")] = None
     """What to steer away from."""
     width: Annotated[int | None, shown("PIXELS", "each model's own")] = None
@@ -175,7 +182,10 @@ def _shared(options: Compare) -> Settings:
         sampler=options.sampler,
         binning=either(options.binning, options.no_binning, "binning"),
         block_cache=options.block_cache,
+        guidance_interval=options.guidance_interval,
         guidance_rescale=options.guidance_rescale,
+        guidance_channels=options.guidance_channels,
+        null_text=options.null_text,
         engine=options.engine,
         dtype=options.dtype,
         device=options.device,
@@ -241,6 +251,8 @@ def _job(plan: Plan, model: Model, folder: Path | None = None) -> Job:
             check_text_states(opened, request, how["memory"].text_states)
     if request.block_cache > 1:
         check_block_cache(engine)
+    if request.null_text != "encoded" and engine != "torch":
+        raise UsageError(f"The engine {engine} takes no null caption; null_text={request.null_text} needs torch.")
     return Job("pixart", source)
 
 

@@ -36,8 +36,9 @@ def loading(settings: dict[str, Any]) -> dict[str, Any]:
     memory = {name: settings[name] for name in MEMORY if name in settings}
     if "text_states" in memory:
         memory["text_states"] = Path(memory["text_states"])
-    # As in pixart generate: only torch can leave blocks out.
-    usual = "torch" if settings.get("block_cache", 1) > 1 else "auto"
+    # As in pixart generate: only torch can leave blocks out, or take a null caption.
+    for_torch = settings.get("block_cache", 1) > 1 or settings.get("null_text", "encoded") != "encoded"
+    usual = "torch" if for_torch else "auto"
     found = {"engine": settings.get("engine", usual), "memory": Memory(**memory)}
     return found | {key: settings[key] for key in ("dtype", "device") if key in settings}
 

@@ -36,7 +36,10 @@ class Settings:
     sampler: str | None = None
     binning: bool | None = None
     block_cache: int | None = None
+    guidance_interval: tuple[int, int] | None = None
     guidance_rescale: float | None = None
+    guidance_channels: int | None = None
+    null_text: str | None = None
     engine: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -52,6 +55,10 @@ class Settings:
     parts: str | None = None
     fast: bool | None = None
 
+    def __post_init__(self):
+        if isinstance(self.guidance_interval, list):  # as JSON and TOML have it
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
@@ -61,7 +68,8 @@ MEMORY = tuple(field.name for field in fields(Memory))
 SAME_BYTES = ("staged", "offload", "text_states")
 # What each kind can be told.
 _DRAWING = ("steps", "guidance_scale", "negative_prompt", "width", "height", "dtype", "device", "offload")
-_OURS = (*_DRAWING, "sampler", "engine", "binning", "block_cache", "guidance_rescale", *MEMORY)
+_GUIDANCE = ("guidance_interval", "guidance_rescale", "guidance_channels", "null_text")
+_OURS = (*_DRAWING, "sampler", "engine", "binning", "block_cache", *_GUIDANCE, *MEMORY)
 KNOWN: dict[Kind, tuple[str, ...]] = {
     "pixart": (*dict.fromkeys(_OURS), "parts", "fast"),
     "run": (*dict.fromkeys(_OURS), "checkpoint", "ema"),
@@ -72,7 +80,10 @@ KNOWN: dict[Kind, tuple[str, ...]] = {
 _SHOWN = {
     "steps": "{} steps",
     "guidance_scale": "guidance {:g}",
+    "guidance_interval": "guidance at {0[0]} to {0[1]}",
     "guidance_rescale": "rescale {:g}",
+    "guidance_channels": "{} guided channels",
+    "null_text": "null text {}",
     "width": "{} px wide",
     "height": "{} px high",
     "block_cache": "block cache {}",
@@ -225,6 +236,9 @@ def _settings(values: dict[str, Any], where: str, *, from_text: bool) -> Setting
     for key, value in values.items():
         if key not in kinds:
             raise UsageError(f"{where}: {unknown('setting', key, (*kinds, 'name'))}")
+        if key == "guidance_interval":
+            read[key] = _interval(value, where)
+            continue
         kind = next(kind for kind in (bool, int, float, str) if kinds[key] == kind | None)
         try:
             if from_text and kind is bool:
@@ -237,6 +251,16 @@ def _settings(values: dict[str, Any], where: str, *, from_text: bool) -> Setting
             what = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
             raise UsageError(f"{where}: {key} must be {what}, not {value!r}.") from None
     return Settings(**read)
+
+
+def _interval(value: Any, where: str) -> tuple[int, int]:
+    """FROM-TO as two timesteps, or a list of the two; whether they can be is checked with the model."""
+    ends = value.split("-") if isinstance(value, str) else value
+    try:
+        low, high = (int(end) if isinstance(value, str) else end for end in ends)
+    except (TypeError, ValueError):
+        raise UsageError(f"{where}: guidance_interval must be FROM-TO, such as 200-800, not {value!r}.") from None
+    return low, high
 
 
 def _check(source: str, kind: Kind, own: Settings, shared: Settings) -> Settings:
