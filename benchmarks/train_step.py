@@ -32,7 +32,7 @@ from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training.batches import LatentBatches, Phase, TextCondition
 from pixart.training.loop import LoopConfig, train
 from pixart.training.objective import denoising_loss
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.rows import RowStreams, Share
 
 EMOJI = PixArtConfig(width=256, depth=8, num_heads=4, text_dim=384)

@@ -15,7 +15,7 @@ from pathlib import Path
 from pixart.errors import PixArtError
 from pixart.training import receipt
 from pixart.training.batches import phase_at
-from pixart.training.plan import works
+from pixart.training.planning.plan import works
 from pixart.training.recipe import Recipe, from_run
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.model.pixart import PixArt, PixArtConfig
-from pixart.training.optimizer import Optimizer, OptimizerConfig
+from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig
 
 BATCH, SIDE, TEXT_TOKENS, DEPTHS, REPEATS = 4, 32, 120, (1, 3), 3
 

@@ -28,12 +28,12 @@ from pixart.training.command import run as train
 from pixart.training.command import train_recipe
 from pixart.training.decoder_stage import decoder_stage
 from pixart.training.decoding import Decoder, DecoderRecipe, DecoderWeights, Drawer, Drawn, decoding_loss
-from pixart.training.flops import forward_flops
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
-from pixart.training.plan import drawing_config, works
+from pixart.training.optimizers.optimizer import OptimizerConfig
+from pixart.training.planning.flops import forward_flops
+from pixart.training.planning.plan import drawing_config, works
+from pixart.training.planning.speed import measure
 from pixart.training.rows import WHOLE, RowStreams, Share
-from pixart.training.speed import measure
 
 STEPS, SIZE = 15, 32
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -15,7 +15,7 @@ from pixart.errors import UsageError
 from pixart.training import checkpoint
 from pixart.training.distributed import World
 from pixart.training.loop import LoopConfig, check
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.rows import WHOLE, RowStreams, Share
 
 CPU = torch.device("cpu")

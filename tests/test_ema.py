@@ -14,7 +14,7 @@ from pixart.training import checkpoint
 from pixart.training.command import train_recipe
 from pixart.training.ema import Ema
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.recipe import Denoiser, Phase, load
 
 

@@ -26,7 +26,7 @@ from pixart.training.command import run as train
 from pixart.training.command import train_recipe
 from pixart.training.distillation import Distillation, Teacher, distillation_loss, draw_fast
 from pixart.training.fast_stage import fast_stage
-from pixart.training.plan import works
+from pixart.training.planning.plan import works
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_bill_counts_the_teacher(home):
     (work,) = works(asked)
     config = load_transformer(home / "teacher" / "transformer").config
     tokens = recipes.Expected.text_tokens
-    from pixart.training.flops import forward_flops
+    from pixart.training.planning.flops import forward_flops
 
     forward = forward_flops(config, 8, tokens)
     assert work.flops_per_image == 2 * 8 * forward + 2 * 3 * forward

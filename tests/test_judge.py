@@ -182,7 +182,7 @@ def test_the_recipe_is_shipped_and_can_be_planned(capsys):
     assert train(["emoji/judge", "--dry-run"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["kind"] == "judge" and "emoji/judge: judge, into runs/emoji-judge" in said.err
-    from pixart.training.plan import works
+    from pixart.training.planning.plan import works
 
     small, large = works(shipped)
     assert 1e7 < small.flops_per_image < large.flops_per_image

@@ -13,11 +13,11 @@ from pixart.errors import UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training import recipe as recipes
-from pixart.training.flops import forward_flops, training_flops, training_memory
-from pixart.training.hardware import GPUS, Hardware, grid_intensity, named
-from pixart.training.paper_costs import PUBLISHED, STAGES, TEXT_TOKENS, V100_PER_A100, XL
-from pixart.training.plan import Work, bill
-from pixart.training.plan_command import run
+from pixart.training.planning.flops import forward_flops, training_flops, training_memory
+from pixart.training.planning.hardware import GPUS, Hardware, grid_intensity, named
+from pixart.training.planning.paper_costs import PUBLISHED, STAGES, TEXT_TOKENS, V100_PER_A100, XL
+from pixart.training.planning.plan import Work, bill
+from pixart.training.planning.plan_command import run
 
 SIZES = [
     (PixArtConfig(width=64, depth=3, num_heads=4, text_dim=32), 8, 16),
@@ -87,7 +87,7 @@ PEAK = """
 import torch
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training.ema import Ema
-from pixart.training.optimizer import Optimizer, OptimizerConfig
+from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig
 sizes = dict(width=256, depth=8, num_heads=4, text_dim=384)
 def steps(config, count, side):
     model = PixArt(config); ema = Ema(model, decay=0.9); optimizer = Optimizer(model, OptimizerConfig())

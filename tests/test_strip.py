@@ -16,7 +16,7 @@ from pixart.model.dit import DiT
 from pixart.training import checkpoint
 from pixart.training.ema import Ema
 from pixart.training.networks import class_config, expected_config, text_network
-from pixart.training.optimizer import Optimizer, OptimizerConfig
+from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig
 from pixart.training.recipe import ClassRecipe, Denoiser, Phase, TextRecipe, from_run, to_json
 from pixart.training.samples import SamplesConfig
 from pixart.training.strip import draw_checkpoint, newest_step, read_samples, some_classes

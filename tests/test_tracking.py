@@ -29,9 +29,9 @@ from pixart.tracking.tracker import QUEUE_SIZE, Tracker, TrackingConfig
 from pixart.training import command
 from pixart.training.batches import Phase
 from pixart.training.command import train_recipe
-from pixart.training.flops import training_flops
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
+from pixart.training.planning.flops import training_flops
 from pixart.training.progress import TrainingProgress
 from pixart.training.receipt import Meter
 from pixart.training.recipe import Denoiser, TextRecipe

@@ -24,7 +24,7 @@ from pixart.training.command import train_recipe
 from pixart.training.ema import Ema
 from pixart.training.loop import LoopConfig, Preempted, train
 from pixart.training.objective import denoising_loss
-from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
+from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.recipe import (
     AutoencoderConfig,
     AutoencoderRecipe,

@@ -15,7 +15,7 @@ from pixart.training.batches import Phase, TextCondition
 from pixart.training.command import train_recipe
 from pixart.training.distillation import Distillation, FastRecipe
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 
 
 def write_teacher(home: Path) -> Path:

@@ -10,7 +10,7 @@ from pixart.encoders.judge import JudgeConfig
 from pixart.training.batches import Phase
 from pixart.training.command import train_recipe
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.recipe import JudgeRecipe
 
 SIZES = {"tiny": 1 / 3, "small": 1 / 4, "big": 1 / 16}

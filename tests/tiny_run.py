@@ -18,7 +18,7 @@ from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training import distributed
 from pixart.training.loop import LoopConfig, train
 from pixart.training.objective import denoising_loss
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.rows import WHOLE, RowStreams, Share
 
 STEPS, BATCH = 6, 8

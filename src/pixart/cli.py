@@ -156,7 +156,7 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return parsed(choose_ema.ChooseEma, rest, "pixart ema", choose_ema.run)
         case ["plan", *rest]:
-            from pixart.training.plan_command import run
+            from pixart.training.planning.plan_command import run
 
             with quiet_libraries():
                 return run(rest)

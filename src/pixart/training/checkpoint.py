@@ -21,7 +21,7 @@ from pixart.errors import PixArtError
 from pixart.training.distributed import cut_like, whole
 from pixart.training.ema import Ema
 from pixart.training.files import force, write_whole
-from pixart.training.optimizer import Optimizer
+from pixart.training.optimizers.optimizer import Optimizer
 
 KEEP = 2
 STATE = "state.json"

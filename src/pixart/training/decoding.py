@@ -22,7 +22,7 @@ from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
 from pixart.training.distillation import size_of
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from pixart.sampling.euler import euler
 from pixart.sampling.schedule import Schedule, make_schedule
 from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
-from pixart.training.flops import forward_flops, training_flops
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
+from pixart.training.planning.flops import forward_flops, training_flops
 from pixart.training.samples import SamplesConfig
 
 

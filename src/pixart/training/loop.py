@@ -19,7 +19,7 @@ from pixart.training import checkpoint, distributed, metrics, nonfinite
 from pixart.training.clock import Clock
 from pixart.training.distributed import Device, Parallel, World
 from pixart.training.ema import Ema
-from pixart.training.optimizer import Optimizer, OptimizerConfig, learning_rate
+from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.precision import LossScale, Precision, autocast
 from pixart.training.rows import RowStreams, Share
 from pixart.training.stopping import Preempted, StopOnSignal

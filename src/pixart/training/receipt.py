@@ -10,8 +10,8 @@ import torch
 import pixart
 from pixart.tracking.energy import EnergyMeter, EnergySource
 from pixart.training.batches import phase_at, total_steps
-from pixart.training.hardware import GRIDS, machine_name, this_machine
-from pixart.training.plan import Work, works
+from pixart.training.planning.hardware import GRIDS, machine_name, this_machine
+from pixart.training.planning.plan import Work, works
 
 NAME = "receipt.json"
 

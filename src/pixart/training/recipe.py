@@ -22,7 +22,7 @@ from pixart.training.decoding import DecoderRecipe
 from pixart.training.distillation import FastRecipe
 from pixart.training.loop import LoopConfig
 from pixart.training.objective import ObjectiveName
-from pixart.training.optimizer import OptimizerConfig
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.samples import SamplesConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"

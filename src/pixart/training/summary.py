@@ -5,7 +5,7 @@ from pathlib import Path
 from pixart.training.batches import PATCH_SIZE
 from pixart.training.chain import Stage
 from pixart.training.objective import LATENT_SCALE
-from pixart.training.plan import build_network, network_config
+from pixart.training.planning.plan import build_network, network_config
 from pixart.training.recipe import (
     DEFAULT_MODEL,
     AutoencoderRecipe,

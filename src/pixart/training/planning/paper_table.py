@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from pixart.training.hardware import Hardware, named
-from pixart.training.paper_costs import PUBLISHED, STAGES, V100_PER_A100
+from pixart.training.planning.hardware import Hardware, named
+from pixart.training.planning.paper_costs import PUBLISHED, STAGES, V100_PER_A100
 
 
 def print_paper_costs(*, price: float | None, utilisation: float | None, grid: float) -> None:

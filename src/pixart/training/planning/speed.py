@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pixart.training.flops import training_flops
-from pixart.training.plan import (
+from pixart.training.planning.flops import training_flops
+from pixart.training.planning.plan import (
     build_network,
     counted_flops,
     drawing_config,
@@ -82,7 +82,7 @@ def _time_steps(model, recipe, config, side: int, count: int, steps: int) -> tup
     import torch
 
     from pixart.training.ema import Ema
-    from pixart.training.optimizer import Optimizer
+    from pixart.training.optimizers.optimizer import Optimizer
     from pixart.training.precision import autocast
 
     device = next(model.parameters()).device

@@ -7,8 +7,8 @@ A100 days; v2 and v3: 753, with the 1024-px part); days, USD and CO2 of the othe
 from dataclasses import dataclass
 
 from pixart.model.pixart import PixArtConfig
-from pixart.training.flops import training_flops
-from pixart.training.hardware import Hardware
+from pixart.training.planning.flops import training_flops
+from pixart.training.planning.hardware import Hardware
 
 XL = PixArtConfig(in_channels=4, out_channels=8, width=1152, depth=28, num_heads=16, text_dim=4096)
 TEXT_TOKENS = 120

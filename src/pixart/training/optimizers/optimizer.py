@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 
 from pixart.errors import UsageError
-from pixart.training.adamw8bit import AdamW8bit
-from pixart.training.came import Came
+from pixart.training.optimizers.adamw8bit import AdamW8bit
+from pixart.training.optimizers.came import Came
 
 TABLES = ("scale_shift_table", "embedding_table.weight")
 

@@ -8,8 +8,8 @@ routing or masking spares are not taken off.
 
 from dataclasses import dataclass
 
-from pixart.training.flops import FP32, forward_flops, training_flops, training_memory
-from pixart.training.hardware import Hardware
+from pixart.training.planning.flops import FP32, forward_flops, training_flops, training_memory
+from pixart.training.planning.hardware import Hardware
 
 JUDGED_TEXT_DIM, JUDGED_TOKENS, JUDGED_STYLES = 384, 16, 7  # what plans count with for a judge
 OPERATIONS_PER_BLOCK = 100  # assumed: forward and backward of a block, without torch.compile; forward is a third

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pixart.errors import UsageError
-from pixart.training.hardware import GPUS, GRIDS, Hardware, grid_intensity, named, this_machine
+from pixart.training.planning.hardware import GPUS, GRIDS, Hardware, grid_intensity, named, this_machine
 
 BUSY = 0.1  # share of the measured time that other programs may have without a word
 
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
         _print_total(name, plans, count)
     print(f"\n{_assumptions(gpus, wanted, grid)}")
     if name == "paper/all":
-        from pixart.training.paper_table import print_paper_costs
+        from pixart.training.planning.paper_table import print_paper_costs
 
         print()
         print_paper_costs(price=price, utilisation=utilisation, grid=grid)
@@ -62,8 +62,8 @@ def run(arguments: list[str]) -> int:
 
 def _plan(stage, gpus: list[Hardware], wanted: str, price: float | None, grid: float, count: int) -> dict:
     """Everything about one recipe, as JSON values."""
-    from pixart.training.plan import bill, build_network, network_config, works
-    from pixart.training.speed import MEASURED_STEPS, measure
+    from pixart.training.planning.plan import bill, build_network, network_config, works
+    from pixart.training.planning.speed import MEASURED_STEPS, measure
 
     name, recipe = stage.name, stage.recipe
     found = works(recipe)

@@ -1,0 +1,1 @@
+"""What takes the steps: AdamW, Muon, CAME and AdamW in 8 bits, behind one class."""
