@@ -17,7 +17,7 @@ from pixart.training.planning.flops import forward_flops, training_flops, traini
 from pixart.training.planning.hardware import GPUS, Hardware, grid_intensity, named
 from pixart.training.planning.paper_costs import PUBLISHED, STAGES, TEXT_TOKENS, V100_PER_A100, XL
 from pixart.training.planning.plan import Work, bill
-from pixart.training.planning.plan_command import run
+from pixart.training.planning.plan_command import _print_plan, run
 
 SIZES = [
     (PixArtConfig(width=64, depth=3, num_heads=4, text_dim=32), 8, 16),
@@ -173,6 +173,16 @@ def test_a_plan_as_text_names_its_assumptions(capsys):
     for part in ("emoji/stage1: DiT", "h100", "hours / 8", "989 TFLOP/s x 0.20 (assumed)", "481 g CO2 per kWh"):
         assert part in shown
     assert "v100" not in shown and "measured here" not in shown
+
+
+def test_a_plan_says_when_the_machine_was_busy_with_other_programs(capsys):
+    assert run(["emoji/stage1", "--hardware", "this", "--json", *TINY]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["stages"]
+    assert all(0 <= measured["waited"] < 1 for measured in plan["measured"])
+    for waited, said in ((0.1, False), (0.9, True)):
+        plan["measured"] = [{**measured, "waited": waited} for measured in plan["measured"]]
+        _print_plan(plan, 1)
+        assert ("for 90% of that time other programs, or a quota, kept the processor" in capsys.readouterr().out) == said
 
 
 def test_a_chain_is_added_up(capsys):

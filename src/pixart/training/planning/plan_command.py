@@ -9,7 +9,7 @@ from pathlib import Path
 from pixart.errors import UsageError
 from pixart.training.planning.hardware import GPUS, GRIDS, Hardware, grid_intensity, named, this_machine
 
-BUSY = 0.1  # share of the measured time that other programs may have without a word
+BUSY = 0.25  # share of the measured time without a processor of which nothing is said: threads wait for each other
 
 USAGE = """usage: pixart plan RECIPE [--hardware NAME] [--price USD] [--grid-intensity G] [--utilisation X] [--count N]
                    [--json] [--dotted.override VALUE ...]
@@ -130,7 +130,7 @@ def _print_plan(plan: dict, count: int) -> None:
         )
     waited = max((measured["waited"] for measured in plan.get("measured", ())), default=0.0)
     if waited > BUSY:
-        print(f"  other programs had the processor for {waited:.0%} of that time: without them it is faster")
+        print(f"  for {waited:.0%} of that time other programs, or a quota, kept the processor: alone it takes less")
     _print_bills(plan["hardware"], count)
     if "receipt" in plan:
         receipt, expected = plan["receipt"], plan["hardware"].get("this")

@@ -27,7 +27,7 @@ LONGEST_STEP = 1e11  # FLOPs that a measured step may have: about a second on tw
 class Measured:
     """What a few steps here took: `speed` in FLOP/s, of a network of `depth` blocks in batches of `batch_size`.
 
-    `waited` is the share of the time, from 0 to 1, that other programs had the processor; 0 where a GPU was measured.
+    `waited` is the share of the time, from 0 to 1, that this had no processor; 0 where a GPU was measured.
     """
 
     size: int
