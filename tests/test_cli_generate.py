@@ -148,6 +148,8 @@ def test_what_is_wrong_with_the_command_itself(capsys):
     assert 'Did you mean "generate"' in capsys.readouterr().err
     assert main(["generate"]) == 2
     assert "There is no prompt" in capsys.readouterr().err
+    assert main(["generate", "an", "owl", "--seed", "7"]) == 2
+    assert capsys.readouterr().err == 'pixart: The prompt is one text, so put it in quotes: pixart generate "an owl"\n'
     assert main(["data"]) == 2
     assert "emoji DEST" in capsys.readouterr().err
     assert main(["data", "emojis"]) == 2
@@ -271,3 +273,18 @@ def test_styles_draw_every_style_and_one_sheet(tiny_model_with_graphs, tmp_path,
     assert main([*arguments, "--styles", "--output", str(tmp_path / "sheet.png")]) == 0
     written = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
     assert written == ["sheet-3d.png", "sheet-flat.png", "sheet.png"]
+
+
+def test_a_terminal_that_knows_no_greek_and_a_full_disk_give_no_traceback():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run([sys.executable, "-m", "pixart", "--help"], env=env, capture_output=True, timeout=60)
+    assert shown.returncode == 0 and b"PixArt-\\u03b1" in shown.stdout and not shown.stderr
+    with open("/dev/full", "w") as full:
+        refused = subprocess.run([sys.executable, "-m", "pixart", "--help"], stdout=full, stderr=subprocess.PIPE)
+    assert refused.returncode == 1 and refused.stderr == b"pixart: No space left on device.\n"
+
+
+def test_a_path_that_is_no_text_is_printed_as_it_is(tiny_model, tmp_path, capfdbinary):
+    assert generate(tiny_model, "a fox", "--output", os.fsdecode(b"fox-\xff.png")) == 0
+    assert capfdbinary.readouterr().out == b"fox-\xff.png\n"
+    assert (tmp_path / os.fsdecode(b"fox-\xff.png")).is_file()

@@ -1,5 +1,7 @@
 """The command line. Results go to stdout, everything else to stderr; help must not pay for torch."""
 
+import io
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -64,8 +66,11 @@ class DataEmoji:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 asked wrongly, 130 stopped by Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _print_any_text()
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except PixArtError as error:
         print(f"pixart: {error}", file=sys.stderr)
         return error.exit_code
@@ -81,9 +86,28 @@ def main(arguments: list[str] | None = None) -> int:
         print("pixart: stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output (`| head`) has left; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()  # the reader of our output (`| head`) has left; nothing more can be said to it
         return 1
+    except OSError as error:  # no file is written or read without saying which, but a disk can fill up anywhere
+        which = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        print(f"pixart: {which}{error.strerror or error}.", file=sys.stderr)
+        _close_stdout()
+        return 1
+
+
+def _print_any_text() -> None:
+    """Let a terminal or pipe that knows no α, and names of files that are no text, not end a command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def _close_stdout() -> None:
+    """If stdout takes no more, let Python not say so again as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -100,6 +124,9 @@ def _dispatch(arguments: list[str]) -> int:
         case ["generate", *rest]:
             from pixart.generate import Generate, generate
 
+            words = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+            if len(words) > 1:
+                raise UsageError(f'The prompt is one text, so put it in quotes: pixart generate "{" ".join(words)}"')
             return parsed(Generate, rest, "pixart generate", generate)
         case ["verify", *rest]:
             from pixart.verify import Verify, verify
