@@ -212,7 +212,7 @@ def test_its_int8_graph_draws_nearly_the_same(model):
         ({"guidance_scale": 4.5}, "guidance scale 4.5"),
         ({"sampler": "dpm-solver"}, 'sampler "dpm-solver"'),
         ({"negative_prompt": "a house"}, 'negative prompt "a house"'),
-        ({"style": "Flat"}, 'negative prompt "blurry"'),
+        ({"style": "Flat"}, 'negative prompt "blurry", which the style "Flat" brings: it takes'),
         ({"guidance_interval": (0, 500)}, "guidance interval"),
         ({"guidance_rescale": 0.5}, "guidance rescale 0.5"),
         ({"guidance_channels": 3}, "guidance channels 3"),

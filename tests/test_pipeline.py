@@ -175,6 +175,14 @@ def test_cut_words_are_named_and_the_rest_still_counts(pipe):
     assert same(several.images[0], long_negative.images[0])
 
 
+def test_what_cannot_have_an_effect_is_said(pipe):
+    (notice,) = pipe("a caf\u00e9 with a \U0001f98a", seed=3, **SMALL).notices
+    assert notice.startswith('The text encoder does not know "\U0001f98a", and reads it as an unknown word')
+    (notice,) = pipe("a fox", negative_prompt="blue", guidance_scale=1, seed=3, **SMALL).notices
+    assert 'the negative prompt "blue" changes nothing' in notice
+    assert pipe("a fox", negative_prompt="blue", seed=3, **SMALL).notices == []
+
+
 def test_a_word_cut_in_its_middle_is_named_whole(tiny_model):
     encoder = TextEncoder(tiny_model / "text_encoder", tiny_model / "tokenizer", "BertModel")
     ids, cut = encoder.tokenize("red " * 116 + "xyzzy plugh")

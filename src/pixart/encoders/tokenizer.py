@@ -8,6 +8,7 @@ from pixart.errors import PixArtError
 
 MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
 PAD_TO = 16
+UNKNOWN = ("[UNK]", "<unk>")  # what BERT and T5 call the token of all that is not in their vocabulary
 
 
 class Tokenizer:
@@ -44,6 +45,13 @@ class Tokenizer:
         while start > 0 and not text[start - 1].isspace():
             start -= 1  # a word cut in its middle is named whole
         return ids, text[start:].strip()
+
+    def unknown(self, text: str) -> list[str]:
+        """The parts of a text that the vocabulary does not have, such as emoji: the encoder reads them all alike."""
+        ids = [self.tokenizer.token_to_id(token) for token in UNKNOWN]
+        encoding = self.tokenizer.encode(text)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return list(dict.fromkeys(text[start:end] for token, (start, end) in pairs if token in ids))
 
     def padded(self, text: str) -> tuple[list[int], list[int], str]:
         """One text as the stock pipeline reads it, lower-cased and stripped: ids and mask, and the words cut.

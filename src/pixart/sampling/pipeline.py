@@ -11,6 +11,7 @@ import numpy as np
 
 from pixart.diffusion.guidance import guided
 from pixart.encoders.text_states import read_head
+from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import PixArtError, UsageError
 from pixart.sampling.bins import fit
 from pixart.sampling.dpm_solver import Step
@@ -191,6 +192,11 @@ class Pipeline:
                 f"Drawn at the bin {request.bin.width} x {request.bin.height}, which the model knows, and fitted to "
                 f"{request.width} x {request.height}; --no-binning draws that size itself."
             )
+        if request.guidance_scale == 1.0 and request.resolved_negative_prompt:
+            say(
+                f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes nothing; '
+                "give a larger --guidance-scale."
+            )
         texts = self._in_stages(self._texts(request, say))
         for prompt, resolved, seed, latent in self._in_stages(self._latents(texts, request, on_step)):
             image = fit(self._image(latent), request.height, request.width)
@@ -264,7 +270,15 @@ class Pipeline:
                 f"The {what} is longer than the {self.engine.max_tokens} tokens that the model reads; "
                 f'these words were left out: "{shown}"'
             )
+        if not text.isascii() and (unknown := self._tokenizer.unknown(text.lower().strip())):
+            shown = " ".join(unknown)[:MAX_WORDS_SHOWN]
+            say(f'The text encoder does not know "{shown}", and reads it as an unknown word; name it in English.')
         return read
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        path = self.folder.path
+        return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens)
 
     def _tokens(self, request: Request) -> int:
         return request.drawn_height * request.drawn_width // self.folder.size_multiple**2

@@ -102,7 +102,7 @@ def make_request(
     seed = _whole(seed, "The seed", 0, MAX_SEED)
     if seed + num_images - 1 > MAX_SEED:
         raise UsageError(
-            f"The last of {num_images} images would have the seed {seed + num_images - 1:,}, over {MAX_SEED}."
+            f"The last of {num_images} images would have the seed {seed + num_images - 1}, over {MAX_SEED}."
         )
     own = folder.defaults.get("sampler", "dpm-solver")
     sampler = own if sampler is None else sampler
@@ -201,8 +201,11 @@ def _check_fast(request: Request, folder: ModelFolder) -> None:
         asked = getattr(request, name)
         if asked != value:
             what = name.removeprefix("resolved_").replace("_", " ")
+            of_style = name == "resolved_negative_prompt" and request.negative_prompt != asked
+            why = f', which the style "{request.style}" brings' if of_style else ""
             raise UsageError(
-                f"The fast denoiser of {folder.name} cannot be told the {what} {json.dumps(asked)}: it takes "
+                f"The fast denoiser of {folder.name} cannot be told the {what} "
+                f"{json.dumps(asked, ensure_ascii=False)}{why}: it takes "
                 f"{own['steps']} steps of Euler's method, with guidance {folder.defaults[DISTILLED]:g} away from the "
                 "empty prompt in its weights. Leave that out, or draw without --fast."
             )
