@@ -194,8 +194,8 @@ class Pipeline:
             )
         if request.guidance_scale == 1.0 and request.resolved_negative_prompt:
             say(
-                f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes nothing; '
-                "give a larger --guidance-scale."
+                f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
+                "nothing; give a larger --guidance-scale."
             )
         texts = self._in_stages(self._texts(request, say))
         for prompt, resolved, seed, latent in self._in_stages(self._latents(texts, request, on_step)):
