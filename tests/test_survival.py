@@ -21,6 +21,7 @@ from tiny_run import STEPS, figures, start, tiny_batches, tiny_train
 from pixart.errors import PixArtError, UsageError
 from pixart.training import checkpoint, lock
 from pixart.training.command import train_recipe
+from pixart.training.files import write_whole
 from pixart.training.recipe import from_run, load
 from pixart.training.rows import Share
 
@@ -347,3 +348,18 @@ def test_what_may_change_may_change_and_nothing_else(tmp_path, monkeypatch, caps
     Path("run/config.json").write_text(json.dumps(table))
     with pytest.raises(UsageError, match=r"different: loop\)"):
         train_recipe(recipe, said.append)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "receipt.json"
+    path.write_text("before")
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
+    try:
+        with pytest.raises(PixArtError, match=r"receipt\.json cannot be written: File too large"):
+            write_whole(path, "x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [file.name for file in tmp_path.iterdir()] == ["receipt.json"] and path.read_text() == "before"

@@ -1,5 +1,6 @@
 """Files that are whole or not there, also after a kill or a power cut."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def write_whole(path: Path, text: str) -> None:
         partial.rename(path)
         force(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise PixArtError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 

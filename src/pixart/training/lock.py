@@ -63,8 +63,9 @@ def _locked(path: Path, refusal: Callable[[dict], PixArtError]) -> int:
             os.close(descriptor)
             raise refusal(holder) from None
         # Its last holder may have removed the file between our opening and locking it; then the lock is of no file.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
         os.close(descriptor)
 
 

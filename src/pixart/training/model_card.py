@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.training import receipt
+from pixart.training.files import write_whole
 from pixart.training.recipe import DecoderRecipe, TextRecipe
 
 HEAD = """---
@@ -32,9 +33,7 @@ def write_card(folder: Path, recipe: TextRecipe | DecoderRecipe, *, figures: dic
         lines = [before, *_decoder(recipe, figures)]
     else:
         lines = [HEAD, *_denoiser(folder, recipe, figures)]
-    partial = folder / "README.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def _denoiser(folder: Path, recipe: TextRecipe, figures: dict[str, float]) -> list[str]:

@@ -29,6 +29,7 @@ from pixart.training.decoder_stage import decoder_stage
 from pixart.training.decoding import DecoderRecipe
 from pixart.training.distillation import FastRecipe
 from pixart.training.fast_stage import fast_stage
+from pixart.training.files import write_whole
 from pixart.training.judge_stage import judge_stage
 from pixart.training.networks import class_config, text_config, text_network
 from pixart.training.objective import denoising_loss
@@ -108,7 +109,7 @@ def _class_stage(recipe: ClassRecipe, report) -> Stage:
         start_from(model, recipe)
 
     def finish(ema: torch.nn.Module) -> Path:
-        (recipe.run / "classes.json").write_text(json.dumps(source.classes, indent=1))
+        write_whole(recipe.run / "classes.json", json.dumps(source.classes, indent=1))
         return checkpoint.found(recipe.run)[-1]
 
     loss = _loss(recipe, ("classes",))
