@@ -312,12 +312,23 @@ def test_a_continued_run_adds_to_its_receipt(watched, tmp_path):
     recipe, _ = watched
     run = tmp_path / "run"
     run.mkdir()
-    before = json.loads((recipe.run / "receipt.json").read_text()) | {"hours": 2.0, "energy_kwh": 0.5}
+    before = json.loads((recipe.run / "receipt.json").read_text()) | {"hours": 2.0, "energy_kwh": 0.5, "usd": 7.0}
     (run / "receipt.json").write_text(json.dumps(before))
     meter = Meter(dataclasses.replace(recipe, run=run))
     now = meter.receipt(5)
     assert 2.0 < now["hours"] < 2.1 and 0.5 < now["energy_kwh"] < 0.51
+    assert 7.0 < now["usd"] < 7.01, "what was paid on another machine is not priced again"
     assert now["images"] == 36 and now["predicted"] == before["predicted"]
+
+
+def test_a_prediction_is_made_from_the_phase_that_was_timed(watched, tmp_path, monkeypatch):
+    recipe, _ = watched
+    first, second = (Phase(steps=2, size=64, batch_size=4, mask_share=share) for share in (0.0, 0.5))
+    meter = Meter(dataclasses.replace(recipe, run=tmp_path, phases=(first, second)))
+    cheap = dataclasses.replace(meter.works[1], flops_per_image=meter.works[0].flops_per_image // 2)
+    meter.works = [meter.works[0], cheap]
+    meter.look(3, {"images_per_second": 10.0})
+    assert meter.predicted["hours"] * 3600 == pytest.approx(4 * (2 * 2 + 2) / 10)
 
 
 def test_what_a_run_without_a_receipt_took_is_read_from_its_figures(watched, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import torch
 import pixart
 from pixart.tracking.energy import EnergyMeter, EnergySource
 from pixart.training.batches import phase_at, total_steps
+from pixart.training.files import write_whole
 from pixart.training.planning.hardware import GRIDS, machine_name, this_machine
 from pixart.training.planning.plan import Work, works
 
@@ -45,7 +46,8 @@ class Meter:
 
     def receipt(self, step: int) -> dict[str, Any]:
         """Everything, as JSON values, for a checkpoint at `step`."""
-        hours = self.before.get("hours", 0.0) + (time.monotonic() - self.begun) / 3600
+        here = (time.monotonic() - self.begun) / 3600
+        hours = self.before.get("hours", 0.0) + here
         kwh, source = self.energy.read()
         kwh += self.before.get("energy_kwh", 0.0)
         images, flops = done(self.works, step)
@@ -61,7 +63,7 @@ class Meter:
             "machine": machine_name(),
             "energy_kwh": kwh,
             "energy_source": source,
-            "usd": hours * self.machine.price * self.processes,
+            "usd": self.before.get("usd", 0.0) + here * self.machine.price * self.processes,
             "usd_per_hour": self.machine.price,
             "co2_kg": kwh * grid / 1000,
             "grid_g_per_kwh": grid,
@@ -86,8 +88,8 @@ class Meter:
 
     def _predict(self, step: int, images_per_second: float) -> dict[str, Any]:
         """The whole run at the speed of its first steps, by FLOPs where later phases have larger pictures."""
-        phase = phase_at(self.recipe.phases, step - 1)
-        now = next(work for work in self.works if (work.size, work.batch_size) == (phase.size, phase.batch_size))
+        # By the whole phase: others may have its size and batch, and crops of another side.
+        now = self.works[self.recipe.phases.index(phase_at(self.recipe.phases, step - 1))]
         hours = sum(work.flops for work in self.works) / (images_per_second * now.flops_per_image) / 3600
         kwh = hours * self.machine.watts * self.processes / 1000
         return {
@@ -121,6 +123,5 @@ def read(run: Path) -> dict[str, Any] | None:
 
 
 def write(path: Path, receipt: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(receipt, indent=1), encoding="utf-8")
-    partial.replace(path)
+    """Raises PixArtError where the disk refuses; an older receipt stays."""
+    write_whole(path, json.dumps(receipt, indent=1))
