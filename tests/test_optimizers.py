@@ -1,5 +1,7 @@
 """The optimisers beside AdamW: CAME is its authors' own, and AdamW in 8 bits walks as AdamW does and carries less."""
 
+import math
+
 import pytest
 import torch
 
@@ -137,6 +139,6 @@ def test_small_tensors_and_odd_ones_stay_exact():
 
 
 def test_values_out_of_range_are_refused():
-    for wrong in ({"eps": 0.0}, {"clip": -1.0}, {"betas": (0.9, 1.0)}):
+    for wrong in ({"eps": 0.0}, {"clip": -1.0}, {"clip": math.nan}, {"betas": (0.9, 1.0)}):
         with pytest.raises(UsageError, match="optimizer: "):
             OptimizerConfig(**wrong)

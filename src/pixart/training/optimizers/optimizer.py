@@ -33,7 +33,8 @@ class OptimizerConfig:
     fused: bool = True
 
     def __post_init__(self):
-        if not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1 or min(self.clip, self.eps) <= 0:
+        above = self.clip > 0 and self.eps > 0  # so written, it refuses NaN, which would make all weights NaN
+        if not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1 or not above:
             raise UsageError(
                 f"optimizer: learning_rate {self.learning_rate} must be between 0 and 1, weight_decay "
                 f"{self.weight_decay} from 0 to below 1, clip {self.clip} and eps {self.eps} above 0."
