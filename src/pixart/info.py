@@ -53,8 +53,10 @@ def info(options: Info) -> int:
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        if name != "memory":
+        if name not in ("files", "memory"):
             print(f"{name.replace('_', ' '):17}  {_shown(value)}")
+    for number, (file, size) in enumerate((facts.get("files") or {}).items()):
+        print(f"{'' if number else 'files, in bytes':17}  {size:13,}  {file}")
     for line in _memory_lines(facts.get("memory")):
         print(line)
     return 0
