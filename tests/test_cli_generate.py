@@ -105,7 +105,7 @@ def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
         (["--output", "fox.jpg"], 2, "PNG, not .jpg"),
         (["--output", "fox\0.png"], 2, "NUL"),
         (["--model", "now\0here"], 1, "not there"),
-        (["--output", "a-file/fox.png"], 1, "cannot be written to a-file/fox.png: "),
+        (["--output", "a-file/fox.png"], 1, "cannot be written to a-file/fox.png: a-file is not a folder."),
         (["--output", "n" * 300 + ".png"], 1, "cannot be written"),
         (["--model", "nowhere"], 1, "model folder nowhere is not there"),
     ],

@@ -42,8 +42,10 @@ def encode(options: Encode) -> int:
     memory = check_memory(
         Memory(text_encoder_8bit=options.text_encoder_8bit, text_encoder_dtype=options.text_encoder_dtype)
     )
-    if options.output is None or options.output.suffix != ".safetensors":
-        raise UsageError(f"Name the file to write with --output NAME.safetensors; it was {options.output}.")
+    if options.output is None:
+        raise UsageError("Name the file to write, with --output NAME.safetensors.")
+    if options.output.suffix != ".safetensors":
+        raise UsageError(f"States of texts are written as safetensors; {options.output} must end in .safetensors.")
     if options.output.exists():
         raise UsageError(f"{options.output} exists already; choose another name.")
     if not options.output.parent.is_dir():

@@ -66,6 +66,8 @@ def check_output(path: Path) -> None:
             path.lstat()  # a name that is too long fails here
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+    except (FileExistsError, NotADirectoryError):
+        raise PixArtError(f"The picture cannot be written to {path}: {path.parent} is not a folder.") from None
     except OSError as error:
         raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
 
