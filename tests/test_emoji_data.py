@@ -358,6 +358,10 @@ def test_a_bad_line_is_named_with_its_number(built, tmp_path, line, message):
         read_split(tmp_path)
     (tmp_path / "metadata.jsonl").write_text(f"{good}\n")
     assert read_split(tmp_path)[0].file_name == name
+    parted = json.loads(good) | {"captions": ["a fox\u2028in two lines"]}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(parted, ensure_ascii=False), encoding="utf-8")
+    assert read_split(tmp_path)[0].captions == ("a fox\u2028in two lines",)
+    (tmp_path / "metadata.jsonl").write_text(f"{good}\n")
     (tmp_path / name).unlink()
     with pytest.raises(PixArtError, match=r"line 1 names .* which is not in"):
         read_split(tmp_path)

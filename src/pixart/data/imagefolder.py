@@ -34,9 +34,13 @@ def read_split(folder: Path) -> list[Record]:
     """
     metadata = Path(folder) / "metadata.jsonl"
     try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
+        # splitlines would also cut at marks that JSON allows inside a text, such as U+2028.
+        lines = metadata.read_text(encoding="utf-8").split("\n")
     except (FileNotFoundError, NotADirectoryError):
-        raise PixArtError(f"{folder} has no metadata.jsonl; give a split of a data set, such as DEST/train.") from None
+        raise PixArtError(
+            f"{folder} has no metadata.jsonl; give a split of a data set, such as DEST/train. pixart data emoji DEST "
+            "builds the emoji data set, which the recipes emoji/... look for in runs/emoji."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PixArtError(f"{metadata} cannot be read: {error}.") from None
     records = [_record(line, metadata, number) for number, line in enumerate(lines, 1) if line.strip()]

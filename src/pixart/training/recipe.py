@@ -216,6 +216,8 @@ KINDS: dict[str, type] = {
     "judge": JudgeRecipe,
 }
 
+SAID = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+
 
 def check_common(phases: tuple[Phase, ...], dropout: float) -> None:
     """What the recipes share. Raises UsageError."""
@@ -351,7 +353,7 @@ def structure(value: object, target: typing.Any, where: str) -> typing.Any:
         return float(value)
     if isinstance(target, type) and type(value) is target:
         return value
-    raise UsageError(f"{where} is {value!r}; it must be {getattr(target, '__name__', target)}.")
+    raise UsageError(f"{where} is {value!r}; it must be {SAID.get(target, getattr(target, '__name__', target))}.")
 
 
 def text_folders(recipe: TextRecipe) -> tuple[Path, Path]:
