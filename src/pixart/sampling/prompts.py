@@ -46,7 +46,11 @@ def find_style(name: str | None, styles: dict[str, Style], listed: Iterable[str]
 
     An unknown name is answered with those that are `listed`.
     """
-    if name is None or name.casefold() == NO_STYLE.casefold():
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise UsageError(unknown("style", repr(name), listed))
+    if name.casefold() == NO_STYLE.casefold():
         return None
     by_folded = {key.casefold(): key for key in styles}
     if name.casefold() not in by_folded:

@@ -88,6 +88,8 @@ def make_request(
     `guidance_channels` and `null_text` repeat what official code did otherwise than Diffusers (docs/drawing.md).
     `binning`: draw at the nearest bin (`pixart.sampling.bins`), or not; None means as the model is used to.
     """
+    if not isinstance(prompt, str | list | tuple):
+        raise UsageError(f"The prompt must be a text or a list of texts, not {prompt!r}.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise UsageError("There is no prompt in the list; give at least one.")
@@ -106,7 +108,7 @@ def make_request(
         )
     own = folder.defaults.get("sampler", "dpm-solver")
     sampler = own if sampler is None else sampler
-    if sampler not in SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise UsageError(unknown("sampler", str(sampler), SAMPLERS))
     suited = SAMPLERS[sampler]
     # What the model folder says suits its own sampler; another one brings its own habits.
