@@ -261,7 +261,7 @@ class Toy(torch.nn.Module):
         self.w = torch.nn.Parameter(torch.zeros(1))
 
 
-def toy_run(run: Path, steps: int = 8, batches=None, every: int = 2, model: Toy | None = None) -> Toy:
+def toy_run(run: Path, steps: int = 8, batches=None, every: int = 2, model: Toy | None = None, evaluate=None) -> Toy:
     model = model or Toy()
     train(
         model,
@@ -271,7 +271,7 @@ def toy_run(run: Path, steps: int = 8, batches=None, every: int = 2, model: Toy 
         run,
         loop=LoopConfig(save_every=every, log_every=1, evaluate_every=100, precision="fp32"),
         optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=1),
-        evaluate=lambda ema, step: {"w": ema.w.item()},
+        evaluate=evaluate or (lambda ema, step: {"w": ema.w.item()}),
         report=quiet,
     )
     return model
@@ -294,6 +294,24 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, number):
     assert caught.value.exit_code == 75
     assert signal.getsignal(number) == before
     assert checkpoint.found(tmp_path / "stopped")[-1].name == "checkpoint-5"
+    assert torch.equal(toy_run(tmp_path / "stopped").w, toy_run(tmp_path / "unbroken").w)
+
+
+@pytest.mark.parametrize("when", ["step", "evaluation"])
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path, when):
+    def batch(step: int, share: Share) -> dict:
+        if when == "step" and step == 7:
+            signal.raise_signal(signal.SIGINT)
+        return toy_batch(step, share)
+
+    def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
+        if when == "evaluation" and step == 8:
+            signal.raise_signal(signal.SIGINT)
+        return {}
+
+    with pytest.raises(Preempted, match="Stopped by a signal with all 8 steps done"):
+        toy_run(tmp_path / "stopped", batches=batch, evaluate=evaluate)
+    assert checkpoint.found(tmp_path / "stopped")[-1].name == "checkpoint-8"
     assert torch.equal(toy_run(tmp_path / "stopped").w, toy_run(tmp_path / "unbroken").w)
 
 

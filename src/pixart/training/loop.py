@@ -187,6 +187,10 @@ def train(
             if stopping and done < steps:
                 again = "run the same command again to continue."
                 raise world.once(Preempted(f"Stopped by a signal at step {done:,}; {again}"))
+        _, stopping = world.agree(torch.zeros((), device=world.device), stop.requested)
+        if stopping:  # in the last step: a chain must not go on to its next stage
+            again = "run the same command again to finish."
+            raise world.once(Preempted(f"Stopped by a signal with all {steps:,} steps done; {again}"))
         whole = averages.whole()
         return whole.cpu() if world.main else whole
 
