@@ -13,7 +13,10 @@ from pixart.evaluation.table import aligned
 
 FORMAT = 1
 # Of our own pictures' settings, what decides their figures and does not say who drew them.
-DRAWING = ("steps", "guidance_scale", "sampler", "width", "height")
+DRAWING = (
+    "steps", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_channels", "null_text", "sampler",
+    "width", "height",
+)  # fmt: skip
 
 
 def drawing_protocol(folder: Folder) -> dict[str, object]:
