@@ -184,7 +184,7 @@ def test_the_loss_is_that_of_the_autoencoder_where_nothing_is_drawn_or_noised(st
     batch = stage.batches(0)
     vae = features_vae(home)
     decoded = vae.decode(batch["latent"]).sample
-    taken = (decoded, torch.zeros(1), torch.zeros(1))
+    taken = [(decoded, batch["pixels"])], torch.zeros(len(decoded)), torch.zeros(len(decoded))
     same = {"squared_weight": 4.0, "gradient_weight": 0.5, "kl_weight": 0.0}
     wanted = autoencoder.loss(lambda pixels, rng: taken, batch | {"rng": None}, **same)
     drawer = stage.loss.keywords["drawer"]

@@ -388,7 +388,7 @@ def test_a_grid_of_variations_stands_as_a_grid(page, served):
     fill(page, "x", "1, 5")
     page.click("#draw-grid")
     wait_state(page, "done")
-    assert page.locator("#tiles.hide, #tiles figure").count() == 2
+    page.wait_for_function("document.querySelectorAll('#tiles figure').length === 2")  # it is drawn after the status
     assert page.inner_text("#tiles").split("\n") == ["guidance 1", "guidance 5"]
     assert {picture["seed"] for picture in served.runs("grid fox")[0].pictures} == {8}
 
