@@ -382,9 +382,10 @@ def test_a_model_that_cannot_be_loaded_is_said_and_another_can(page, served, fol
 
 
 def test_a_grid_of_variations_stands_as_a_grid(page, served):
+    page.click("#variations button")  # first: what is typed while its fields still unfold is lost to Gradio
+    page.wait_for_selector("#x textarea:visible, #x input:visible")
     fill(page, "prompt", "grid fox")
     advanced(page, steps=2, seed=8)
-    page.click("#variations button")
     fill(page, "x", "1, 5")
     page.click("#draw-grid")
     wait_state(page, "done")
