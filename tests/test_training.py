@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from tiny_data import write_tiny_data
 
 import pixart
+from pixart.data import features
+from pixart.data.encode import load_vae
+from pixart.encoders.autoencoder import moments
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
@@ -540,7 +543,31 @@ def test_an_autoencoder_goes_on_from_a_finished_one(chain, tmp_path):
     assert "has other sizes than this recipe" in said(UsageError, autoencoder=wider)
 
 
+def test_an_anchor_keeps_the_latents_where_they_were(chain, tmp_path):
+    def trained(weight: float) -> Path:
+        recipe = dataclasses.replace(
+            chain.autoencoder,
+            run=tmp_path / f"anchored-{weight}",
+            init=chain.autoencoder.run,
+            autoencoder=dataclasses.replace(chain.autoencoder.autoencoder, anchor_weight=weight),
+            phases=(Phase(steps=6, size=64, batch_size=4),),
+        )
+        assert train_recipe(recipe, quiet) == 0
+        return recipe.run
+
+    def latents(run: Path) -> torch.Tensor:
+        return moments(load_vae(run / "vae"), pixels)[0]
+
+    pixels = features.to_unit(features.pixels(chain.autoencoder.data, "train", 64, chain.autoencoder.cache, quiet)[:16])
+    before = latents(chain.autoencoder.run)
+    loose, held = ((latents(trained(weight)) - before).square().mean().item() for weight in (1e-9, 100.0))
+    assert held < loose / 4  # and in place: nothing is folded, which would move them
+    assert metrics(tmp_path / "anchored-100.0")[-1]["held_out_anchor_distance"] < 4 * held
+    with pytest.raises(UsageError, match="give it with init"):
+        dataclasses.replace(chain.autoencoder, autoencoder=AutoencoderConfig(anchor_weight=0.3))
+
+
 def test_weights_of_the_autoencoder_that_cannot_be_are_refused():
-    for wrong in ({"equivariance": 1.5}, {"kl_weight": -1.0}, {"gradient_weight": float("nan")}):
+    for wrong in ({"equivariance": 1.5}, {"kl_weight": -1.0}, {"anchor_weight": -1}, {"gradient_weight": float("nan")}):
         with pytest.raises(UsageError, match="must be 0 or more, and equivariance"):
             AutoencoderConfig(**wrong)

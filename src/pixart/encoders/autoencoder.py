@@ -17,7 +17,8 @@ class AutoencoderConfig:
     """Four levels give the 8-fold reduction that PixArt's latents have; no attention, so any size can be drawn.
 
     `equivariance` is the share of pictures whose latents are turned or shrunk before they are decoded; see
-    `Reconstruction`.
+    `Reconstruction`. `anchor_weight` holds the latents near those of the autoencoder that training starts from; see
+    `loss`.
     """
 
     block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
@@ -27,14 +28,15 @@ class AutoencoderConfig:
     squared_weight: float = 5.0
     gradient_weight: float = 1.0
     kl_weight: float = 1e-5
+    anchor_weight: float = 0.0
     equivariance: float = 0.0
 
     def __post_init__(self):
-        weights = (self.squared_weight, self.gradient_weight, self.kl_weight)
+        weights = (self.squared_weight, self.gradient_weight, self.kl_weight, self.anchor_weight)
         if not all(0 <= weight < math.inf for weight in weights) or not 0 <= self.equivariance <= 1:
             raise UsageError(
-                f"autoencoder: squared_weight, gradient_weight and kl_weight {weights} must be 0 or more, and "
-                f"equivariance {self.equivariance} from 0 to 1."
+                f"autoencoder: squared_weight, gradient_weight, kl_weight and anchor_weight {weights} must be 0 or "
+                f"more, and equivariance {self.equivariance} from 0 to 1."
             )
 
 
@@ -108,16 +110,47 @@ def _shrunk(part: torch.Tensor, side: int) -> torch.Tensor:
     return interpolate(part, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
+@dataclass
+class Anchor:
+    """The autoencoder that training starts from, frozen, and the weight of the latents' distance from its own."""
+
+    vae: torch.nn.Module
+    weight: float
+
+    def distance(self, mean: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Mean squared distance, a scalar, of `mean` (B, C, H/8, W/8) from the anchor's for the same pixels."""
+        self.vae.to(pixels.device)
+        return (mean - moments(self.vae, pixels)[0]).square().mean()
+
+    @torch.no_grad()
+    def held_out_distance(self, vae, pixels: torch.Tensor, batch_size: int = 16) -> float:
+        """The same for the latents of `vae`, over many pictures (N, 3, H, W); 1 is as far as latents are wide."""
+        device, distances = next(vae.parameters()).device, []
+        for part in pixels.split(batch_size):
+            part = part.to(device)
+            distances.append(self.distance(moments(vae, part)[0], part).item() * len(part))
+        return sum(distances) / len(pixels)
+
+
 def loss(
-    model: torch.nn.Module, batch: dict, *, squared_weight: float, gradient_weight: float, kl_weight: float
+    model: torch.nn.Module,
+    batch: dict,
+    *,
+    squared_weight: float,
+    gradient_weight: float,
+    kl_weight: float,
+    anchor: Anchor | None = None,
 ) -> torch.Tensor:
     """L1 and L2 of the pixels, L1 of their horizontal and vertical differences (crisp edges), and a small KL term.
 
+    With an `anchor`, the latents stay near its own, so that a denoiser that learned these has little to learn anew.
     `batch["pixels"]`: (B, 3, H, W) in [-1, 1]; `batch["rng"]` draws the latents.
     """
     pairs, mean, logvar = model(batch["pixels"], batch["rng"])
     kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
     total = kl_weight * kl
+    if anchor:
+        total = total + anchor.weight * anchor.distance(mean, batch["pixels"])
     for drawn, pixels in pairs:
         error = drawn - pixels
         edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()

@@ -100,6 +100,11 @@ class AutoencoderRecipe:
     def __post_init__(self):
         check_common(self.phases, 0.0)
         check_all_tokens(self.phases)
+        if self.autoencoder.anchor_weight and not self.init:
+            raise UsageError(
+                "autoencoder: anchor_weight holds the latents near those of the autoencoder that training starts from; "
+                "give it with init, or leave it out."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What each kind of recipe brings to the loop: model, loss, batches, evaluation, and the end of the run."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -69,6 +70,9 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     if recipe.init:
         vae_from(vae, recipe.init)
     model = autoencoder.Reconstruction(vae, recipe.autoencoder.equivariance)
+    config, anchor = recipe.autoencoder, None
+    if config.anchor_weight:
+        anchor = autoencoder.Anchor(copy.deepcopy(vae).eval().requires_grad_(False), config.anchor_weight)
     sizes = sorted({phase.size for phase in recipe.phases})
     pictures = {size: features.pixels(recipe.data, "train", size, recipe.cache, report) for size in sizes}
     held_out = features.pixels(recipe.data, HELD_OUT, 128, recipe.cache, report)
@@ -78,22 +82,25 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
         found = {"held_out_psnr_128": autoencoder.psnr(ema.vae, held_out)}
         if recipe.autoencoder.equivariance:
             found["held_out_turned_psnr_128"] = autoencoder.psnr(ema.vae, held_out, turned=True)
+        if anchor:
+            found["held_out_anchor_distance"] = anchor.held_out_distance(ema.vae, held_out)
         return found
 
     def finish(ema: torch.nn.Module) -> Path:
-        largest = pictures[sizes[-1]]
-        largest = features.to_unit(largest[spread(len(largest), 1024)])
-        means = torch.cat([autoencoder.moments(ema.vae, part)[0] for part in largest.split(16)])
-        autoencoder.fold_statistics(ema.vae, means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)))
+        if not anchor:  # with one, the scale of the latents is the anchor's
+            largest = pictures[sizes[-1]]
+            largest = features.to_unit(largest[spread(len(largest), 1024)])
+            means = torch.cat([autoencoder.moments(ema.vae, part)[0] for part in largest.split(16)])
+            autoencoder.fold_statistics(ema.vae, means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)))
         ema.vae.save_pretrained(recipe.run / "vae")
         return recipe.run / "vae"
 
-    config = recipe.autoencoder
     loss = partial(
         autoencoder.loss,
         squared_weight=config.squared_weight,
         gradient_weight=config.gradient_weight,
         kl_weight=config.kl_weight,
+        anchor=anchor,
     )
     keys = [record.file_name for record in read_split(recipe.data / "train")]
     batches = PixelBatches(pictures, recipe.phases, recipe.loop.seed, keys)
