@@ -80,7 +80,8 @@ def chain(tmp_path_factory, tiny_model) -> Chain:
     more = Sampling(extra_splits={"more": 0.3})
     stage2 = TextRecipe(run=home / "stage2", init=stage1.run, phases=(low,), sampling=more, **where)
     sampling = Sampling(style_weights={"Noto": 3.0}, skin_tone_weight=0.5, short_caption_share=0.5)
-    stage3 = TextRecipe(run=home / "stage3", init=stage2.run, phases=(low, high), sampling=sampling, **where)
+    where |= {"sampling": sampling, "guidance_scale": 2.5}
+    stage3 = TextRecipe(run=home / "stage3", init=stage2.run, phases=(low, high), **where)
     for recipe in (autoencoder, stage1, stage2, stage3):
         assert train_recipe(recipe, quiet) == 0
     return Chain(autoencoder, stage1, stage2, stage3)
@@ -96,6 +97,8 @@ def test_the_last_folder_of_the_chain_draws_here_and_in_stock_diffusers(chain):
     folder = chain.stage3.run / "model"
     ours = pixart.Pipeline.from_pretrained(folder)("red circle", style="Noto", seed=7, width=64, height=64, steps=4)
     assert ours.settings[0]["resolved_prompt"] == "red circle, Noto"
+    assert ours.settings[0]["guidance_scale"] == 2.5  # the recipe's, without a word
+    assert not (chain.stage2.run / "model" / "pixart.json").exists()
     stock = PixArtAlphaPipeline.from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
     theirs = stock(
@@ -103,6 +106,7 @@ def test_the_last_folder_of_the_chain_draws_here_and_in_stock_diffusers(chain):
         width=64,
         height=64,
         num_inference_steps=4,
+        guidance_scale=2.5,
         latents=torch.from_numpy(initial_noise(7, (8, 8, 8)))[None],
         clean_caption=False,
         use_resolution_binning=False,

@@ -79,6 +79,7 @@ def write_model_folder(
     styles: dict[str, dict[str, str]] | None,
     objective: Literal["flow", "ddpm"] = "flow",
     flow_shift: float = 1.0,
+    guidance_scale: float | None = None,
 ) -> None:
     """Write a model with all that drawing needs; `dest` appears whole or not at all.
 
@@ -93,6 +94,7 @@ def write_model_folder(
             Diffusers does for the rest, so that the stock call needs no argument.
         objective: what the transformer predicts: the velocity of a rectified flow, or eps of the official process.
         flow_shift: for a flow: above 1, drawing spends more of its steps at high noise, where the layout is decided.
+        guidance_scale: what `pixart` draws with unless told otherwise, written as pixart.json; None leaves it out.
         styles: written as styles.json if given: name -> {"prompt": "{prompt}, ...", "negative_prompt": ...}.
 
     Raises:
@@ -124,6 +126,8 @@ def write_model_folder(
         copy_tokenizer(tokenizer_folder, work / "tokenizer")
         if styles is not None:
             write_json(work / "styles.json", styles)
+        if guidance_scale is not None:
+            write_json(work / "pixart.json", {"guidance_scale": guidance_scale})
         work.replace(dest)
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error

@@ -106,4 +106,5 @@ def write_checkpoint_model(run: Path, dest: Path, *, step: int, ema: float) -> N
         styles=json.loads(styles.read_text(encoding="utf-8")) if styles.is_file() else None,
         objective=recipe.objective,
         flow_shift=recipe.flow_shift if isinstance(recipe, TextRecipe) else 1.0,
+        guidance_scale=recipe.guidance_scale if isinstance(recipe, TextRecipe) else None,
     )

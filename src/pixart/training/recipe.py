@@ -152,8 +152,9 @@ class ClassRecipe:
 class TextRecipe:
     """Stages 2 and 3: the text-to-image denoiser. `init` is the run or model folder that it starts from.
 
-    It learns from `data` and `cache`, or from `features`, as stage 1 does. `flow_shift` goes into the model folder:
-    above 1, drawing spends more of its steps at high noise.
+    It learns from `data` and `cache`, or from `features`, as stage 1 does. `flow_shift` and `guidance_scale` go into the
+    model folder, for drawing: above 1, flow_shift spends more of the steps at high noise; guidance_scale is what
+    `pixart` draws with unless told otherwise.
     """
 
     run: Path
@@ -168,6 +169,7 @@ class TextRecipe:
     caption_dropout: float = 0.1
     text_encoder: Path | None = None
     flow_shift: float = 1.0
+    guidance_scale: float | None = None
     objective: ObjectiveName = "flow"
     min_snr_gamma: float | None = None
     model: Denoiser = field(default_factory=Denoiser)
@@ -184,6 +186,8 @@ class TextRecipe:
         check_denoising(self)
         if not 0.01 <= self.flow_shift <= 100:
             raise UsageError(f"flow_shift is {self.flow_shift}; it must be from 0.01 to 100.")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 50:
+            raise UsageError(f"guidance_scale is {self.guidance_scale}; it must be from 0 to 50.")
         if not 0 <= self.reparameterize_timestep <= 1000:
             raise UsageError(f"reparameterize_timestep is {self.reparameterize_timestep}; it must be from 0 to 1000.")
         if self.model.micro_conditions and self.features is None:

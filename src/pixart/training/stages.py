@@ -157,6 +157,7 @@ def _text_stage(recipe: TextRecipe, report) -> Stage:
             styles=styles or None,
             objective=recipe.objective,
             flow_shift=recipe.flow_shift,
+            guidance_scale=recipe.guidance_scale,
         )
         return recipe.run / "model"
 
