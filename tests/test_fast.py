@@ -151,7 +151,7 @@ def test_the_shipped_recipe(capsys):
     assert shipped.teacher is None and shipped.distillation.steps == 4
     assert train(["emoji/fast", "--dry-run"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["kind"] == "fast" and "4 steps for 12 with guidance 3" in said.err
+    assert json.loads(said.out)["kind"] == "fast" and "4 steps for 12 with guidance 2.5" in said.err
     assert train(["emoji/fast", "--teacher", "runs/of-tomorrow", "--dry-run"]) == 0
     assert "runs/of-tomorrow (not there yet)" in capsys.readouterr().err
 
