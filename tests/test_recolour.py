@@ -16,7 +16,8 @@ from pixart.data.recolour import ANCHORS, leading, leading_name, recoloured
 from pixart.data.recolour_split import KEPT_APART, SPLIT, build, captions, suitable
 from pixart.errors import PixArtError, UsageError
 from pixart.training.batches import LatentBatches, Phase, Sampling, TextCondition, weights_of, weights_of_splits
-from pixart.training.recipe import ClassRecipe, TextRecipe, structure, to_json
+from pixart.training.recipe import ClassRecipe, TextRecipe, to_json
+from pixart.training.structure import structure
 
 YELLOW = (250, 205, 50)
 

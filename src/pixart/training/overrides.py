@@ -7,7 +7,8 @@ import typing
 from dataclasses import dataclass
 
 from pixart.errors import UsageError
-from pixart.training.recipe import Recipe, structure, to_json
+from pixart.training.recipe import Recipe, to_json
+from pixart.training.structure import structure
 
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 

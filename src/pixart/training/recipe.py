@@ -6,8 +6,6 @@ Each part of a recipe is the dataclass that stands beside the code it configures
 import dataclasses
 import difflib
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from pixart.training.loop import LoopConfig
 from pixart.training.objective import ObjectiveName
 from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.samples import SamplesConfig
+from pixart.training.structure import structure
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
@@ -152,8 +151,8 @@ class ClassRecipe:
 class TextRecipe:
     """Stages 2 and 3: the text-to-image denoiser. `init` is the run or model folder that it starts from.
 
-    It learns from `data` and `cache`, or from `features`, as stage 1 does. `flow_shift` and `guidance_scale` go into the
-    model folder, for drawing: above 1, flow_shift spends more of the steps at high noise; guidance_scale is what
+    It learns from `data` and `cache`, or from `features`, as stage 1 does. `flow_shift` and `guidance_scale` go into
+    the model folder, for drawing: above 1, flow_shift spends more of the steps at high noise; guidance_scale is what
     `pixart` draws with unless told otherwise.
     """
 
@@ -224,8 +223,6 @@ KINDS: dict[str, type] = {
     "fast": FastRecipe,
     "judge": JudgeRecipe,
 }
-
-SAID = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 
 def check_common(phases: tuple[Phase, ...], dropout: float) -> None:
@@ -321,48 +318,6 @@ def _read(name: str) -> tuple[Path, dict]:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def structure(value: object, target: typing.Any, where: str) -> typing.Any:
-    """Build `target` (a dataclass, tuple, dict or plain type) from parsed TOML or JSON; `where` is named in errors."""
-    if dataclasses.is_dataclass(target):
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} must be a table, not {value!r}.")
-        fields = {f.name: f for f in dataclasses.fields(target)}
-        for key in value:
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else f" It knows {', '.join(fields)}."
-                raise UsageError(f"{where} has no key {key!r}.{hint}")
-        hints = typing.get_type_hints(target)
-        for key, f in fields.items():
-            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            if required and key not in value:
-                raise UsageError(f"{where} needs the key {key!r}.")
-        return target(**{key: structure(item, hints[key], f"{where}: {key}") for key, item in value.items()})
-    origin, arguments = typing.get_origin(target), typing.get_args(target)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return structure(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) != len(value):
-            raise UsageError(f"{where} needs {len(inner)} values, not {len(value)}.")
-        return tuple(structure(item, t, f"{where}[{i}]") for i, (item, t) in enumerate(zip(value, inner, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {key: structure(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise UsageError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
-        return value
-    if target is Path and isinstance(value, str):
-        return Path(value)
-    if target is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(target, type) and type(value) is target:
-        return value
-    raise UsageError(f"{where} is {value!r}; it must be {SAID.get(target, getattr(target, '__name__', target))}.")
 
 
 def text_folders(recipe: TextRecipe) -> tuple[Path, Path]:
