@@ -88,6 +88,7 @@ def test_a_file_of_ones_own(toml):
         ("[[phases]]", "[optimizer]\nbetas = [0.9]\n[[phases]]", "betas needs 2 values, not 1"),
         ('kind = "class"', 'kind = "clas"', "it must be one of autoencoder, class, text"),
         ('kind = "class"', "kind = ", "is not valid TOML"),
+        ('kind = "class"', 'kind = "text"\nguidance_scale = -1', "guidance_scale is -1.0; it must be from 0 to 50"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(toml, old, new, words):

@@ -66,11 +66,11 @@ def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
 
 def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
     torch.manual_seed(recipe.loop.seed)
-    vae = autoencoder.build(recipe.autoencoder)
+    config, anchor = recipe.autoencoder, None
+    vae = autoencoder.build(config)
     if recipe.init:
         vae_from(vae, recipe.init)
-    model = autoencoder.Reconstruction(vae, recipe.autoencoder.equivariance)
-    config, anchor = recipe.autoencoder, None
+    model = autoencoder.Reconstruction(vae, config.equivariance)
     if config.anchor_weight:
         anchor = autoencoder.Anchor(copy.deepcopy(vae).eval().requires_grad_(False), config.anchor_weight)
     sizes = sorted({phase.size for phase in recipe.phases})
@@ -80,7 +80,7 @@ def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:
 
     def evaluate(ema: torch.nn.Module, step: int) -> dict[str, float]:
         found = {"held_out_psnr_128": autoencoder.psnr(ema.vae, held_out)}
-        if recipe.autoencoder.equivariance:
+        if config.equivariance:
             found["held_out_turned_psnr_128"] = autoencoder.psnr(ema.vae, held_out, turned=True)
         if anchor:
             found["held_out_anchor_distance"] = anchor.held_out_distance(ema.vae, held_out)
