@@ -166,7 +166,7 @@ def test_the_live_bar_leaves_stdout_alone(tiny_model, monkeypatch, capsys):
 
 
 def test_pictures_that_are_drawn_together_share_the_time_of_their_steps(monkeypatch, capsys):
-    from pixart import progress
+    from pixart import drawing_progress as progress
 
     clock = iter(range(100))  # a second passes between any two looks at it
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -183,7 +183,7 @@ def test_pictures_that_are_drawn_together_share_the_time_of_their_steps(monkeypa
 
 
 def test_ctrl_c_is_130_without_a_traceback(tiny_model, tmp_path, monkeypatch, capsys):
-    from pixart.progress import DrawingProgress
+    from pixart.drawing_progress import DrawingProgress
 
     def press_ctrl_c(self, picture, step):
         raise KeyboardInterrupt

@@ -129,7 +129,7 @@ def generate(options: Generate) -> int:
     target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
     check_output(target)
 
-    from pixart.progress import DrawingProgress
+    from pixart.drawing_progress import DrawingProgress
 
     with (
         quiet_libraries(),

@@ -1,91 +1,99 @@
-"""Progress of `pixart generate`, on stderr: a live bar on a terminal, plain lines anywhere else."""
+"""The one progress display, on stderr: a live bar on a terminal, a plain line now and then anywhere else."""
 
 import os
 import sys
 import time
+from typing import Any, TextIO
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
-class DrawingProgress:
-    """Shows loading, then every step of every picture. A context manager; `say` prints a notice between."""
+class Progress:
+    """A context manager that shows one task at a time; results still go to stdout, in order with the bar.
 
-    def __init__(self, pictures: int, steps: int):
-        self.pictures, self.steps = pictures, steps
-        self.live = sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))
-        self.bar = _bar() if self.live else None  # a pipe need not wait for rich to load
-        self.count = 0
-        self.started = self.stepped = time.monotonic()
-        self.together: set[int] = set()  # pictures that have taken steps since one was done
-        self.share = 0.0
-        self.task = None
+    The time left counts from what this process did, not from what an earlier run had done.
+    """
 
-    def __enter__(self) -> "DrawingProgress":
+    def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES):
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
+        self.seconds_between_lines = seconds_between_lines
+        self.bar = _bar(self.stream) if self.live else None  # a pipe need not wait for rich to load
+        self.task: Any = None
+        self.doing, self.unit, self.total = "", "", None
+        self.done = self.first = 0
+        self.began = self.shown = time.monotonic()
+
+    def __enter__(self) -> "Progress":
         if self.bar:
-            self.bar.__enter__()
+            self.bar.start()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar:
-            self.bar.__exit__(*error)
+            self.bar.stop()
 
-    def say(self, notice: str) -> None:
+    def start(self, doing: str, total: int | None = None, *, unit: str = "", done: int = 0) -> None:
+        """Begin another task: `doing` "extracting", `total` of `unit` "images" (None where unknown)."""
+        self.doing, self.unit, self.total, self.done, self.first = doing, unit, total, done, done
+        self.began = self.shown = time.monotonic()
         if self.bar:
-            self.bar.console.print(notice, soft_wrap=True)
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task = self.bar.add_task(doing, total=total, completed=done, note="")
+        elif total is None and not unit:
+            self.say(f"{doing[:1].upper()}{doing[1:]}.")
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the task in all, and a few words such as the loss."""
+        self.done = done
+        if self.bar:
+            self.bar.update(self.task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if now - self.shown >= self.seconds_between_lines:
+            self.shown = now
+            self.say(self._line(now, note))
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.update(self.done + count, note)
+
+    def say(self, line: str) -> None:
+        """A line for the person, above the bar."""
+        if self.bar:
+            self.bar.console.print(line, soft_wrap=True)
         else:
-            print(notice, file=sys.stderr, flush=True)
+            print(line, file=self.stream, flush=True)
 
     def result(self, line: str) -> None:
-        """Print to stdout, with the bar taken off the terminal meanwhile (rich would send the line to stderr)."""
+        """Print to stdout, with the bar off the terminal meanwhile (rich would send the line to stderr)."""
         if self.bar:
             self.bar.stop()
         print(line, flush=True)
         if self.bar:
             self.bar.start()
 
-    def loading(self) -> None:
-        if self.bar:
-            self.task = self.bar.add_task("loading the model", total=None)
-        else:
-            self.say("Loading the model.")
-
-    def drawing(self) -> None:
-        self.started = time.monotonic()
-        if self.bar:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task = self.bar.add_task("drawing", total=self.pictures * self.steps)
-
-    def step(self, picture: int, step) -> None:
-        """Called by the pipeline after every step of every picture; those drawn together take their steps in turn."""
-        self.together.add(picture)
-        self.stepped = time.monotonic()
-        if self.bar:
-            self.bar.advance(self.task)
-
-    def drawn(self, seed: int) -> None:
-        """Of pictures that are drawn together, each took its share of the steps and was decoded alone."""
-        self.count += 1
-        now = time.monotonic()
-        if self.together:
-            self.share = (self.stepped - self.started) / len(self.together)
-            self.started = self.stepped
-            self.together.clear()
-        if not self.live:
-            seconds = self.share + now - self.started
-            self.say(f"Drew picture {self.count} of {self.pictures}: seed {seed}, {seconds:.1f} s.")
-        self.started = now
+    def _line(self, now: float, note: str) -> str:
+        of = f" of {self.total:,}" if self.total else ""
+        parts = [f"{self.doing}: {self.done:,}{of} {self.unit}".rstrip()]
+        speed = (self.done - self.first) / max(now - self.began, 1e-9)
+        if speed and self.total:
+            parts.append(f"about {max(0, self.total - self.done) / speed / 60:.0f} min left")
+        return ", ".join([*parts, *([note] if note else [])])
 
 
-def _bar():
-    """rich's bar on stderr, which leaves nothing behind when it ends."""
+def _bar(stream: TextIO) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False, markup=False, emoji=False),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(file=stream, highlight=False, markup=False, emoji=False),
         transient=True,
         redirect_stdout=False,
+        redirect_stderr=False,
     )

@@ -77,7 +77,7 @@ def check(
     """
     import numpy as np
 
-    from pixart.progress import DrawingProgress
+    from pixart.drawing_progress import DrawingProgress
     from pixart.sampling.again import differences, find_model, manner_of, request_of, with_threads
     from pixart.sampling.cutout import cut_out
     from pixart.sampling.image_files import on_white, pixel_hash, read_record
