@@ -35,7 +35,8 @@ def serve(folders: dict[str, Path]) -> Iterator[Hub]:
 
         def do_GET(self):
             path = unquote(urlsplit(self.path).path)
-            hub.asked.append(path)
+            if self.command == "GET":  # a HEAD looks whether a file is the one in the cache
+                hub.asked.append(path)
             parts = path.strip("/").split("/")
             if parts[0] != "api" or parts[1] == "models":  # huggingface_hub also asks which programs it knows
                 hub.tokens.add(self.headers.get("Authorization"))

@@ -1,7 +1,7 @@
 """Models from the Hugging Face Hub, through huggingface_hub: its cache, its offline switch, its token.
 
 Only a hub id that somebody typed reaches the network, and only the files that are read are fetched: JSON, tokenizer,
-safetensors and graphs, of weights in several forms one, and never a pickle.
+safetensors and graphs; never a pickle, and of weights in several precisions one.
 """
 
 import os
@@ -9,25 +9,31 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal
 
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
 from pixart.errors import PixArtError
 
+Wanted = Literal["model", "transformer", "parts", "configs"]  # `parts` are what an official file lacks
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-WEIGHTS = {"text_encoder": "model.safetensors", "transformer": WEIGHTS_NAME, "vae": WEIGHTS_NAME}
-ROOT_FILES = ("model_index.json", "styles.json", "pixart.json", "README.md", "LICENSE", "LICENSE.txt", CONFIG_NAME)
-SMALL_SUFFIXES = (".json", ".txt", ".model")  # configs, indices and tokenizers
-# Whose weights are fetched, by what they are for.
-WANTED = {
-    "model": ("text_encoder", "transformer", "vae"),
-    "transformer": ("transformer",),
-    "parts": ("text_encoder", "vae"),  # what an official file lacks
+OFFLINE = "HF_HUB_OFFLINE"
+USERS_OFFLINE = "PIXART_HF_HUB_OFFLINE"  # the user's own setting, once the other is set for the libraries
+TRUE = ("1", "ON", "YES", "TRUE")
+
+SMALL_FILES = [
+    *("model_index.json", "styles.json", "pixart.json", "README.md", "LICENSE*", CONFIG_NAME),
+    *(f"{part}/*.json" for part in ("text_encoder", "transformer", "vae")),
+    *(f"{part}/*{end}" for part in ("scheduler", "tokenizer") for end in (".json", ".txt", ".model")),
+]
+WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_model", "vae/": "diffusion_pytorch_model"}
+WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
+    "model": ("text_encoder/", "transformer/", "vae/"),
+    "transformer": ("transformer/",),
+    "parts": ("text_encoder/", "vae/"),
     "configs": (),
 }
-OFFLINE = "HF_HUB_OFFLINE"
-USERS_OFFLINE = "PIXART_HF_HUB_OFFLINE"  # what the person said, once we have set the other for the libraries
-TRUE = ("1", "ON", "YES", "TRUE")
 
 
 def looks_like_hub_id(source: str | Path) -> bool:
@@ -38,12 +44,8 @@ def looks_like_hub_id(source: str | Path) -> bool:
     return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
 
 
-def resolve(source: str | Path, wanted: str = "model") -> Path:
+def resolve(source: str | Path, wanted: Wanted = "model") -> Path:
     """A path stays itself, there or not; a hub id becomes the folder in the cache that holds what is `wanted`.
-
-    Args:
-        source: a path, or "org/name", or "org/name@revision".
-        wanted: "model", "transformer", "parts" (everything but the transformer's weights) or "configs" (no weights).
 
     Raises:
         PixArtError: no such repository, no network and not in the cache, a download that broke off.
@@ -56,13 +58,87 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def fetch(hub_id: str, wanted: str = "model", say: Callable[[str], None] | None = None) -> Path:
-    """The snapshot folder of a hub id; see `resolve`. `say` gets what a person should know (None: to stderr)."""
-    say = say or (lambda sentence: print(sentence, file=sys.stderr, flush=True))
+def fetch(hub_id: str, wanted: Wanted = "model", say: Callable[[str], None] | None = None) -> Path:
+    """The snapshot folder of a hub id; see `resolve`. `say` takes lines for the user (None: to stderr)."""
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    name, _, revision = hub_id.partition("@")
+    with _errors_as_sentences(hub_id):
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import DryRunError, HfHubHTTPError
+
+        with _users_offline_setting():
+            missing = None
+            try:
+                missing = _missing(hub_id, wanted)
+            except DryRunError as error:
+                if isinstance(error.__cause__, HfHubHTTPError):
+                    raise  # the Hub answered, with a refusal
+                if not constants.HF_HUB_OFFLINE:
+                    say(f"The Hub cannot be reached ({_reason(error)}); {name} is looked for in the cache.")
+            if missing:
+                size = _readable(sum(missing.values()))
+                say(f"Fetching {len(missing)} files of {name}, {size}, into {constants.HF_HUB_CACHE}.")
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision or None,
+                    allow_patterns=patterns(wanted),
+                    tqdm_class=_bar(),
+                    local_files_only=missing is None,
+                )
+            )
+    if not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
+        raise PixArtError(f"{name} on the Hub holds no model in the layout of Diffusers: there is no model_index.json.")
+    return folder
+
+
+def left_to_fetch(hub_id: str) -> int | None:
+    """Bytes of a model that are not in the cache; None where the Hub cannot be asked."""
+    from huggingface_hub.errors import DryRunError
+
+    with _errors_as_sentences(hub_id), _users_offline_setting():
+        try:
+            return sum(_missing(hub_id, "model").values())
+        except DryRunError:
+            return None
+
+
+def patterns(wanted: Wanted) -> list[str]:
+    """What is fetched of a repository, as `snapshot_download` takes it.
+
+    A repository of a transformer alone has its files at the root.
+    """
+    places = WANTED_WEIGHTS[wanted]
+    chosen = [*SMALL_FILES]
+    for place in (*places, "") if "transformer/" in places else places:
+        stem = place + WEIGHT_STEMS.get(place, "diffusion_pytorch_model")
+        chosen += [f"{stem}.safetensors", f"{stem}-[0-9]*-of-[0-9]*.safetensors"]
+    if "transformer/" in places:
+        chosen += [f"transformer/{NULL_CAPTION_NAME}", f"{WEIGHTS_NAME}.index.json"]
+    return [*chosen, "*.onnx"] if wanted == "model" else chosen
+
+
+def keep_libraries_offline() -> None:
+    """From here on the libraries do not ask the network by themselves; `fetch` does as the user has set it."""
+    os.environ.setdefault(USERS_OFFLINE, os.environ.get(OFFLINE, ""))
+    os.environ[OFFLINE] = "1"
+
+
+def _missing(hub_id: str, wanted: Wanted) -> dict[str, int]:
+    """Files that are not in the cache, with their sizes in bytes. Raises DryRunError where the Hub does not answer."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    plan = snapshot_download(name, revision=revision or None, allow_patterns=patterns(wanted), dry_run=True)
+    return {file.filename: file.file_size for file in plan if file.will_download}
+
+
+@contextmanager
+def _errors_as_sentences(hub_id: str) -> Iterator[None]:
     name, _, revision = hub_id.partition("@")
     try:
-        from huggingface_hub import HfApi, constants, snapshot_download
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub import constants
+        from huggingface_hub import errors as hub_errors
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "huggingface_hub":
             raise
@@ -70,117 +146,43 @@ def fetch(hub_id: str, wanted: str = "model", say: Callable[[str], None] | None 
             f"{hub_id} is no folder here, and to fetch it from the Hub huggingface_hub is needed: pip install "
             "'pixart[torch]'"
         ) from None
-    cache = Path(constants.HF_HUB_CACHE)
-    with _as_the_person_wishes():
-        try:
-            listing = HfApi().model_info(name, revision=revision or None, files_metadata=True)
-        except GatedRepoError:
+    try:
+        yield
+    except PixArtError:
+        raise
+    except Exception as error:  # every way in which a network can fail has its own class, in several libraries
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, hub_errors.GatedRepoError):
+                raise PixArtError(
+                    f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give your "
+                    "token in HF_TOKEN."
+                ) from None
+            if isinstance(cause, hub_errors.RevisionNotFoundError):
+                raise PixArtError(
+                    f"{name} has no revision {revision}; give one of its branches, tags or commits."
+                ) from None
+            if isinstance(cause, hub_errors.RepositoryNotFoundError):
+                raise PixArtError(
+                    f"{hub_id} is neither a folder here nor a repository on the Hub that you may read; look at the "
+                    "spelling, and for a private one give your token in HF_TOKEN."
+                ) from None
+            cause = cause.__cause__
+        if isinstance(error, hub_errors.LocalEntryNotFoundError):
+            offline = os.environ.get(USERS_OFFLINE, os.environ.get(OFFLINE, "")).upper() in TRUE
+            why = "HF_HUB_OFFLINE forbids to fetch it" if offline else "the Hub cannot be reached"
+            fix = "unset it" if offline else "try again with a network"
             raise PixArtError(
-                f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give your token "
-                "in HF_TOKEN."
+                f"{hub_id} is no folder here and not complete in the cache {constants.HF_HUB_CACHE}, and {why}; {fix}, "
+                "or give the path of a folder."
             ) from None
-        except RevisionNotFoundError:
-            raise PixArtError(
-                f"{name} has no revision {revision}; give one of its branches, tags or commits."
-            ) from None
-        except RepositoryNotFoundError:
-            raise PixArtError(
-                f"{hub_id} is neither a folder here nor a repository on the Hub that you may read; look at the "
-                "spelling, and for a private one give your token in HF_TOKEN."
-            ) from None
-        except Exception as error:  # every way in which a network can fail has its own class, in several libraries
-            return _cached(hub_id, cache, error, say)
-        sizes = {file.rfilename: file.size or 0 for file in listing.siblings or []}
-        files = needed(list(sizes), wanted)
-        if not files:
-            raise PixArtError(
-                f"{name} on the Hub holds no model in the layout of Diffusers: there is no model_index.json."
-            )
-        folder = cache / f"models--{name.replace('/', '--')}" / "snapshots" / str(listing.sha)
-        missing = [file for file in files if not (folder / file).exists()]
-        remembered = folder.parent.parent / "refs" / (revision or "main")
-        if not missing and (revision == listing.sha or _text(remembered) == listing.sha):
-            return folder
-        if missing:
-            total = sum(sizes[file] for file in missing)
-            say(f"Fetching {len(missing)} files of {name}, {_readable(total)}, into {cache}.")
-        try:
-            # By the branch's name, so that the cache remembers what it stood for.
-            fetched = snapshot_download(name, revision=revision or None, allow_patterns=files, tqdm_class=_bar())
-        except Exception as error:
-            raise PixArtError(
-                f"The download of {name} broke off ({_reason(error)}); run the same again, and it goes on where it "
-                "stopped."
-            ) from None
-    return Path(fetched)
-
-
-def left_to_fetch(hub_id: str) -> int | None:
-    """Bytes of a whole model that are not in the cache; None if the Hub cannot be asked and something is missing."""
-    from huggingface_hub import HfApi
-
-    name, _, revision = hub_id.partition("@")
-    folder = fetch(hub_id, "configs", say=lambda sentence: None)
-    with _as_the_person_wishes():
-        try:
-            listing = HfApi().model_info(name, revision=revision or None, files_metadata=True)
-        except Exception:  # as in `fetch`
-            return 0 if _is_whole(folder) else None
-    sizes = {file.rfilename: file.size or 0 for file in listing.siblings or []}
-    return sum(sizes[file] for file in needed(list(sizes), "model") if not (folder / file).exists())
-
-
-def needed(names: list[str], wanted: str) -> list[str]:
-    """Which files of a repository are fetched for what is `wanted`, one of WANTED."""
-    chosen = []
-    for name in names:
-        path = PurePosixPath(name)
-        folder = path.parent.name if len(path.parts) == 2 else ""
-        in_part = folder in (*WEIGHTS, "scheduler", "tokenizer") and path.suffix in SMALL_SUFFIXES
-        if name in ROOT_FILES or in_part or (wanted == "model" and len(path.parts) == 1 and path.suffix == ".onnx"):
-            chosen.append(name)
-    # A repository of a transformer alone has its files at the root.
-    places = [(part, f"{part}/") for part in WANTED[wanted]] + [("transformer", "")] * ("transformer" in WANTED[wanted])
-    for part, prefix in places:
-        whole = prefix + WEIGHTS[part]
-        shard = re.compile(re.escape(whole.removesuffix(".safetensors")) + r"-\d+-of-\d+\.safetensors")
-        chosen += [whole] if whole in names else [name for name in names if shard.fullmatch(name)]
-    null_caption = f"transformer/{NULL_CAPTION_NAME}"
-    return chosen + [null_caption] * ("transformer" in WANTED[wanted] and null_caption in names)
-
-
-def keep_libraries_offline() -> None:
-    """From here on the libraries do not ask the network by themselves; `fetch` does as the person has set it."""
-    os.environ.setdefault(USERS_OFFLINE, os.environ.get(OFFLINE, ""))
-    os.environ[OFFLINE] = "1"
-
-
-def _is_whole(folder: Path) -> bool:
-    places = [folder / part / name for part, name in WEIGHTS.items()]
-    return all(place.exists() or place.with_name(f"{place.name}.index.json").exists() for place in places)
-
-
-def _cached(hub_id: str, cache: Path, error: Exception, say: Callable[[str], None]) -> Path:
-    """What an earlier download left in the cache, whole or not; who reads the folder names what is missing."""
-    from huggingface_hub import constants
-
-    name, _, revision = hub_id.partition("@")
-    stored = cache / f"models--{name.replace('/', '--')}"
-    folder = stored / "snapshots" / (_text(stored / "refs" / (revision or "main")) or revision)
-    offline = constants.HF_HUB_OFFLINE
-    if folder.name == "snapshots" or not folder.is_dir():
-        why = "HF_HUB_OFFLINE says not to fetch it" if offline else f"the Hub cannot be reached ({_reason(error)})"
-        fix = "unset it" if offline else "try again with a network"
         raise PixArtError(
-            f"{hub_id} is no folder here and not in the cache {cache}, and {why}; {fix}, or give the path of a folder."
-        )
-    if not offline:
-        say(f"The Hub cannot be reached ({_reason(error)}); {name} is taken as it lies in the cache.")
-    return folder
+            f"The download of {name} broke off ({_reason(error)}); run the same again, and it goes on where it stopped."
+        ) from None
 
 
 @contextmanager
-def _as_the_person_wishes() -> Iterator[None]:
+def _users_offline_setting() -> Iterator[None]:
     """huggingface_hub reads its offline switch once, as it is imported, perhaps after `keep_libraries_offline`."""
     from huggingface_hub import constants
 
@@ -202,10 +204,6 @@ def _bar() -> type:
             super().__init__(*arguments, disable=None, **options)
 
     return Bar
-
-
-def _text(path: Path) -> str:
-    return path.read_text().strip() if path.is_file() else ""
 
 
 def _reason(error: Exception) -> str:
