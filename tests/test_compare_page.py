@@ -8,8 +8,7 @@ from PIL import Image
 
 from pixart.evaluation.comparison.models import Model, Settings
 from pixart.evaluation.comparison.page import write_page
-from pixart.evaluation.comparison.plan import Cell, Plan, begin, make_rows
-from pixart.evaluation.comparison.results import Session, add, describe, next_session, save_session
+from pixart.evaluation.comparison.record import Plan, Session, add_image, begin, make_rows, next_session, save_session
 from pixart.evaluation.prompt_sets import Prompt
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -34,8 +33,7 @@ def compared(tmp_path_factory) -> Path:
         own.mkdir(parents=True)
         for cell in plan.cells[: 4 if index == 2 else 5]:
             size = (96, 48) if index == 2 else (64, 64)
-            Image.new("RGB", size, (40 * cell.row, 80 * index, 120)).save(own / cell.file)
-            add(own, describe(own, Cell(cell.row, 0), seconds=0.5, warm=True))
+            add_image(own, cell, Image.new("RGB", size, (40 * cell.row, 80 * index, 120)), seconds=0.5)
         save_session(next_session(own), Session("2026", "memory" if index == 2 else "done", settings={"steps": index}))
     write_page(plan, folder)
     return folder / "index.html"
@@ -138,27 +136,27 @@ def test_wilson_interval_of_eight_in_ten(page, tmp_path):
 
 
 def test_pictures_slider_and_hostile_words(page):
-    page.click("nav button[data-tab=pictures]")
+    page.click("nav button[data-tab=images]")
     assert page.locator(".row[data-place]:visible").count() == 5
     page.select_option("#category", "odd")
     assert page.locator(".row[data-place]:visible").count() == 2
     page.select_option("#category", "")
-    assert page.locator(".gap").inner_text() == "not drawn: memory ran out"
+    assert page.locator(".gap").inner_text() == "missing: memory ran out"
     assert HOSTILE in page.inner_text("body") and page.title() != "1"
     page.click("#p3-2")
     assert page.text_content("#over-name") == HOSTILE and "64 × 64 and 96 × 48" in page.text_content("#sizes")
     page.focus("#at")
     page.keyboard.press("ArrowDown")
-    assert page.input_value("#which") == "4" and "(no picture)" in page.text_content("#over-name")
+    assert page.input_value("#which") == "4" and "(no image)" in page.text_content("#over-name")
     before = page.evaluate("getComputedStyle(document.getElementById('stage')).getPropertyValue('--at')")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("document.getElementById('stage').style.getPropertyValue('--at')") != before
-    page.click("nav button[data-tab=figures]")
+    page.click("nav button[data-tab=metrics]")
     assert page.locator("tr.differs th", has_text="steps").count() == 1
 
 
 def test_a_phone_shows_all_of_it(page):
     page.set_viewport_size({"width": 390, "height": 844})
-    for tab in ("pictures", "slider", "vote", "figures"):
+    for tab in ("images", "slider", "vote", "metrics"):
         page.click(f"nav button[data-tab={tab}]")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

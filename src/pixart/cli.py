@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart import __version__
+from pixart.config import run_command
 from pixart.errors import PixArtError, UsageError
 from pixart.options import parsed, shown
 from pixart.quiet import quiet_libraries
@@ -154,24 +155,29 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return parsed(Info, rest, "pixart info", info)
         case ["compare", *rest]:
-            from pixart.compare import Compare, compare
+            from pixart.commands.compare import Compare, compare
 
             with quiet_libraries():
-                return parsed(Compare, rest, "pixart compare", compare)
+                return run_command(Compare, rest, "pixart compare", compare)
         case ["evaluate", *rest]:
             from pixart.evaluation.command import run
 
             with quiet_libraries():
                 return run(rest)
-        case ["metrics" | "layout" as name, *rest]:
-            from pixart.evaluation.numbers import command
+        case ["metrics", *rest]:
+            from pixart.commands.metrics import Metrics, metrics
 
             with quiet_libraries():
-                return command.run_metrics(rest) if name == "metrics" else command.run_layout(rest)
-        case ["prompts", *rest]:
-            from pixart.compare import Prompts, list_prompts
+                return run_command(Metrics, rest, "pixart metrics", metrics)
+        case ["layout", *rest]:
+            from pixart.commands.metrics import Layout, layout
 
-            return parsed(Prompts, rest, "pixart prompts", list_prompts)
+            with quiet_libraries():
+                return run_command(Layout, rest, "pixart layout", layout)
+        case ["prompts", *rest]:
+            from pixart.commands.compare import Prompts, list_prompts
+
+            return run_command(Prompts, rest, "pixart prompts", list_prompts)
         case ["train", *rest]:
             from pixart.training.command import run
 

@@ -1,1 +1,7 @@
-"""Several models, the same prompts and seeds: drawn each in a process of its own, shown on one page."""
+"""Comparing models: the same prompts and seeds by each of them, on one page to look at and vote on.
+
+models.py   what is compared, and its settings
+record.py   the folder of a comparison: its plan, the images and the sessions that made them
+run.py      one process per model; worker.py is that process
+page.py     the HTML page, from page.html, page.css and page.js
+"""

@@ -3,15 +3,15 @@
   const source = document.documentElement.outerHTML; // before anything is changed: what "Save this page" writes
   const data = JSON.parse(document.getElementById("data").textContent);
   const get = (id) => document.getElementById(id);
-  const picture = (place, model) => get(`p${place}-${model}`);
+  const imageOf = (place, model) => get(`p${place}-${model}`);
   const place = new Map(data.places.map((cell, index) => [`${cell.row} ${cell.seed}`, index]));
   const number = new Map(data.models.map((model, index) => [model.folder, index]));
 
   // Tabs. The address names the tab, so that a reload stays on it.
   const tabs = [...document.querySelectorAll("nav button")];
-  let shown = "pictures";
+  let shown = "images";
   function show(name) {
-    shown = tabs.some((tab) => tab.dataset.tab === name) ? name : "pictures";
+    shown = tabs.some((tab) => tab.dataset.tab === name) ? name : "images";
     for (const tab of tabs) {
       const chosen = tab.dataset.tab === shown;
       tab.setAttribute("aria-selected", chosen);
@@ -33,7 +33,7 @@
     });
   }
 
-  // The table: one category at a time, pictures larger or smaller.
+  // The table: one category at a time, images larger or smaller.
   const rows = [...document.querySelectorAll(".row[data-place]")];
   get("category").addEventListener("change", (event) => {
     for (const row of rows) row.hidden = event.target.value !== "" && row.dataset.category !== event.target.value;
@@ -46,13 +46,13 @@
   const left = get("left"), right = get("right"), which = get("which"), at = get("at"), stage = get("stage");
   function slide() {
     const cell = data.places[which.value];
-    const pair = [left.value, right.value].map((model) => picture(which.value, model));
+    const pair = [left.value, right.value].map((model) => imageOf(which.value, model));
     get("slider-words").textContent = cell.text;
     [["under", 0, left], ["over", 1, right]].forEach(([id, index, select]) => {
       get(id).hidden = !pair[index];
       if (pair[index]) get(id).src = pair[index].src;
       const name = get(`${id}-name`);
-      name.textContent = data.models[select.value].name + (pair[index] ? "" : " (no picture)");
+      name.textContent = data.models[select.value].name + (pair[index] ? "" : " (no image)");
       name.style.setProperty("--own", `var(--m${select.value % 8})`);
     });
     const sizes = pair.map((image) => image && `${image.dataset.width} × ${image.dataset.height}`);
@@ -80,7 +80,7 @@
     }
   }
 
-  // Votes: {voter, row, seed, left, right, choice}; a voter has one on each pair of pictures. They are in this file
+  // Votes: {voter, row, seed, left, right, choice}; a voter has one on each pair of images. They are in this file
   // (see "Save this page") and in the browser's own memory.
   const key = `pixart-compare-${data.id}`;
   const identity = (vote) => [vote.voter, vote.row, vote.seed, ...[vote.left, vote.right].sort()].join("|");
@@ -118,7 +118,7 @@
   data.places.forEach((cell, index) => {
     for (let a = 0; a < data.models.length; a++) {
       for (let b = a + 1; b < data.models.length; b++) {
-        const [one, other] = [data.pictures[index][a], data.pictures[index][b]];
+        const [one, other] = [data.images[index][a], data.images[index][b]];
         if (one && other && one === other) equal++;
         else if (one && other) {
           const order = mixed(`${voter} ${index} ${a} ${b}`);
@@ -148,10 +148,10 @@
     const more = skipped.size ? `, ${skipped.size} skipped` : "";
     get("state").textContent = `${mine} of ${pairs.length} pairs voted on${more}.` +
       (now || !pairs.length ? "" : " That was all; thank you.") +
-      (equal ? ` ${equal} pairs have identical pictures and are not asked.` : "");
+      (equal ? ` ${equal} pairs have identical images and are not asked.` : "");
     if (now) {
       get("vote-words").textContent = data.places[now.index].text;
-      ["first", "second"].forEach((id, side) => { get(id).src = picture(now.index, now.sides[side]).src; });
+      ["first", "second"].forEach((id, side) => { get(id).src = imageOf(now.index, now.sides[side]).src; });
     }
     tally();
   }

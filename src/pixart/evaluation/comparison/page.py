@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else: pictures, script, votes; it asks no host for anything."""
+"""The comparison as one HTML file that needs nothing else: images, script, votes; it asks no host for anything."""
 
 import base64
 import hashlib
@@ -6,174 +6,75 @@ import io
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from pixart.data.pairs import printable
-from pixart.errors import PixArtError
-from pixart.evaluation.comparison.figures import cost, figures
-from pixart.evaluation.comparison.plan import Cell, Plan, Row, write_whole
-from pixart.evaluation.comparison.results import Outcome, outcomes
-from pixart.evaluation.comparison.words import colour, text
+from pixart.evaluation.comparison.models import Model
+from pixart.evaluation.comparison.record import Outcome, Plan, outcomes
+from pixart.files import write_whole
 
 PAGE = "index.html"
-AS_THEY_ARE = 48 * 2**20  # bytes of all pictures up to which they are put into the page unchanged
-LONGEST = 1024  # px; of pictures that are made smaller to keep the page small
-TABS = {"pictures": "Pictures", "slider": "Slider", "vote": "Blind vote", "figures": "Figures"}
+UNCHANGED = 48 * 2**20  # bytes of all images up to which they are put into the page as they are
+LONGEST = 1024  # px; of images that are made smaller to keep the page small
+ENDINGS = {"memory": "memory ran out", "failed": "the model failed", "stopped": "stopped", "sampling": "cut off"}
 
 
 def write_page(plan: Plan, folder: Path) -> Path:
-    """Write `index.html` of a comparison, with what has been drawn so far, and return its path.
-
-    Raises PixArtError where it cannot be written.
-    """
-    path = folder / PAGE
-    try:
-        write_whole(path, page(plan, outcomes(plan, folder)).encode())
-    except OSError as error:
-        raise PixArtError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return path
+    """Write `index.html` of a comparison, with the images that there are, and return its path."""
+    write_whole(folder / PAGE, page(plan, outcomes(plan, folder)))
+    return folder / PAGE
 
 
 def page(plan: Plan, found: list[Outcome]) -> str:
-    """The whole page. Pictures are embedded byte for byte, up to 48 MB of them; beyond, as WebP of at most 1024 px."""
-    drawn = [picture for outcome in found for picture in outcome.drawn.values()]
-    whole = sum((o.folder / p.file).stat().st_size for o in found for p in o.drawn.values()) <= AS_THEY_ARE
-    ratios = sorted({round(picture.width / picture.height, 3) for picture in drawn})
+    """The HTML. Images are embedded byte for byte, up to 48 MB of them; beyond, as WebP of at most 1024 px."""
+    import jinja2
+
+    images = [(outcome, image) for outcome in found for image in outcome.images.values()]
+    unchanged = sum((o.folder / i.cell.file).stat().st_size for o, i in images) <= UNCHANGED
+    ratios = {round(image.width / image.height, 3) for _, image in images}
     script, style = _part("page.js"), _part("page.css")
-    # Nothing may be fetched, and nothing may run but this script, whatever a prompt or a name may hold.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
-        "form-action 'none'"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    names = [text(model.name) for model in plan.models]
-    sets = ", ".join(dict.fromkeys(row.set for row in plan.rows))
-    title = text(f"{sets}: {_counted(len(names), 'model')} compared")
-    side = "400px" if len(names) < 3 else "1fr"
-    frame = (
-        f"--n:{len(names)};--phone:{min(len(names), 3)};--side:{side};--ratio:{ratios[0] if len(ratios) == 1 else 1}"
-    )
-    sections = {
-        "pictures": _pictures(plan, found, whole, several=len({(p.width, p.height) for p in drawn}) > 1),
-        "slider": _slider(plan, names),
-        "vote": _part("vote.html"),
-        "figures": figures(plan, found),
-    }
-    chips = "".join(
-        f'<span class="chip" style="{colour(index)}"><span>{name} <span class="soft small">{cost(outcome)}</span>'
-        "</span></span>"
-        for index, (name, outcome) in enumerate(zip(names, found, strict=True))
-    )
-    tabs = "".join(
-        f'<button role="tab" data-tab="{key}" aria-controls="{key}">{name}</button>' for key, name in TABS.items()
-    )
-    body = "".join(
-        f'<section id="{key}" role="tabpanel" aria-label="{TABS[key]}">{content}</section>'
-        for key, content in sections.items()
-    )
-    kept = "as they were drawn, byte for byte" if whole else f"as WebP of at most {LONGEST} px, to keep the file small"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{style}</style></head>\n"
-        f'<body style="{frame}"><header class="wrap"><h1>{title}</h1><p class="soft">{_summary(plan, found)}</p>'
-        f'<div class="chips">{chips}</div></header>\n'
-        f'<nav hidden><div class="wrap" role="tablist">{tabs}</div></nav>\n'
-        f'<main><div class="wrap">{body}<footer>Made by <code>pixart compare</code>. The pictures are in this file '
-        f"{kept}; it asks no other computer for anything.</footer></div></main>\n"
-        f'<script type="application/json" id="votes">[]</script>\n'
-        f'<script type="application/json" id="data">{_data(plan, found)}</script>\n'
-        f"<script>{script}</script></body></html>\n"
+    environment.filters |= {"line": printable, "seconds": _seconds, "bytes": _bytes}
+    return environment.from_string(_part("page.html")).render(
+        plan=plan,
+        outcomes=found,
+        columns=list(zip(plan.models, found, strict=True)),
+        count=len(images),
+        missing=len(plan.cells) * len(plan.models) - len(images),
+        categories=list(dict.fromkeys(row.category for row in plan.rows if row.category)),
+        several_sizes=len({(image.width, image.height) for _, image in images}) > 1,
+        ratio=ratios.pop() if len(ratios) == 1 else 1,
+        unchanged=unchanged,
+        longest=LONGEST,
+        embedded=lambda outcome, image: _embedded(outcome.folder / image.cell.file, unchanged),
+        endings=ENDINGS,
+        settings=_settings_table(plan, found),
+        data=_data(plan, found),
+        script=script,
+        style=style,
+        # Nothing may be fetched, and nothing may run but this script, whatever a prompt or a name may hold.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def _part(name: str) -> str:
-    """A file beside this one, as text."""
     return files("pixart.evaluation.comparison").joinpath(name).read_text(encoding="utf-8")
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def _summary(plan: Plan, found: list[Outcome]) -> str:
-    prompts, pictures = len(plan.rows), sum(len(outcome.drawn) for outcome in found)
-    seeds = f"seed {plan.seeds[0]}" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
-    said = f"{_counted(prompts, 'prompt')}, {seeds}, {_counted(pictures, 'picture')}"
-    gaps = len(plan.cells) * len(plan.models) - pictures
-    return said + (f'; <span class="warn">{gaps:,} {"is" if gaps == 1 else "are"} missing</span>' if gaps else "")
-
-
 def _data(plan: Plan, found: list[Outcome]) -> str:
+    """What the script reads, as JSON that no HTML parser can end early."""
     places = [{"row": cell.row, "seed": cell.seed, "text": printable(plan.rows[cell.row].text)} for cell in plan.cells]
-    hashes = [
-        [outcome.drawn[cell].sha256 if cell in outcome.drawn else None for outcome in found] for cell in plan.cells
-    ]
+    hashes = [[o.images[cell].sha256 if cell in o.images else None for o in found] for cell in plan.cells]
     models = [{"name": printable(model.name), "folder": model.folder} for model in plan.models]
-    value = {"id": plan.id, "models": models, "places": places, "pictures": hashes}
+    value = {"id": plan.id, "models": models, "places": places, "images": hashes}
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def _pictures(plan: Plan, found: list[Outcome], whole: bool, *, several: bool) -> str:
-    categories = list(dict.fromkeys(row.category for row in plan.rows if row.category))
-    options = "".join(f'<option value="{text(name)}">{text(name)}</option>' for name in categories)
-    head = "".join(
-        f'<div><span class="chip" style="{colour(index)}">{text(model.name)}</span></div>'
-        for index, model in enumerate(plan.models)
-    )
-    rows = []
-    for place, cell in enumerate(plan.cells):
-        row = plan.rows[cell.row]
-        cells = []
-        for index, (model, outcome) in enumerate(zip(plan.models, found, strict=True)):
-            drawn = outcome.drawn.get(cell)
-            caption = f'<span class="chip" style="{colour(index)}">{text(model.name)}</span> '
-            if drawn is None:
-                shown = f'<div class="gap">{text(_why(outcome))}</div>'
-            else:
-                size = f'data-width="{drawn.width}" data-height="{drawn.height}"'
-                picture = embedded(outcome.folder / drawn.file, whole)
-                shown = f'<img id="p{place}-{index}" {size} src="{picture}" alt="picture {index + 1}" decoding="async">'
-                caption += f"{drawn.width} × {drawn.height} " if several else ""
-                caption += "".join(f'<br><span class="warn">{text(notice)}</span>' for notice in drawn.notices)
-            cells.append(f'<figure data-model="{index}">{shown}<figcaption>{caption}</figcaption></figure>')
-        words = f'<p dir="auto">{text(row.text)}</p><span class="soft small">{_about(row, cell, plan)}</span>'
-        rows.append(
-            f'<article class="row" data-place="{place}" data-category="{text(row.category)}"><div>{words}</div>'
-            f"{''.join(cells)}</article>"
-        )
-    many = " many" if len(plan.models) > 5 else ""  # then it scrolls sideways
-    return (
-        f'<div class="tools"><label{"" if categories else " hidden"}>Category <select id="category">'
-        f'<option value="">all</option>{options}</select></label>'
-        f'<label class="side">Size <input id="side" type="range" min="96" max="640" value="300"></label>'
-        f'<span class="soft">Click a picture to hold it against another.</span></div>'
-        f'<div class="table{many}"><div class="row head"><div></div>{head}</div>{"".join(rows)}</div>'
-    )
-
-
-def _about(row: Row, cell: Cell, plan: Plan) -> str:
-    parts = [row.category, row.style or "", f"seed {cell.seed}" if len(plan.seeds) > 1 else ""]
-    if row.negative_prompt:
-        parts.append(f"without: {row.negative_prompt}")
-    return " · ".join(text(part) for part in (f"prompt {cell.row}", *parts) if part)
-
-
-def _why(outcome: Outcome) -> str:
-    """Why a picture is not there."""
-    last = outcome.last
-    if last is None:
-        return "not drawn yet"
-    return {
-        "memory": "not drawn: memory ran out",
-        "failed": "not drawn: the model failed",
-        "done": "no such picture",
-    }.get(last.ended, "not drawn yet")
-
-
-def embedded(path: Path, whole: bool) -> str:
-    """The picture file as a data URI: as it is, or made small."""
-    if whole:
+def _embedded(path: Path, unchanged: bool) -> str:
+    """The image file as a data URI."""
+    if unchanged:
         return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     from PIL import Image
 
@@ -184,20 +85,43 @@ def embedded(path: Path, whole: bool) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _slider(plan: Plan, names: list[str]) -> str:
-    models = [f'<option value="{index}">{name}</option>' for index, name in enumerate(names)]
-    chosen = [
-        model.replace("<option", "<option selected", 1) if index == 1 else model for index, model in enumerate(models)
-    ]
-    places = "".join(
-        f'<option value="{index}">{text(plan.rows[cell.row].text[:70])}'
-        f"{f' (seed {cell.seed})' if len(plan.seeds) > 1 else ''}</option>"
-        for index, cell in enumerate(plan.cells)
-    )
-    return (
-        f'<div class="tools"><label>Left <select id="left">{"".join(models)}</select></label>'
-        f'<label>Right <select id="right">{"".join(chosen)}</select></label>'
-        f'<label>Prompt <select id="which">{places}</select></label>'
-        '<button class="button" id="before">Previous</button><button class="button" id="after">Next</button></div>'
-        + _part("slider.html")
-    )
+def _settings_table(plan: Plan, found: list[Outcome]) -> list[tuple[str, list[str], bool]]:
+    """(name, a value per model, whether the models differ in it), what differs first."""
+    columns = [_flat(_settings(model, outcome)) for model, outcome in zip(plan.models, found, strict=True)]
+    rows = []
+    for name in dict.fromkeys(name for values in columns for name in values):
+        values = [column.get(name, "") for column in columns]
+        known = {v for v, model in zip(values, plan.models, strict=True) if model.kind != "images"}
+        rows.append((name, values, len(known) > 1))
+    return sorted(rows, key=lambda row: not row[2])
+
+
+def _settings(model: Model, outcome: Outcome) -> dict[str, Any]:
+    """What the command gave, and on top what the sampling process filled in."""
+    used = outcome.used
+    filled_in = {} if used is None else {k: v for k, v in used.settings.items() if k not in ("source", "model_hash")}
+    return {"source": model.source, "kind": model.kind, **model.settings.given(), **filled_in}
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
+    """One line per value: {"versions": {"torch": "2"}} becomes {"versions, torch": "2"}."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{before}{name}, ")
+        elif value is not None and value != "":
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flat[before + name.replace("_", " ")] = shown
+    return flat
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

@@ -10,10 +10,9 @@ from PIL import Image, ImageDraw
 
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.numbers import alignment, fidelity
-from pixart.evaluation.numbers.command import run_layout, run_metrics
-from pixart.evaluation.numbers.layouts import geneval_lines, places
-from pixart.evaluation.numbers.pictures import open_folder, prompts_of, read
+from pixart.evaluation.metrics import alignment, fidelity
+from pixart.evaluation.metrics.images import open_folder, prompts_of, read, sampling_settings
+from pixart.evaluation.metrics.layouts import places
 
 
 def write_pictures(folder: Path, count: int, *, shift: int, seed: int) -> Path:
@@ -68,17 +67,16 @@ def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsy
     for other, metrics, name in zip(folders[1:], ("kid,prc", "fid,kid,prc"), ("near", "far"), strict=True):
         output = tmp_path / f"{name}.json"
         words = ["--inception", str(inception), "--output", str(output), "--metrics", metrics]
-        assert run_metrics([str(folders[0]), "--reference", str(other), *words]) == 0
+        assert main(["metrics", str(folders[0]), "--reference", str(other), *words]) == 0
         told.append(json.loads(output.read_text()))
-    near, far = (one["figures"] for one in told)
+    near, far = (one["metrics"] for one in told)
     assert near["kid"] < far["kid"] and near["precision"] > far["precision"]
     assert 0 <= far["recall"] <= near["recall"] <= 1 and far["fid"] > 0 and "fid" not in near
     out = capsys.readouterr().out
-    assert "biased: FID of 40 pictures is biased upwards" in out and "precision and recall depend on the count" in out
-    with pytest.raises(UsageError, match=r"near\.json and .*far\.json were measured differently \(reference "):
-        run_metrics(["--compare", str(tmp_path / "near.json"), str(tmp_path / "far.json")])
+    assert out.count("biased: ") == 3  # precision and recall twice, FID once
     both = ["--compare", str(tmp_path / "near.json"), str(tmp_path / "far.json")]
-    assert run_metrics([*both, "--across", "reference"]) == 0
+    assert main(["metrics", *both]) == 2 and "reference" in capsys.readouterr().err
+    assert main(["metrics", *both, "--across", "reference"]) == 0
     kid, fid = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("kid ", "fid ")))
     assert (kid, fid) == (["kid", *(f"{one['kid']:.4f}" for one in (near, far))], ["fid", "-", f"{far['fid']:.4f}"])
     protocol = told[0]["protocol"]
@@ -87,16 +85,14 @@ def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsy
 
 
 def test_the_protocol_says_how_our_own_pictures_were_drawn(tiny_model_with_graphs, tmp_path):
-    from pixart.evaluation.numbers.protocol import drawing_protocol
-
     small = ["--width", "64", "--height", "64", "--seed", "7", "--num-images", "2", "--output", str(tmp_path)]
     for steps in ("2", "3"):
         assert main(["generate", "a fox", "--model", str(tiny_model_with_graphs), "--steps", steps, *small]) == 0
-    found = drawing_protocol(open_folder(tmp_path))
+    found = sampling_settings(open_folder(tmp_path))
     assert (found["steps"], found["width"], found["seeds"]) == ([2, 3], 64, "7 to 8, 2 of them")
     assert isinstance(found["guidance_scale"], float) and found["sampler"] == "dpm-solver"
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png")
-    assert set(drawing_protocol(open_folder(tmp_path)).values()) == {None}
+    assert set(sampling_settings(open_folder(tmp_path)).values()) == {None}
 
 
 def test_the_formulas_give_what_torch_fidelity_gives():
@@ -114,12 +110,12 @@ def test_the_formulas_give_what_torch_fidelity_gives():
 
 
 def test_too_few_pictures_are_refused_or_marked():
-    with pytest.raises(UsageError, match="need 100 each"):
+    with pytest.raises(UsageError, match="100"):
         fidelity.check_count(99, 5000, ("kid",))
-    with pytest.raises(UsageError, match=r"FID needs more than 2,048 .* not 2,048"):
+    with pytest.raises(UsageError, match="2,048"):
         fidelity.check_count(2048, 50_000, ("fid", "kid"))
     assert fidelity.check_count(512, 1359, ("kid",)) == ()
-    assert "biased upwards" in fidelity.check_count(5000, 50_000, ("fid",))[0]
+    assert len(fidelity.check_count(5000, 50_000, ("fid",))) == 1
     assert fidelity.check_count(10_000, 50_000, ("fid", "kid", "prc")) == ()
 
 
@@ -180,7 +176,7 @@ def test_clip_score_is_what_the_logits_of_transformers_say(clip_folder, folders)
 
 
 def test_the_command_scores_each_picture_against_its_own_prompt(clip_folder, folders, capsys):
-    assert run_metrics([str(folders[0]), "--clip", str(clip_folder), "--num", "3"]) == 0
+    assert main(["metrics", str(folders[0]), "--clip", str(clip_folder), "--num", "3"]) == 0
     out = capsys.readouterr().out
     folder = open_folder(folders[0], 3)
     expected = alignment.clip_scores(
@@ -243,7 +239,7 @@ def test_pictures_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_grap
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     dest = tmp_path / "geneval"
     words = ["--model", str(tiny_model_with_graphs), *["--num-images", "2", "--steps", "2", "--size", "64"]]
-    assert run_layout(["geneval", str(file), str(dest), *words]) == 0
+    assert main(["layout", "geneval", str(file), str(dest), *words]) == 0
     assert sorted(str(path.relative_to(dest)) for path in dest.rglob("*.*")) == [
         *("00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png"),
         *("00001/metadata.jsonl", "00001/samples/0000.png", "00001/samples/0001.png"),
@@ -252,20 +248,18 @@ def test_pictures_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_grap
     (dest / "00001" / "samples" / "0001.png").unlink()
     before = (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns
     capsys.readouterr()
-    assert run_layout(["geneval", str(file), str(dest), *words]) == 0
-    assert "drew 1 of 1" in capsys.readouterr().err
+    assert main(["layout", "geneval", str(file), str(dest), *words]) == 0
     assert (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns == before
     assert prompts_of(open_folder(dest)) == ["a red apple"] * 2 + ["a fox"] * 2
 
     before = {path: path.read_bytes() for path in dest.rglob("*.*")}
-    with pytest.raises(UsageError, match=r"0000.png was drawn with steps 2, not 3; give another folder"):
-        run_layout(["geneval", str(file), str(dest), *words[:5], "3", *words[6:]])
+    assert main(["layout", "geneval", str(file), str(dest), *words[:5], "3", *words[6:]]) == 2
     assert {path: path.read_bytes() for path in dest.rglob("*.*")} == before
 
     texts = tmp_path / "color_val.txt"
     texts.write_text("a red apple\na fox\n")
     dest = tmp_path / "t2i"
-    assert run_layout(["t2i-compbench", str(texts), str(dest), *words]) == 0
+    assert main(["layout", "t2i-compbench", str(texts), str(dest), *words]) == 0
     names = sorted(path.name for path in (dest / "samples").iterdir())
     assert names == [f"{p}_{k:06}.png" for p, k in (("a fox", 2), ("a fox", 3), ("a red apple", 0), ("a red apple", 1))]
 
@@ -277,10 +271,10 @@ def test_prompts_are_found_beside_or_in_the_pictures(tmp_path):
     (tmp_path / "00000" / "metadata.jsonl").write_text('{"prompt": "two cats"}\n')
     folder = open_folder(tmp_path)
     assert prompts_of(folder) == ["two cats"] and prompts_of(folder, ["a dog"]) == ["a dog"]
-    with pytest.raises(UsageError, match="There are 2 prompts for the 1 pictures"):
+    with pytest.raises(UsageError, match="2 prompts"):
         prompts_of(folder, ["a", "b"])
     (tmp_path / "00000" / "metadata.jsonl").unlink()
-    with pytest.raises(UsageError, match="holds no prompt, and its name is none either"):
+    with pytest.raises(UsageError, match="--prompts"):
         prompts_of(folder)
 
 
@@ -292,31 +286,30 @@ def test_pictures_of_other_sizes_are_cut_to_the_middle_square(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    "words",
     [
-        ("nowhere --clip x", "nowhere is not a folder of pictures"),
-        ("{pictures}", "There is nothing to measure"),
-        ("", "There is nothing to measure: pixart metrics takes a folder"),
-        ("{pictures} --clip x --num 0", "--num is 0"),
-        ("--compare a.json", "--compare needs two files"),
-        ("{pictures} --across steps", "--across goes with --compare"),
-        ("{pictures} --reference {empty}", "holds no pictures"),
-        ("{pictures} --reference {pictures} --metrics fid,is", "it takes fid, kid, prc"),
-        ("{pictures} --clip x --num 50", "fewer than the 50"),
+        "nowhere --clip x",
+        "{images}",
+        "",
+        "{images} --clip x --num 0",
+        "--compare a.json",
+        "{images} --across steps",
+        "{images} --reference {empty}",
+        "{images} --reference {images} --metrics fid,is",
+        "{images} --clip x --num 50",
+        "{images} --clip x --device tpu",
     ],
 )
-def test_bad_input_is_one_sentence(folders, tmp_path, words, sentence):
+def test_bad_input_ends_with_2(folders, tmp_path, words, capsys):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=sentence):
-        run_metrics([word.format(pictures=folders[0], empty=tmp_path / "empty") for word in words.split()])
+    given = [word.format(images=folders[0], empty=tmp_path / "empty") for word in words.split()]
+    assert main(["metrics", *given]) == 2 and capsys.readouterr().err.startswith("pixart: ")
 
 
-def test_bad_benchmark_files_name_the_line(tmp_path):
+def test_bad_benchmark_files_are_refused(tmp_path, capsys):
     file = tmp_path / "bad.jsonl"
     file.write_text('{"prompt": "a cat"}\n{"tag": "x"}\n')
-    with pytest.raises(UsageError, match="line 2 is no line of GenEval's metadata"):
-        geneval_lines(file)
-    with pytest.raises(UsageError, match="There is no layout 'coco'"):
-        list(places("coco", tmp_path, ["a"], 1))
-    with pytest.raises(UsageError, match='which "a cat / a dog" cannot be'):
+    assert main(["layout", "geneval", str(file), str(tmp_path / "out")]) == 2 and "line 2" in capsys.readouterr().err
+    assert main(["layout", "coco", str(file), str(tmp_path / "out")]) == 2
+    with pytest.raises(UsageError, match="a cat / a dog"):
         list(places("t2i-compbench", tmp_path, ["a cat / a dog"], 1))

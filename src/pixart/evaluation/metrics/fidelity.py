@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall on features of Inception v3: how alike two folders of pictures are.
+"""FID, KID, precision and recall on features of Inception v3: how alike two folders of images are.
 
 FID and KID are torchmetrics'. It has no precision and recall; torch-fidelity has, but wants torchvision, whose usual
 build does not load beside a torch without CUDA. So these are written here, and the tests hold torch-fidelity's results.
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.numbers.pictures import Folder, read
+from pixart.evaluation.metrics.images import Folder, read
 
-FEATURES = 2048  # of Inception v3: with no more pictures than that, FID's covariances have no inverse
-UNBIASED = 10_000  # under it, FID is well above what more pictures of the same model would give (arXiv 1911.07023)
-FEWEST = 100  # pictures, for any of the others
-SUBSETS, SUBSET = 100, 1000  # of KID, and pictures of each; with fewer pictures, half of them
+FEATURES = 2048  # of Inception v3: with no more images than that, FID's covariances have no inverse
+UNBIASED = 10_000  # under it, FID is well above what more images of the same model would give (arXiv 1911.07023)
+FEWEST = 100  # images, for any of the others
+SUBSETS, SUBSET = 100, 1000  # of KID, and images of each; with fewer images, half of them
 SUBSETS_SEED = 2020
-NEIGHBOUR = 3  # whose distance is the radius of a picture's ball, in precision and recall
+NEIGHBOUR = 3  # whose distance is the radius of an image's ball, in precision and recall
 AT_ONCE = 32
 WEIGHTS = "inception-2015-12-05.pt"
 WHERE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{WEIGHTS}"
@@ -28,7 +28,7 @@ METRICS = ("fid", "kid", "prc")
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What two folders of pictures come to. None: not asked for. `marks` say what to know before quoting a figure."""
+    """What two folders of images come to. None: not measured. `marks` say what to know before quoting a metric."""
 
     fid: float | None
     kid: float | None
@@ -52,46 +52,53 @@ def find_weights(given: Path | None) -> Path:
     return given
 
 
-def check_count(drawn: int, true: int, metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """What to say about figures of so many pictures. Raises UsageError where there are too few for one of them."""
-    fewest = min(drawn, true)
+def check_count(generated: int, real: int, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """What to know of metrics of so many images. Raises UsageError where there are too few for one of them."""
+    fewest = min(generated, real)
     if fewest < FEWEST:
         raise UsageError(
-            f"There are {drawn:,} drawn and {true:,} true pictures; FID, KID, precision and recall need {FEWEST} each."
+            f"There are {generated:,} generated and {real:,} real images; FID, KID, precision and recall need "
+            f"{FEWEST} of each."
         )
     if "fid" in metrics and fewest <= FEATURES:
         raise UsageError(
-            f"FID needs more than {FEATURES:,} pictures of each kind, not {fewest:,}: its features have that many "
+            f"FID needs more than {FEATURES:,} images of each kind, not {fewest:,}: its features have that many "
             "dimensions. KID (--metrics kid) is unbiased with fewer."
         )
     marks = []
     if "fid" in metrics and fewest < UNBIASED:
-        marks.append(f"FID of {fewest:,} pictures is biased upwards; compare it with others of the same count only")
+        marks.append(f"FID of {fewest:,} images is biased upwards; compare it with others of the same count only")
     if "prc" in metrics and fewest < UNBIASED:
-        marks.append(f"precision and recall depend on the count, {drawn:,} and {true:,}")
+        marks.append(f"precision and recall depend on the count, {generated:,} and {real:,}")
     return tuple(marks)
 
 
 def fidelity(
-    drawn: Folder, true: Folder, *, metrics: tuple[str, ...] = METRICS, weights: Path | None = None, size: int = 299
+    images: Folder,
+    real: Folder,
+    *,
+    metrics: tuple[str, ...] = METRICS,
+    weights: Path | None = None,
+    size: int = 299,
+    device: str = "cpu",
 ) -> Fidelity:
-    """Compare two folders; the middle square of every picture is brought to `size` pixels first.
+    """Compare two folders; the middle square of every image is brought to `size` pixels first.
 
     Raises:
-        UsageError: too few pictures. PixArtError: Inception is missing, or the file is something else.
+        UsageError: too few images. PixArtError: Inception is missing, or the file is something else.
         ModuleNotFoundError: torchmetrics is missing.
     """
-    marks = check_count(len(drawn.files), len(true.files), metrics)
+    marks = check_count(len(images), len(real), metrics)
     path = find_weights(weights)
     if {"fid", "kid"} & set(metrics):
         import torchmetrics  # noqa: F401  # features take long; whether it is there is said now
-    a, b = (features(folder, path, size) for folder in (drawn, true))
+    a, b = (features(folder, path, size, device) for folder in (images, real))
     kid, kid_std = kernel_inception_distance(a, b) if "kid" in metrics else (None, None)
     precision, recall = precision_recall(a, b) if "prc" in metrics else (None, None)
     return Fidelity(frechet_distance(a, b) if "fid" in metrics else None, kid, kid_std, precision, recall, marks)
 
 
-def features(folder: Folder, weights: Path, size: int) -> np.ndarray:
+def features(folder: Folder, weights: Path, size: int, device: str = "cpu") -> np.ndarray:
     """(N, 2048) float64: the last pooling layer of the Inception v3 in a TorchScript file, which resizes by itself.
 
     The file's module is called with uint8 (B, 3, H, W) and `return_features=True`, as StyleGAN2-ADA's does
@@ -100,26 +107,27 @@ def features(folder: Folder, weights: Path, size: int) -> np.ndarray:
     import torch
 
     try:
-        network = torch.jit.load(weights, map_location="cpu").eval()
+        network = torch.jit.load(weights, map_location=device).eval()
         found = []
         for start in range(0, len(folder.files), AT_ONCE):
             part = np.stack([np.asarray(read(file, size)) for file in folder.files[start : start + AT_ONCE]])
             with torch.inference_mode():
-                found.append(network(torch.from_numpy(part).permute(0, 3, 1, 2), return_features=True).double().numpy())
+                pixels = torch.from_numpy(part).permute(0, 3, 1, 2).to(device)
+                found.append(network(pixels, return_features=True).cpu().double().numpy())
         return np.concatenate(found)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PixArtError(f"{weights} is not Inception v3 as TorchScript ({reason}); get {WHERE}") from error
 
 
-def frechet_distance(drawn: np.ndarray, true: np.ndarray) -> float:
+def frechet_distance(images: np.ndarray, real: np.ndarray) -> float:
     """FID of features (N, D) and (M, D): arXiv 1706.08500, equation 6, by torchmetrics."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return float(_measured(FrechetInceptionDistance(_as_they_are(drawn.shape[1])), drawn, true))
+    return float(_measured(FrechetInceptionDistance(_identity(images.shape[1])), images, real))
 
 
-def kernel_inception_distance(drawn: np.ndarray, true: np.ndarray, subsets: int = SUBSETS) -> tuple[float, float]:
+def kernel_inception_distance(images: np.ndarray, real: np.ndarray, subsets: int = SUBSETS) -> tuple[float, float]:
     """KID and its deviation over random subsets: arXiv 1801.01401, section 4, by torchmetrics.
 
     Which subsets is always the same for the same counts, and changes no other random numbers of torch.
@@ -127,16 +135,16 @@ def kernel_inception_distance(drawn: np.ndarray, true: np.ndarray, subsets: int 
     import torch
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    count = min(SUBSET, min(len(drawn), len(true)) // 2)
+    count = min(SUBSET, min(len(images), len(real)) // 2)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that it keeps all features in memory
         torch.manual_seed(SUBSETS_SEED)
-        metric = KernelInceptionDistance(_as_they_are(drawn.shape[1]), subsets=subsets, subset_size=count)
-        mean, deviation = _measured(metric, drawn, true)
+        metric = KernelInceptionDistance(_identity(images.shape[1]), subsets=subsets, subset_size=count)
+        mean, deviation = _measured(metric, images, real)
     return float(mean), float(deviation)
 
 
-def _as_they_are(width: int) -> "torch.nn.Module":  # noqa: F821
+def _identity(width: int) -> "torch.nn.Module":  # noqa: F821
     """What torchmetrics takes for its extractor, since our features are there already."""
     import torch
 
@@ -145,18 +153,18 @@ def _as_they_are(width: int) -> "torch.nn.Module":  # noqa: F821
     return module
 
 
-def _measured(metric: "torchmetrics.Metric", drawn: np.ndarray, true: np.ndarray) -> Any:  # noqa: F821
+def _measured(metric: "torchmetrics.Metric", images: np.ndarray, real: np.ndarray) -> Any:  # noqa: F821
     import torch
 
-    metric.update(torch.from_numpy(drawn).double(), real=False)
-    metric.update(torch.from_numpy(true).double(), real=True)
+    metric.update(torch.from_numpy(images).double(), real=False)
+    metric.update(torch.from_numpy(real).double(), real=True)
     return metric.compute()
 
 
-def precision_recall(drawn: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """The share of drawn features within a ball of a true one, and the reverse (arXiv 1904.06991, section 2)."""
-    between = _distances(drawn, true)
-    radius = [np.partition(_distances(x, x), NEIGHBOUR, axis=1)[:, NEIGHBOUR] for x in (drawn, true)]
+def precision_recall(images: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """The share of generated features within a ball of a real one, and the reverse (arXiv 1904.06991, section 2)."""
+    between = _distances(images, real)
+    radius = [np.partition(_distances(x, x), NEIGHBOUR, axis=1)[:, NEIGHBOUR] for x in (images, real)]
     precision = (between <= radius[1]).any(axis=1).mean()
     recall = (radius[0] >= between.T).any(axis=1).mean()
     return float(precision), float(recall)

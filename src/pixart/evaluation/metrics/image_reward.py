@@ -1,6 +1,6 @@
-"""ImageReward (arXiv 2304.05977): how people would like a picture for its prompt, by the published checkpoint.
+"""ImageReward (arXiv 2304.05977): how people would like an image for its prompt, by the published checkpoint.
 
-A picture goes through BLIP's vision transformer, the prompt through BLIP's BERT, which looks at the picture in every
+An image goes through BLIP's vision transformer, the prompt through BLIP's BERT, which looks at the image in every
 layer; a head on the first token gives the score. The networks are transformers' BLIP classes; sizes come from the
 checkpoint's tensors, whose names are those of THUDM/ImageReward (ImageReward/ImageReward.py, models/BLIP).
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pixart.errors import PixArtError
-from pixart.evaluation.numbers.alignment import AT_ONCE, prepared
+from pixart.evaluation.metrics.alignment import AT_ONCE, prepared
 
 FILE = "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt"
 # Of the scores on the authors' validation set: what is printed has mean 0 and deviation 1 there.
@@ -47,29 +47,30 @@ class ImageReward:
     tokenizer: Any
     size: int  # pixels
 
-    def scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """The score of each picture for its own prompt, (N,); higher is better, most lie between -2 and 2."""
+    def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """The score of each image for its own prompt, (N,); higher is better, most lie between -2 and 2."""
         import torch
 
         found = [np.zeros(0)]
-        for start in range(0, len(pictures), AT_ONCE):
-            part = [prepared(p, self.size, PIXEL_MEAN, PIXEL_STD, round) for p in pictures[start : start + AT_ONCE]]
+        for start in range(0, len(images), AT_ONCE):
+            part = [prepared(p, self.size, PIXEL_MEAN, PIXEL_STD, round) for p in images[start : start + AT_ONCE]]
             read = self.tokenizer.encode_batch(list(prompts[start : start + AT_ONCE]))
             with torch.inference_mode():
-                seen = self.vision(pixel_values=torch.from_numpy(np.stack(part))).last_hidden_state
+                device = self.vision.device
+                states = self.vision(pixel_values=torch.from_numpy(np.stack(part)).to(device)).last_hidden_state
                 x = self.text(
-                    input_ids=torch.tensor([text.ids for text in read]),
-                    attention_mask=torch.tensor([text.attention_mask for text in read]),
-                    encoder_hidden_states=seen,
-                    encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long),
+                    input_ids=torch.tensor([text.ids for text in read], device=device),
+                    attention_mask=torch.tensor([text.attention_mask for text in read], device=device),
+                    encoder_hidden_states=states,
+                    encoder_attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=device),
                 ).last_hidden_state[:, 0]
                 for weight, bias in self.head:
                     x = torch.nn.functional.linear(x, weight, bias)
-                found.append(((x[:, 0] - MEAN) / STD).double().numpy())
+                found.append(((x[:, 0] - MEAN) / STD).double().cpu().numpy())
         return np.concatenate(found)
 
 
-def open_image_reward(path: Path) -> ImageReward:
+def open_image_reward(path: Path, device: str = "cpu") -> ImageReward:
     """The published ImageReward.pt. Raises PixArtError where it is missing or something else."""
     import torch
 
@@ -79,11 +80,11 @@ def open_image_reward(path: Path) -> ImageReward:
         state = torch.load(path, map_location="cpu", weights_only=True)
         tensors = {name: tensor.float() for name, tensor in state.items() if torch.is_tensor(tensor)}
         vision, text = _vision(_under("blip.visual_encoder.", tensors)), _text(_under("blip.text_encoder.", tensors))
-        head = [(tensors[f"mlp.{name}.weight"], tensors[f"mlp.{name}.bias"]) for name in HEAD]
+        head = [tuple(tensors[f"mlp.{name}.{kind}"].to(device) for kind in ("weight", "bias")) for name in HEAD]
     except Exception as error:  # a damaged file can fail anywhere inside the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PixArtError(f"{path} is not ImageReward's checkpoint ({reason}); get {FILE}") from error
-    return ImageReward(vision, text, head, tokenizer(), vision.config.image_size)
+    return ImageReward(vision.to(device), text.to(device), head, tokenizer(), vision.config.image_size)
 
 
 def tokenizer() -> Any:

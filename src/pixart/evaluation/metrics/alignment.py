@@ -1,6 +1,6 @@
-"""How well pictures fit their prompts, by networks that others trained: CLIPScore, and HPSv2's human preference.
+"""How well images fit their prompts, by networks that others trained: CLIPScore, and HPSv2's human preference.
 
-HPSv2 (arXiv 2306.09341) is CLIP ViT-H/14, fine-tuned on people's choices; its figure is the cosine of CLIP's. So both
+HPSv2 (arXiv 2306.09341) is CLIP ViT-H/14, fine-tuned on people's choices; its score is the cosine of CLIP's. So both
 are read by the same code; the official HPS_v2*.pt has the tensor names of open_clip.
 """
 
@@ -23,7 +23,7 @@ HPS_CONFIG = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # its processor and the si
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP model of transformers, loaded, with its tokenizer and how its pictures are prepared."""
+    """A CLIP model of transformers, loaded, with its tokenizer and how its images are prepared."""
 
     model: "torch.nn.Module"  # noqa: F821
     tokenizer: "CLIPTokenizer"  # noqa: F821
@@ -32,13 +32,13 @@ class Clip:
     std: tuple[float, float, float]
     path: Path  # of the folder
 
-    def cosines(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """The cosine of each picture with its own prompt, (N,), -1 to 1."""
+    def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """The cosine of each image with its own prompt, (N,), -1 to 1."""
         import torch
 
         found = [np.zeros(0)]
-        for start in range(0, len(pictures), AT_ONCE):
-            part = np.stack([self.prepared(p) for p in pictures[start : start + AT_ONCE]])
+        for start in range(0, len(images), AT_ONCE):
+            part = np.stack([self.prepared(p) for p in images[start : start + AT_ONCE]])
             words = self.tokenizer(
                 list(prompts[start : start + AT_ONCE]),
                 return_tensors="pt",
@@ -48,53 +48,53 @@ class Clip:
             )
             with torch.inference_mode():
                 out = self.model(
-                    input_ids=words.input_ids,
-                    attention_mask=words.attention_mask,
-                    pixel_values=torch.from_numpy(part),
+                    input_ids=words.input_ids.to(self.model.device),
+                    attention_mask=words.attention_mask.to(self.model.device),
+                    pixel_values=torch.from_numpy(part).to(self.model.device),
                 )
             a, b = (torch.nn.functional.normalize(part.float(), dim=1) for part in (out.image_embeds, out.text_embeds))
-            found.append((a * b).sum(dim=1).numpy())
+            found.append((a * b).sum(dim=1).cpu().numpy())
         return np.concatenate(found)
 
-    def prepared(self, picture: Image.Image) -> np.ndarray:
+    def prepared(self, image: Image.Image) -> np.ndarray:
         """See `prepared`."""
-        return prepared(picture, self.size, self.mean, self.std)
+        return prepared(image, self.size, self.mean, self.std)
 
 
 def prepared(
-    picture: Image.Image,
+    image: Image.Image,
     size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    whole: Callable[[float], int] = math.floor,
+    rounding: Callable[[float], int] = math.floor,
 ) -> np.ndarray:
     """(3, size, size) float32: the shorter side brought to `size` by PIL's bicubic filter, the middle, normalised.
 
-    By hand, since the processors of transformers want torchvision; `whole` says which pixel the middle begins at.
+    By hand, since the processors of transformers want torchvision; `rounding` says which pixel the middle begins at.
     """
-    rgb = picture.convert("RGB")
+    rgb = image.convert("RGB")
     scale = size / min(rgb.size)
     wide, high = (max(size, int(side * scale)) for side in rgb.size)
     rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = whole((wide - size) / 2), whole((high - size) / 2)
+    left, top = rounding((wide - size) / 2), rounding((high - size) / 2)
     pixels = np.asarray(rgb.crop((left, top, left + size, top + size)), np.float32) / 255
     return ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
 
 
-def clip_scores(clip: Clip, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-    """CLIPScore of each picture, (N,), 0 to 100: the cosine, cut at 0, times 100 as torchmetrics has it.
+def clip_scores(clip: Clip, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    """CLIPScore of each image, (N,), 0 to 100: the cosine, cut at 0, times 100 as torchmetrics has it.
 
     Hessel et al. (arXiv 2104.08718), equation 1, multiply by 2.5 instead.
     """
-    return 100 * np.maximum(clip.cosines(pictures, prompts), 0)
+    return 100 * np.maximum(clip.cosines(images, prompts), 0)
 
 
-def hps_scores(clip: Clip, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-    """HPSv2 of each picture, (N,), as the official code prints it times 100."""
-    return 100 * clip.cosines(pictures, prompts)
+def hps_scores(clip: Clip, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    """HPSv2 of each image, (N,), as the official code prints it times 100."""
+    return 100 * clip.cosines(images, prompts)
 
 
-def open_clip(source: str | Path = CLIP) -> Clip:
+def open_clip(source: str | Path = CLIP, device: str = "cpu") -> Clip:
     """A CLIP folder of transformers, or a hub id that is in the cache. PixArtError says how to get it."""
     from transformers import CLIPModel
 
@@ -102,7 +102,7 @@ def open_clip(source: str | Path = CLIP) -> Clip:
         model, info = CLIPModel.from_pretrained(source, local_files_only=True, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"it lacks {sorted(info['missing_keys'])[0]}")
-        return _with_parts(model, source)
+        return _with_parts(model.to(device), source)
     except Exception as error:  # a damaged folder can fail anywhere inside the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PixArtError(
@@ -111,7 +111,7 @@ def open_clip(source: str | Path = CLIP) -> Clip:
 
 
 def _with_parts(model, source: str | Path) -> Clip:
-    """The model with the tokenizer and picture settings (preprocessor_config.json) of a folder or hub id."""
+    """The model with the tokenizer and image settings (preprocessor_config.json) of a folder or hub id."""
     from transformers import CLIPTokenizer
     from transformers.utils import cached_file
 
@@ -123,8 +123,8 @@ def _with_parts(model, source: str | Path) -> Clip:
     return Clip(model.eval().requires_grad_(False), tokenizer, size, mean, std, Path(path).parent)
 
 
-def open_hps(weights: Path, config: str | Path = HPS_CONFIG) -> Clip:
-    """HPSv2 from the official file; sizes, tokenizer and picture settings from `config`, a CLIP folder or hub id.
+def open_hps(weights: Path, config: str | Path = HPS_CONFIG, device: str = "cpu") -> Clip:
+    """HPSv2 from the official file; sizes, tokenizer and image settings from `config`, a CLIP folder or hub id.
 
     A folder of transformers with HPSv2's weights is read as it is. Raises PixArtError where a file is missing.
     """
@@ -132,12 +132,12 @@ def open_hps(weights: Path, config: str | Path = HPS_CONFIG) -> Clip:
     from transformers import CLIPConfig, CLIPModel
 
     if weights.is_dir():
-        return open_clip(weights)
+        return open_clip(weights, device)
     if not weights.is_file():
         raise PixArtError(f"HPSv2 needs its weights, and {weights} is not there; get {HPS_FILE}")
     try:
         model = CLIPModel(CLIPConfig.from_pretrained(config, local_files_only=True))
-        clip = _with_parts(model, config)
+        clip = _with_parts(model.to(device), config)
     except Exception as error:
         raise PixArtError(
             f"HPSv2 needs the sizes and the tokenizer of {config}; get them with: hf download {HPS_CONFIG} "

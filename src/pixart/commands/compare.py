@@ -1,0 +1,242 @@
+"""`pixart compare`: several models, the same prompts and seeds, one page. `pixart prompts`: the prompt sets."""
+
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from pixart.config import shown, unknown
+from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.comparison import record
+from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
+from pixart.evaluation.comparison.record import Plan, outcome, outcomes
+from pixart.evaluation.comparison.run import match, sample, take
+from pixart.evaluation.comparison.worker import DIFFUSERS_DTYPES, joined, split_settings
+from pixart.files import locked
+from pixart.progress import Progress
+from pixart.runtime.device import DEVICES
+
+MAX_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Generate the same prompts with the same seeds by several models, and show them on one page; prints its path.
+
+    A model is: default (the shipped one), a model folder, an official file with parts=FOLDER, a hub id, a training run
+    or one of its checkpoints, any text-to-image pipeline of Diffusers, or a folder of images made elsewhere. Settings
+    of one model stand behind its name: default,steps=8,dtype=int8. A .toml or .json file names several. The settings
+    given as options hold for every model that knows them and does not say otherwise.
+
+    Each image is kept as soon as it is made; the same command goes on where it was stopped.
+    """
+
+    models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...", help_behavior_hint="(required)")]]
+    """The models to compare."""
+    prompts: Annotated[str, arg(metavar="SET|FILE", help_behavior_hint="(required)")] = ""
+    """A prompt set (`pixart prompts` lists them), or a file: .txt, .jsonl, PartiPrompts, GenEval, ..."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    """Each prompt is generated once with each of these."""
+    output: Annotated[Path, arg(metavar="FOLDER")] = Path("comparison")
+    """Where the images and the page go."""
+    limit: Annotated[int | None, shown("N", "all")] = None
+    """Only N of the prompts, spread evenly over all of them."""
+    styles: bool = False
+    """Generate each prompt in all the styles of the first model that has styles."""
+    settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
+    track: Annotated[Literal["wandb", "trackio"] | None, shown("NAME", "none")] = None
+    """wandb or trackio: show the comparison there too, as a table."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """List the prompt sets of the package, or the prompts of a set or file as JSON lines."""
+
+    name: Positional[Annotated[str | None, arg(metavar="SET|FILE")]] = None
+    """What to list; without it, the sets."""
+
+
+def compare(options: Compare) -> int:
+    """Run `pixart compare`. Returns 0 if every image is there; raises PixArtError in one sentence."""
+    if not options.prompts:
+        raise UsageError("pixart compare needs prompts: --prompts general, another set, or a file.")
+    plan, output = _plan(options), options.output
+    loaded = {model.name: _checked(plan, model) for model in plan.models if model.kind in ("pixart", "diffusers")}
+    record.check_free(plan, output)
+    with locked(output / record.LOCK, f"Another pixart compare works in {output}; give another --output."):
+        record.begin(plan, output)
+        from pixart.evaluation.comparison.page import write_page
+
+        with Progress() as progress:
+            try:
+                for model in plan.models:
+                    _complete(plan, model, loaded.get(model.name), output, progress)
+            finally:
+                page = write_page(plan, output)
+            progress.result(str(page))
+            if options.track:
+                _track(options.track, plan, output, progress)
+    _refuse_gaps(plan, output)
+    return 0
+
+
+def list_prompts(options: Prompts) -> int:
+    """Run `pixart prompts`."""
+    from pixart.evaluation.prompt_sets import SETS, read_prompts
+
+    if options.name is None:
+        for name, what in SETS.items():
+            print(f"{name:<12} {what}")
+        return 0
+    for prompt in read_prompts(options.name):
+        print(json.dumps({"prompt": prompt.text, "category": prompt.category, **prompt.about}, ensure_ascii=False))
+    return 0
+
+
+def _plan(options: Compare) -> Plan:
+    """Everything that can be wrong with the command is said here, before anything is generated or written."""
+    from pixart.evaluation.prompt_sets import read_prompts
+
+    prompts = read_prompts(options.prompts)
+    if options.limit is not None:
+        if options.limit < 1:
+            raise UsageError(f"--limit is {options.limit}; give 1 or more.")
+        count = min(options.limit, len(prompts))
+        prompts = [prompts[number * len(prompts) // count] for number in range(count)]
+    seeds = options.seeds
+    if not 1 <= len(seeds) <= MAX_SEEDS or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
+        raise UsageError(f"--seeds takes 1 to {MAX_SEEDS} different whole numbers from 0 to {2**32 - 1}.")
+    models = [_settled(model, options.output) for model in read_models(list(options.models), options.settings)]
+    rows = record.make_rows(prompts, _styles(models) if options.styles else None)
+    return Plan(rows, tuple(seeds), tuple(models))
+
+
+def _settled(model: Model, output: Path) -> Model:
+    """A run's model with its checkpoint named, since a run may go on; a comparison begun earlier keeps its own."""
+    if model.kind != "run":
+        return model
+    from pixart.training.checkpoint_model import find_checkpoint
+
+    settings = model.settings
+    if (output / record.PLAN).is_file():
+        for earlier in record.read(output).models:
+            if (earlier.folder, earlier.source) == (model.folder, model.source):
+                checkpoint = settings.checkpoint or earlier.settings.checkpoint
+                settings = replace(settings, checkpoint=checkpoint, ema=settings.ema or earlier.settings.ema)
+                if (outcome(output, model.folder).folder / "model").is_dir():
+                    return replace(model, settings=settings)
+    _, step, ema = find_checkpoint(Path(model.source), step=settings.checkpoint, ema=settings.ema)
+    return replace(model, settings=replace(settings, checkpoint=step, ema=ema))
+
+
+def _styles(models: list[Model]) -> dict:
+    from pixart.sampling.model_folder import open_model_folder
+
+    for model in models:
+        source = Path(model.source) / "model" if model.kind == "run" else model.source
+        if model.kind == "pixart" or (model.kind == "run" and (Path(model.source) / "model").is_dir()):
+            folder = open_model_folder(None if source == SHIPPED else source)
+            if folder.styles:
+                return folder.styles
+    raise UsageError("--styles: none of these models has styles; put the style into the prompts.")
+
+
+def _checked(plan: Plan, model: Model, folder: Path | None = None) -> str:
+    """The source that the worker loads; one of ours is checked here, with every prompt, before anything is loaded."""
+    source = str(folder) if folder else model.source
+    given = model.settings.given()
+    if model.kind == "diffusers":
+        if given.get("dtype", "float32") not in DIFFUSERS_DTYPES:
+            raise UsageError(f"A Diffusers pipeline is loaded in {', '.join(DIFFUSERS_DTYPES)}, not {given['dtype']}.")
+        return source
+    from pixart.sampling.engine import check_block_cache, choose_engine
+    from pixart.sampling.model_folder import open_model_folder
+    from pixart.sampling.request import check_text_states, make_request
+
+    loading, call = split_settings(given)
+    if loading.get("device", "cpu") not in DEVICES:
+        raise UsageError(unknown("device", loading["device"], DEVICES))
+    opened = open_model_folder(
+        None if source == SHIPPED else source, parts=loading.pop("parts", None), fast=loading.pop("fast", False)
+    )
+    engine = choose_engine(opened, **loading)
+    own_negative = call.pop("negative_prompt", "")
+    for row in plan.rows:
+        negative = joined(row.negative_prompt, own_negative)
+        request = make_request(opened, row.text, negative_prompt=negative, seed=max(plan.seeds), **call)
+        if loading["memory"].text_states is not None:
+            check_text_states(opened, request, loading["memory"].text_states)
+    if request.block_cache > 1:
+        check_block_cache(engine)
+    if request.null_text != "encoded" and engine != "torch":
+        raise UsageError(f"The engine {engine} takes no null caption; null_text={request.null_text} needs torch.")
+    return source
+
+
+def _complete(plan: Plan, model: Model, source: str | None, output: Path, progress: Progress) -> None:
+    """Make what `model` still lacks; a run's model folder is there only meanwhile."""
+    if model.kind == "images":
+        found, notes = match(Path(model.source), plan)
+        for note in notes:
+            progress.say(f"{model.name}: {note}")
+        take(found, model, output, notes)
+        return
+    known = outcome(output, model.folder)
+    if len(known.images) == len(plan.cells):
+        return
+    own = known.folder / "model"
+    if model.kind == "run":
+        if not own.is_dir():
+            from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+
+            run, step, ema = find_checkpoint(Path(model.source), step=model.settings.checkpoint, ema=model.settings.ema)
+            progress.say(f"{model.name}: preparing step {step:,}, EMA {ema:g}.")
+            own.parent.mkdir(parents=True, exist_ok=True)
+            write_checkpoint_model(run, own, step=step, ema=ema)
+        source = _checked(plan, model, own)
+    progress.start(model.name, len(plan.cells), unit="images", done=len(known.images))
+    kind = "diffusers" if model.kind == "diffusers" else "pixart"
+    session = sample(plan, model, kind, source, output, progress.advance)
+    if session.ended == "done" and own.is_dir():
+        shutil.rmtree(own)
+
+
+def _refuse_gaps(plan: Plan, output: Path) -> None:
+    """PixArtError if an image of a model that generates is missing, with the reason of each."""
+    gaps, count = [], 0
+    for model, known in zip(plan.models, outcomes(plan, output), strict=True):
+        lacking = len(plan.cells) - len(known.images)
+        if lacking and model.kind != "images":
+            count += lacking
+            ended = known.last.ended if known.last else "stopped"
+            reason = f" ({known.last.reason})" if known.last and known.last.reason else ""
+            why = {"memory": "memory ran out", "failed": "failed"}.get(ended, "stopped")
+            gaps.append(f"{model.name} {why} after {len(known.images):,}{reason}")
+    if gaps:
+        raise PixArtError(
+            f"{count:,} of {len(plan.cells) * len(plan.models):,} images are missing: {'; '.join(gaps)}. The same "
+            "command makes the rest; where memory ran out, with --staged it needs less (docs/memory.md)."
+        )
+
+
+def _track(tool: str, plan: Plan, output: Path, progress: Progress) -> None:
+    """The comparison as a table of Weights & Biases or trackio: a row per prompt and seed, a column per model."""
+    from pixart.tracking.generations import GenerationTracker
+
+    found = outcomes(plan, output)
+    rows = []
+    for cell in plan.cells:
+        row = plan.rows[cell.row]
+        images = [known.folder / cell.file if cell in known.images else None for known in found]
+        rows.append([row.text, row.category, cell.seed, *images])
+    costs = [
+        [model.name, len(known.images), known.seconds, known.load_seconds, known.peak_bytes]
+        for model, known in zip(plan.models, found, strict=True)
+    ]
+    tracker = GenerationTracker(tool, output, report=progress.say, close_timeout=600)  # many images take their time
+    tracker.table("comparison", ["prompt", "category", "seed", *(model.name for model in plan.models)], rows)
+    tracker.table("models", ["model", "images", "seconds an image", "seconds to load", "peak bytes"], costs)
+    tracker.close()

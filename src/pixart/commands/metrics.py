@@ -1,0 +1,268 @@
+"""`pixart metrics`: the metrics that papers report. `pixart layout`: images in the folders of benchmarks."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from pixart.config import shown
+from pixart.errors import PixArtError, UsageError
+from pixart.files import file_hash, read_json_object, write_json
+from pixart.progress import Progress
+
+FORMAT = 2
+
+
+@dataclass
+class Metrics:
+    """FID, KID, precision and recall against reference images; CLIPScore, HPSv2 and ImageReward against the prompts.
+
+    Each is measured where its network's weights are there; what is missing is named. The protocol is printed and
+    stored with the metrics. pixart metrics --compare A.json B.json prints two results beside each other.
+    """
+
+    images: Positional[Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(required)")]] = None
+    """Folder of generated images."""
+    reference: Annotated[Path | None, shown("FOLDER", "none")] = None
+    """Folder of real images, for FID, KID, precision and recall."""
+    metrics: Annotated[str, arg(metavar="NAME,...")] = "fid,kid,prc"
+    """Which of fid, kid and prc to measure with --reference."""
+    inception: Annotated[Path | None, shown("FILE", "torch's cache")] = None
+    """Inception v3 as TorchScript, as StyleGAN2-ADA publishes it."""
+    clip: Annotated[str | None, shown("FOLDER", "not measured")] = None
+    """CLIP for CLIPScore: a folder or hub id in the cache."""
+    hps: Annotated[Path | None, shown("FILE", "not measured")] = None
+    """HPSv2: the official .pt file, or a CLIP folder with its weights."""
+    hps_config: Annotated[str | None, shown("FOLDER", "laion's ViT-H/14")] = None
+    """CLIP folder with the sizes and the tokenizer of HPSv2."""
+    image_reward: Annotated[Path | None, shown("FILE", "not measured")] = None
+    """ImageReward: the official ImageReward.pt."""
+    prompts: Annotated[Path | None, shown("FILE", "what the images hold")] = None
+    """A prompt for each image, in the order of their names."""
+    num: Annotated[int | None, shown("N", "all")] = None
+    """Measure the first N images by name only, of both folders."""
+    size: Annotated[int, arg(metavar="PIXELS")] = 299
+    """Side that the middle square of every image is brought to before Inception."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cuda, mps, cpu, or auto: the fastest there is."""
+    output: Annotated[Path | None, shown("FILE.json", "none")] = None
+    """File for metrics and protocol."""
+    compare: tuple[Path, ...] = ()
+    """Files of earlier measurements, to print beside each other. Nothing is measured."""
+    across: Annotated[str, shown("NAME,...", "none")] = ""
+    """With --compare: what may differ, such as steps."""
+
+
+@dataclass
+class Layout:
+    """Generate a benchmark's prompts into the folders that its own scripts read. A run that was stopped goes on."""
+
+    layout: Positional[Literal["geneval", "t2i-compbench"]]
+    """The benchmark."""
+    prompts: Positional[Annotated[Path, arg(metavar="FILE")]]
+    """Its prompt file: evaluation_metadata.jsonl of GenEval, or a list of prompts."""
+    dest: Positional[Annotated[Path, arg(metavar="DEST")]]
+    """Folder to write into."""
+    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
+    """As in pixart generate."""
+    num_images: Annotated[int | None, shown("N", "4 for geneval, 10 for t2i-compbench")] = None
+    """Images for each prompt."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Of the first image of every prompt."""
+    steps: Annotated[int | None, shown("N", "the model's")] = None
+    """As in pixart generate."""
+    guidance_scale: Annotated[float | None, shown("X", "the model's")] = None
+    """As in pixart generate."""
+    size: Annotated[int | None, shown("PIXELS", "the model's")] = None
+    """Width and height of the images."""
+
+
+def metrics(options: Metrics) -> int:
+    """Run `pixart metrics`."""
+    if options.compare or options.across:
+        if len(options.compare) < 2:
+            raise UsageError("--compare needs two files or more.")
+        print(_beside(list(options.compare), set(filter(None, options.across.split(",")))))
+        return 0
+    if options.images is None:
+        raise UsageError("There is nothing to measure: pixart metrics takes a folder of generated images.")
+    by_prompt = any(given is not None for given in (options.clip, options.hps, options.image_reward))
+    if options.reference is None and not by_prompt:
+        raise UsageError(
+            "There is nothing to measure: give --reference for FID, KID and the like, --clip, --hps, or --image-reward."
+        )
+    from pixart.evaluation.metrics import alignment, fidelity
+    from pixart.evaluation.metrics.images import open_folder, prompts_of, sampling_settings
+    from pixart.runtime.device import choose_device, find_devices
+
+    wanted = tuple(options.metrics.split(","))
+    if not set(wanted) <= set(fidelity.METRICS):
+        raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(fidelity.METRICS)}, with commas between.")
+    device = choose_device(find_devices(), options.device).type
+    images = open_folder(options.images, options.num)
+    found: dict[str, float] = {}
+    protocol: dict[str, Any] = {"count": len(images), **sampling_settings(images)}
+    marks: tuple[str, ...] = ()
+    lacking: list[str] = []
+
+    @contextlib.contextmanager
+    def if_there():
+        """A network that is missing or damaged is named at the end, and the others measure."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except PixArtError as error:
+            lacking.append(str(error))
+
+    def score(name: str, values: Any, weights: Path) -> None:
+        found[name] = float(values.mean())
+        found[f"{name}_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+        protocol[name] = _weights_hash(weights)
+
+    if options.reference is not None:
+        real = open_folder(options.reference, options.num)
+        with if_there():
+            fidelity_found = fidelity.fidelity(
+                images, real, metrics=wanted, weights=options.inception, size=options.size, device=device
+            )
+            marks = fidelity_found.marks
+            found |= {k: v for k, v in asdict(fidelity_found).items() if k != "marks" and v is not None}
+            protocol |= {
+                "reference": real.sha256,
+                "reference_count": len(real),
+                "resize": f"middle square, Pillow's bicubic filter to {options.size} px",
+                "inception": file_hash(fidelity.find_weights(options.inception)),
+            }
+    if by_prompt:
+        prompts = prompts_of(images, _prompts(options.prompts))
+        protocol["prompts"] = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+        with if_there():
+            if options.clip is not None:
+                clip = alignment.open_clip(options.clip, device)
+                score("clip_score", alignment.clip_scores(clip, images, prompts), clip.path)
+        with if_there():
+            if options.hps is not None:
+                clip = alignment.open_hps(options.hps, options.hps_config or alignment.HPS_CONFIG, device)
+                score("hps_v2", alignment.hps_scores(clip, images, prompts), options.hps)
+        with if_there():
+            if options.image_reward is not None:
+                from pixart.evaluation.metrics.image_reward import open_image_reward
+
+                reward = open_image_reward(options.image_reward, device)
+                score("image_reward", reward.scores(images, prompts), options.image_reward)
+    if lacking and not found:
+        raise PixArtError(" ".join(lacking))
+    if options.output is not None:
+        result = {"format": FORMAT, "metrics": found, "marks": list(marks), "protocol": protocol}
+        write_json(options.output, result | {"images": {"folder": str(images.path), "sha256": images.sha256}})
+    for name, value in found.items():
+        print(f"{name:<18} {value:.4f}")
+    for mark in marks:
+        print(f"biased: {mark}")
+    print(", ".join(f"{name} {_short(value)}" for name, value in protocol.items()))
+    if lacking:
+        raise PixArtError(f"Not all was measured. {' '.join(lacking)}")
+    return 0
+
+
+def layout(options: Layout) -> int:
+    """Run `pixart layout`."""
+    from pixart.evaluation.metrics.layouts import LAYOUTS, places
+    from pixart.evaluation.prompt_sets import read_prompts
+    from pixart.sampling.image_files import read_settings, write_png
+    from pixart.sampling.pipeline import Pipeline
+
+    prompts = read_prompts(options.prompts)
+    images = options.num_images if options.num_images is not None else LAYOUTS[options.layout]
+    if images < 1:
+        raise UsageError(f"--num-images is {images}; it must be at least 1.")
+    every = list(places(options.layout, options.dest, [prompt.text for prompt in prompts], images))
+    wanted = {"steps": options.steps, "guidance_scale": options.guidance_scale}
+    wanted |= {"width": options.size, "height": options.size}
+    for number, image, path in every:
+        if path.exists():
+            expected = {"prompt": prompts[number].text, "seed": options.seed + image, **wanted}
+            try:
+                there = read_settings(path)
+            except PixArtError:
+                raise UsageError(f"{path} is there already and not of pixart; give another folder.") from None
+            for name, value in expected.items():
+                if value is not None and there.get(name) != value:
+                    raise UsageError(
+                        f"{path} was generated with {name} {there.get(name)}, not {value}; give another folder."
+                    )
+    missing = [place for place in every if not place[2].exists()]
+    if options.layout == "geneval":
+        for number, prompt in enumerate(prompts):
+            folder = options.dest / f"{number:05}"
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            row = {"tag": prompt.category, **prompt.about, "prompt": prompt.text}
+            (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    pipeline = Pipeline.from_pretrained(options.model)
+    with Progress() as progress:
+        progress.start("generating", len(every), unit="images", done=len(every) - len(missing))
+        for number, image, path in missing:
+            result = pipeline(prompts[number].text, seed=options.seed + image, **wanted)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(result.images[0], result.settings[0], path)
+            progress.advance()
+        progress.result(str(options.dest))
+    return 0
+
+
+def _prompts(path: Path | None) -> Sequence[str] | None:
+    from pixart.evaluation.prompt_sets import read_prompts
+
+    return None if path is None else [prompt.text for prompt in read_prompts(path)]
+
+
+def _weights_hash(model: Path) -> str:
+    """SHA-256 over the weight files of a folder of transformers, or of one file."""
+    if model.is_file():
+        return file_hash(model)
+    files = sorted(path for path in model.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
+    return hashlib.sha256("".join(file_hash(path) for path in files).encode()).hexdigest()
+
+
+def _short(value: object) -> str:
+    """A value of the protocol on the terminal; the file has hashes in full."""
+    text = "unknown" if value is None else str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def _beside(paths: list[Path], across: set[str]) -> str:
+    """Files of `pixart metrics` as one table.
+
+    Raises UsageError where they were not measured in the same way; `across` names what may differ.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    results = [read_json_object(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        if result.get("format") != FORMAT or not {"metrics", "marks", "protocol"} <= set(result):
+            raise PixArtError(f"{path} is not a file of pixart metrics in the format {FORMAT}; measure again.")
+    protocols = [result["protocol"] for result in results]
+    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    differ = [n for n in names if n not in across and len({str(p[n]) for p in protocols if n in p}) > 1]
+    if differ:
+        values = " and ".join(_short(protocol.get(differ[0])) for protocol in protocols)
+        raise UsageError(
+            f"{' and '.join(map(str, paths))} were measured differently ({differ[0]} {values}); if that is what you "
+            f"compare, give --across {','.join(differ)}."
+        )
+    table = Table("", *(path.name for path in paths), box=None, pad_edge=False)
+    for name in dict.fromkeys(name for result in results for name in result["metrics"]):
+        values = [result["metrics"].get(name) for result in results]
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    console = Console(width=200, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    marks = dict.fromkeys(mark for result in results for mark in result["marks"])
+    return "\n".join([capture.get().rstrip(), *(f"biased: {mark}" for mark in marks)])

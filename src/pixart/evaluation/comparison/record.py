@@ -1,0 +1,262 @@
+"""The folder of a comparison: its plan, a line per image, a file per process that sampled.
+
+comparison.json                     prompts, seeds, models with their settings
+models/NAME/0007-3.png              prompt 7 (from 0), seed 3
+models/NAME/images.jsonl            an `Image` a line, written after its file
+models/NAME/session-1.json          a `Session`
+index.html                          the page
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from pixart.config import plain, structure
+from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.comparison.models import LOADING, Model
+from pixart.evaluation.prompt_sets import Prompt
+from pixart.files import file_hash, parse_json, read_json_object, write_json
+
+PLAN = "comparison.json"
+IMAGES = "images.jsonl"
+LOCK = ".lock"
+FORMAT = 2
+Ended = Literal["sampling", "done", "stopped", "memory", "failed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt as every model gets it: with a style, its words are in `text` and `negative_prompt` already."""
+
+    text: str
+    set: str
+    category: str
+    style: str | None = None
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One image of a model: the number of its row, and its seed."""
+
+    row: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.row:04d}-{self.seed}.png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the images. `id` names it: votes belong to one plan."""
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    models: tuple[Model, ...]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [Cell(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(json.dumps(_deciding(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image whose file is written. `warm`: not the first of its process; `seconds` from prompt to pixels."""
+
+    row: int
+    seed: int
+    width: int
+    height: int
+    sha256: str  # of the file
+    seconds: float | None = None  # None for images made elsewhere
+    warm: bool = True
+    notices: tuple[str, ...] = ()
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.row, self.seed)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process that sampled for one model, or one look at a folder of images made elsewhere.
+
+    `peak_bytes` is the most memory that the process had, libraries included; `device_bytes` the most on a GPU.
+    `settings` are those of its images, the model's own values filled in; `weights` names what made them.
+    """
+
+    began: str
+    ended: Ended
+    reason: str = ""
+    images: int = 0
+    load_seconds: float | None = None
+    peak_bytes: int | None = None
+    device_bytes: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that is known of one model of a comparison; `folder` has its images."""
+
+    folder: Path
+    images: dict[Cell, Image]
+    sessions: tuple[Session, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """The median time of an image, the first of each process left out where there are others."""
+        return _median(i.seconds for i in self.images.values() if i.warm) or self.first_seconds
+
+    @property
+    def first_seconds(self) -> float | None:
+        return _median(i.seconds for i in self.images.values() if not i.warm)
+
+    @property
+    def load_seconds(self) -> float | None:
+        return _median(session.load_seconds for session in self.sessions)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        return max((session.peak_bytes for session in self.sessions if session.peak_bytes), default=None)
+
+    @property
+    def device_bytes(self) -> int | None:
+        return max((session.device_bytes for session in self.sessions if session.device_bytes), default=None)
+
+    @property
+    def used(self) -> Session | None:
+        """The newest session that has sampled something."""
+        return next((session for session in reversed(self.sessions) if session.settings), None)
+
+    @property
+    def last(self) -> Session | None:
+        return self.sessions[-1] if self.sessions else None
+
+
+def make_rows(prompts: list[Prompt], styles: dict[str, Any] | None) -> tuple[Row, ...]:
+    """The prompts; or each of them in each style (name -> Style)."""
+    from pixart.sampling.prompts import apply_style
+
+    if styles is None:
+        return tuple(Row(prompt.text, prompt.set, prompt.category) for prompt in prompts)
+    rows = []
+    for prompt in prompts:
+        for name, style in styles.items():
+            text, negative = apply_style(prompt.text, "", style)
+            rows.append(Row(text, prompt.set, prompt.category, name, negative))
+    return tuple(rows)
+
+
+def check_free(plan: Plan, folder: Path) -> None:
+    """Whether `plan` can begin or go on in `folder`; writes nothing.
+
+    Raises:
+        UsageError: the folder holds another comparison (names what differs) or something else.
+        PixArtError: its plan cannot be read.
+    """
+    if (folder / PLAN).is_file():
+        there, wanted = _deciding(read(folder)), _deciding(plan)
+        if differs := [name for name in wanted if there[name] != wanted[name]]:
+            raise UsageError(f"{folder} holds another comparison, with other {differs[0]}; give another --output.")
+    elif folder.is_file():
+        raise UsageError(f"{folder} is a file; give a folder with --output.")
+    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise UsageError(f"{folder} is in use and holds no comparison; give a new folder with --output.")
+
+
+def begin(plan: Plan, folder: Path) -> None:
+    """Make `folder` the place of this plan, or go on with it; raises as `check_free`."""
+    check_free(plan, folder)
+    write_json(folder / PLAN, {"format": FORMAT, "id": plan.id, **plain(plan)})
+
+
+def read(folder: Path) -> Plan:
+    """The plan of a comparison's folder. Raises PixArtError where there is none or it is damaged."""
+    path = folder / PLAN
+    value = read_json_object(path)
+    if value.pop("format", None) != FORMAT:
+        raise PixArtError(f"{path} has another format than {FORMAT}, which this version reads; compare again.")
+    value.pop("id", None)
+    try:
+        return structure(value, Plan, str(path))
+    except UsageError as error:
+        raise PixArtError(str(error)) from None
+
+
+def outcome(folder: Path, name: str) -> Outcome:
+    """What there is of the model with the folder name `name`.
+
+    An image counts only if its line is complete and its file has the bytes that the line names; so a kill at any time
+    costs the image that was being made, and one that somebody removed or changed is made again.
+    """
+    own = folder / "models" / name
+    images: dict[Cell, Image] = {}
+    lines = (own / IMAGES).read_bytes().splitlines() if (own / IMAGES).is_file() else []
+    for line in lines:
+        try:
+            image = structure(parse_json(line, IMAGES), Image, IMAGES)
+            if file_hash(own / image.cell.file) == image.sha256:
+                images[image.cell] = image
+        except (PixArtError, OSError):
+            continue
+    paths = sorted(own.glob("session-*.json"), key=_number)
+    return Outcome(own, images, tuple(structure(read_json_object(path), Session, str(path)) for path in paths))
+
+
+def outcomes(plan: Plan, folder: Path) -> list[Outcome]:
+    return [outcome(folder, model.folder) for model in plan.models]
+
+
+def next_session(own: Path) -> Path:
+    """A free name for the record of a new process in the model's folder."""
+    return own / f"session-{max([0, *map(_number, own.glob('session-*.json'))]) + 1}.json"
+
+
+def save_session(path: Path, session: Session) -> None:
+    write_json(path, plain(session))
+
+
+def add_image(own: Path, cell: Cell, image: Any, **about: Any) -> Image:
+    """Write a PIL image and then its line."""
+    partial = own / f".{cell.file}.part"
+    image.save(partial, format="PNG")
+    partial.replace(own / cell.file)
+    entry = Image(cell.row, cell.seed, image.width, image.height, file_hash(own / cell.file), **about)
+    with (own / IMAGES).open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line that a kill cut short
+                file.write(b"\n")
+        file.write(json.dumps(plain(entry)).encode() + b"\n")
+    return entry
+
+
+def _deciding(plan: Plan) -> dict[str, Any]:
+    """What decides the pixels: not the kind of loading, nor how models are named."""
+    models = [
+        {"folder": m.folder, "source": m.source}
+        | {"settings": {k: v for k, v in m.settings.given().items() if k not in LOADING}}
+        for m in plan.models
+    ]
+    return {"prompts": [plain(row) for row in plan.rows], "seeds": list(plan.seeds), "models": models}
+
+
+def _median(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.removeprefix("session-")
+    return int(digits) if digits.isdecimal() else 0

@@ -1,1 +1,0 @@
-"""The figures that papers report: FID, KID, precision and recall, CLIPScore, HPSv2, and the folders of benchmarks."""
