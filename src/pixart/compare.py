@@ -42,7 +42,7 @@ class Compare:
     models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...", help_behavior_hint="(required)")]]
     """The models to compare."""
     prompts: Annotated[str, arg(metavar="SET|FILE", help_behavior_hint="(required)")] = ""
-    """general, more, alignment, styles, emoji, composition; or a file: .txt, .jsonl, PartiPrompts, GenEval, ..."""
+    """general, more, alignment, styles; or a file: .txt, .jsonl, PartiPrompts, GenEval, ..."""
     seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
     """Each prompt is drawn once with each of these."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("comparison")
@@ -91,7 +91,7 @@ class Compare:
 def compare(options: Compare) -> int:
     """Run `pixart compare`. Returns 0 if every picture is there; raises PixArtError in one sentence."""
     if not options.prompts:
-        raise UsageError("pixart compare needs prompts: --prompts emoji, another set, or a file.")
+        raise UsageError("pixart compare needs prompts: --prompts general, another set, or a file.")
     if options.track not in (None, "wandb", "trackio"):
         raise UsageError(f"--track is {options.track!r}; it must be wandb or trackio.")
     plan = _plan(options)

@@ -189,8 +189,8 @@ def _error(values) -> float:
 
 
 def _layout(options: Layout) -> int:
-    from pixart.evaluation.drawing import whole
     from pixart.evaluation.numbers import layouts
+    from pixart.evaluation.numbers.pictures import whole
     from pixart.evaluation.prompt_sets.prompts import read_prompts
     from pixart.sampling.image_files import write_png
     from pixart.sampling.model_folder import hash_weights

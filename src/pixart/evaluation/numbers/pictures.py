@@ -11,7 +11,7 @@ from PIL import Image
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.plan import PLAN, Plan
 from pixart.evaluation.comparison.plan import read as read_plan
-from pixart.evaluation.judge import on_white
+from pixart.sampling.image_files import on_white
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -56,6 +56,16 @@ def read(file: Path, size: int | None = None) -> Image.Image:
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     return rgb.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def whole(path: Path) -> bool:
+    """Whether there is an image that can be read to its end."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 class Pictures(Sequence):

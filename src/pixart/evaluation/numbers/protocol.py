@@ -5,11 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.results import outcome
 from pixart.evaluation.numbers.pictures import Folder, comparison_of
-from pixart.evaluation.report import refuse_other_protocols
-from pixart.evaluation.table import aligned
 
 FORMAT = 1
 # Of our own pictures' settings, what decides their figures and does not say who drew them.
@@ -80,6 +78,29 @@ def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
     return "\n".join([aligned(rows), *(f"biased: {mark}" for mark in marks)])
 
 
+def refuse_other_protocols(paths: list[Path], protocols: list[dict], across: tuple[str, ...]) -> None:
+    """UsageError where the files `paths` were not measured as the first of them; `across` names what may differ."""
+    known = protocols[0]
+    strange = [key for key in across if not any(key in protocol for protocol in protocols)]
+    if strange:
+        raise UsageError(f"--across {strange[0]}: the protocol has {', '.join(known)}.")
+    for path, other in zip(paths[1:], protocols[1:], strict=True):
+        keys = [key for key in known.keys() | other.keys() if known.get(key) != other.get(key)]
+        differ = sorted(set(keys) - set(across))
+        if differ:
+            shown = ", ".join(f"{key} {_short(known.get(key))} and {_short(other.get(key))}" for key in differ)
+            raise UsageError(
+                f"{paths[0]} and {path} were measured differently ({shown}), so they do not compare. "
+                f"If that is what you ask about: --across {','.join(differ)}"
+            )
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """A table as text: cells of a column begin below each other."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def _read(path: Path) -> dict:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -93,3 +114,7 @@ def _read(path: Path) -> dict:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _short(value: object) -> str:
+    return "unknown" if value is None else str(value)[:24]
