@@ -1,4 +1,4 @@
-"""A data set of coloured shapes with held-out concepts and cells, and a judge that was trained on it in seconds."""
+"""A data set of coloured shapes with validation concepts and cells, and a judge that was trained on it in seconds."""
 
 import colorsys
 import json
@@ -6,12 +6,10 @@ from pathlib import Path
 
 from tiny_data import SHAPES, STYLES, add, draw
 
-from pixart.encoders.judge import JudgeConfig
-from pixart.training.batches import Phase
-from pixart.training.command import train_recipe
+from emojis.judge import JudgeConfig
+from emojis.train_judge import train_judge
 from pixart.training.loop import LoopConfig
 from pixart.training.optimizers.optimizer import OptimizerConfig
-from pixart.training.recipe import JudgeRecipe
 
 SIZES = {"tiny": 1 / 3, "small": 1 / 4, "big": 1 / 16}
 HUES = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "green": 0.36, "blue": 0.62, "purple": 0.78}
@@ -60,20 +58,15 @@ def _within(image, margin: float):
     return out
 
 
-def recipe(home: Path, data: Path, *, steps: int = 120) -> JudgeRecipe:
-    return JudgeRecipe(
-        run=home / "judge-run",
-        data=data,
-        cache=home / "cache",
-        phases=(Phase(steps=steps, size=32, batch_size=64),),
-        judge=JudgeConfig(widths=(16, 32), text_width=32, embedding=32, zoom=0.0, shift=0.02),
+def train_tiny_judge(home: Path, data: Path, *, steps: int = 120) -> Path:
+    """The folder of a judge that the project's own function trained."""
+    return train_judge(
+        data,
+        home / "judge-run",
+        phases=((steps, 32),),
+        batch_size=64,
+        config=JudgeConfig(widths=(16, 32), text_width=32, embedding=32, zoom=0.0, shift=0.02),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=10, decay_share=0.5, weight_decay=0.01),
         loop=LoopConfig(precision="fp32", ema_decay=0.9, log_every=20, evaluate_every=60, save_every=60),
+        report=lambda line: None,
     )
-
-
-def train_judge(home: Path, data: Path, **settings) -> Path:
-    """The folder of a judge that `pixart train`'s own function trained."""
-    asked = recipe(home, data, **settings)
-    assert train_recipe(asked, lambda line: None) == 0
-    return asked.run / "judge"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pixart.captions.colours import colour_fractions, named_colours
-from pixart.captions.metadata import captions, phrase, plain, with_article
+from emojis.captions import captions, phrase, plain, with_article
+from emojis.colours import colour_fractions, named_colours
 
 STYLES = ("3D", "glossy", "flat", "black and white", "Noto", "Twemoji", "FxEmoji")
 
