@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 
 from pixart.checkpoints.official import NULL_CAPTION
 from pixart.cli import main
@@ -300,7 +300,7 @@ def test_guidance_is_kept_in_the_plan_and_the_same_command_goes_on(tiny_model_wi
 
 def test_graphs_and_other_families_are_not_told_of_null_captions(tiny_model_with_graphs, tmp_path, capsys):
     folder, out = with_null_caption(tiny_model_with_graphs, tmp_path / "captioned"), tmp_path / "out"
-    words = [f"{folder},null_text=caption,engine=onnx", "--prompts", "emoji", "--limit", "1", "--output", str(out)]
+    words = [f"{folder},null_text=caption,engine=onnx", "--prompts", "styles", "--limit", "1", "--output", str(out)]
     assert main(["compare", *words]) == 2 and not out.exists()
     assert "The engine onnx takes no null caption" in capsys.readouterr().err
     (tmp_path / "sdxl").mkdir()
@@ -425,7 +425,7 @@ def text_run(tmp_path_factory, tiny_model) -> Path:
 
     home = tmp_path_factory.mktemp("run")
     recipe = dataclasses.replace(
-        load("emoji/stage2"), run=home / "run", data=write_tiny_data(home / "data"), cache=home / "cache",
+        load(emoji_recipe("stage2")), run=home / "run", data=write_tiny_data(home / "data"), cache=home / "cache",
         autoencoder=tiny_model / "vae", text_encoder=tiny_model / "text_encoder", init=None, phases=(Phase(4, 64, 4),),
         model=Denoiser(width=32, depth=2, num_heads=2),
         loop=LoopConfig(ema_decay=0.9, ema_decays=(0.1,), save_every=2, log_every=4, evaluate_every=4),
@@ -470,7 +470,8 @@ def test_stage_1_draws_as_the_network_that_stage_2_starts_from(tiny_model, tmp_p
     from pixart.training.recipe import Denoiser, Phase, load
 
     recipe = dataclasses.replace(
-        load("emoji/stage1"), run=tmp_path / "one", data=write_tiny_data(tmp_path / "data"), cache=tmp_path / "cache",
+        load(emoji_recipe("stage1")), run=tmp_path / "one", data=write_tiny_data(tmp_path / "data"),
+        cache=tmp_path / "cache",
         autoencoder=tiny_model / "vae", phases=(Phase(2, 64, 4),), model=Denoiser(width=32, depth=2, num_heads=2),
         loop=LoopConfig(save_every=2, log_every=2, evaluate_every=2),
     )  # fmt: skip
@@ -601,20 +602,20 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, sentence):
     [
         (["default"], "needs prompts"),
         (["default", "--prompts", "genral"], 'Did you mean "general"?'),
-        (["default", "--prompts", "emoji", "--seeds", "1", "1"], "different whole numbers"),
-        (["default", "--prompts", "emoji", "--seeds", "-1"], "different whole numbers"),
-        (["default", "--prompts", "emoji", "--limit", "0"], "--limit is 0"),
-        (["default", "--prompts", "emoji", "--track", "paper"], "must be wandb or trackio"),
-        (["default,steps=0", "--prompts", "emoji"], "The number of steps must be from 1"),
-        (["default,width=100", "--prompts", "emoji"], "cannot draw a width of 100 pixels"),
-        (["default,dtype=int4", "--prompts", "emoji"], "int4"),
-        (["default,sampler=ddim", "--prompts", "emoji"], "ddim"),
-        (["default", "--device", "gpu", "--prompts", "emoji"], 'There is no device "gpu"'),
-        (["default,block_cache=2,engine=onnx", "--prompts", "emoji"], "a block cache needs --engine torch"),
-        (["default,guidance_interval=800-200", "--prompts", "emoji"], "from the lower timestep to the higher"),
-        (["default", "--guidance-channels", "9", "--prompts", "emoji"], "guided channels must be from 1 to 8"),
-        (["default,null_text=caption", "--prompts", "emoji"], "holds no null caption"),
-        (["default", "--text-states", "none.st", "--prompts", "emoji"], "There is no file none.st"),
+        (["default", "--prompts", "styles", "--seeds", "1", "1"], "different whole numbers"),
+        (["default", "--prompts", "styles", "--seeds", "-1"], "different whole numbers"),
+        (["default", "--prompts", "styles", "--limit", "0"], "--limit is 0"),
+        (["default", "--prompts", "styles", "--track", "paper"], "must be wandb or trackio"),
+        (["default,steps=0", "--prompts", "styles"], "The number of steps must be from 1"),
+        (["default,width=100", "--prompts", "styles"], "cannot draw a width of 100 pixels"),
+        (["default,dtype=int4", "--prompts", "styles"], "int4"),
+        (["default,sampler=ddim", "--prompts", "styles"], "ddim"),
+        (["default", "--device", "gpu", "--prompts", "styles"], 'There is no device "gpu"'),
+        (["default,block_cache=2,engine=onnx", "--prompts", "styles"], "a block cache needs --engine torch"),
+        (["default,guidance_interval=800-200", "--prompts", "styles"], "from the lower timestep to the higher"),
+        (["default", "--guidance-channels", "9", "--prompts", "styles"], "guided channels must be from 1 to 8"),
+        (["default,null_text=caption", "--prompts", "styles"], "holds no null caption"),
+        (["default", "--text-states", "none.st", "--prompts", "styles"], "There is no file none.st"),
     ],
 )
 def test_what_is_asked_wrongly_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, arguments, sentence):
