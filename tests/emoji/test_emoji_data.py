@@ -247,11 +247,11 @@ def test_the_newest_tarball_of_exactly_that_package_is_taken(tmp_path):
 
 def test_a_damaged_or_wrong_tarball_is_named(tmp_path):
     (tmp_path / "emojibase-data-1.0.0.tgz").write_bytes(b"not a tarball")
-    with pytest.raises(PixArtError, match="emojibase-data-1.0.0.tgz"):
+    with pytest.raises(PixArtError, match=r"emojibase-data-1\.0\.0\.tgz"):
         npm.fetch("emojibase-data", tmp_path / "to", tmp_path, print)
     tarball(tmp_path, "other", {})
     (tmp_path / "other-1.0.0.tgz").rename(tmp_path / "emojibase-data-1.0.0.tgz")
-    with pytest.raises(PixArtError, match="emojibase-data-1.0.0.tgz"):
+    with pytest.raises(PixArtError, match=r"emojibase-data-1\.0\.0\.tgz"):
         npm.fetch("emojibase-data", tmp_path / "to2", tmp_path, print)
 
 

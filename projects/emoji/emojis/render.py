@@ -1,6 +1,7 @@
 """Icons to square images on white, with the measurements that captions and the search for duplicates need."""
 
 import hashlib
+import importlib.util
 import io
 import multiprocessing
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def render_all(icons: list[Icon], paths: list[Path], size: int) -> Iterator[Rend
 
     Raises PixArtError where a process was ended from outside, such as by a lack of memory.
     """
+    if importlib.util.find_spec("resvg_py") is None:
+        raise PixArtError("This needs resvg_py: pip install -r projects/emoji/requirements.txt")
     try:
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
             yield from pool.map(render, icons, paths, repeat(size), chunksize=32)
