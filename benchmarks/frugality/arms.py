@@ -100,7 +100,7 @@ class Places:
 
 
 def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int, points: int) -> TextRecipe:
-    """`stage2.toml` of projects/emoji, with what the arm chooses; the error is measured at so many points of the run."""
+    """`stage2.toml` of projects/emoji, with what the arm chooses; the error is measured at that many points."""
     base = recipes.load("projects/emoji/recipes/stage2.toml")
     loop = LoopConfig(
         seed=seed,

@@ -78,15 +78,14 @@ class Judge:
 
     def run(self) -> int:
         from emojis.judge import open_judge
-        from emojis.reference import FEATURES, build, save
+        from emojis.reference import build, save
         from emojis.train_judge import train_judge
 
         if min(*self.steps, self.batch_size) < 1:
             raise UsageError(f"--steps {self.steps} and --batch-size {self.batch_size} must be at least 1.")
         phases = tuple(zip(self.steps, (64, 128), strict=True))
         folder = train_judge(self.data, self.run_folder, phases=phases, batch_size=self.batch_size, report=_report)
-        if not (folder / FEATURES).is_file():
-            save(build(self.data, open_judge(folder), _report), folder)
+        save(build(self.data, open_judge(folder), _report), folder)
         print(folder)
         return 0
 
@@ -197,7 +196,8 @@ class All:
         _pixart("train", str(HERE / "recipes/fast.toml"), "--teacher", str(model.parent))
         if not (model / "fast").exists():
             _pixart("convert", "runs/emoji-fast", str(model), "--to", "fast")
-        Judge(DATA).run()
+        if not (JUDGE / "judge/reference.safetensors").exists():
+            Judge(DATA).run()
         Evaluate(str(model), judge=JUDGE / "judge").run()
         Evaluate(str(model), judge=JUDGE / "judge", fast=True).run()
         return Evaluate(str(model), judge=JUDGE / "judge", composition=True, data=DATA).run()
