@@ -3,10 +3,11 @@
     python benchmarks/switches.py --data runs/emoji --cache runs/emoji-features \\
         --autoencoder runs/emoji-autoencoder/vae --init runs/emoji-stage1 --steps 300
 
-Every run is `emoji/stage2` at 64 px with another switch. FLOPs are counted by torch.utils.flop_counter, forward and
-backward, plus Newton-Schulz for Muon; a switch that makes a step cheaper gets more steps, ending, as its papers say,
-without it. The loss is that of the averaged weights on held-out pictures at fixed noise, with the whole network.
-Seconds are process time, to be read beside the steps: on a shared machine they are upper bounds.
+Every run is `stage2.toml` of projects/emoji at 64 px with another switch. FLOPs are counted by
+torch.utils.flop_counter, forward and backward, plus Newton-Schulz for Muon; a switch that makes a step cheaper gets
+more steps, ending, as its papers say, without it. The loss is that of the averaged weights on held-out pictures at
+fixed noise, with the whole network. Seconds are process time, to be read beside the steps: on a shared machine they are
+upper bounds.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names that contain this")
     given = parser.parse_args()
     base = dataclasses.replace(
-        recipes.load("emoji/stage2"),
+        recipes.load("projects/emoji/recipes/stage2.toml"),
         data=given.data, cache=given.cache, autoencoder=given.autoencoder, init=given.init,
     )  # fmt: skip
     loop = dataclasses.replace(base.loop, ema_decay=0.98, seed=given.seed, save_every=10**6, evaluate_every=10**6)

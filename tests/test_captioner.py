@@ -18,7 +18,7 @@ from tiny_llava import write_tiny_idefics3, write_tiny_llava
 
 from pixart.captions.answers import refusal, split_opening
 from pixart.captions.captioner import Caption, Picture
-from pixart.captions.metadata_captioner import EMOJI, MetadataCaptioner, Template
+from pixart.captions.metadata_captioner import MetadataCaptioner, Template
 from pixart.captions.vision_language import QUESTION, VisionLanguageCaptioner, VisionLanguageSettings, source_name
 from pixart.captions.word_choice import WordChoice
 from pixart.data.caption_batch import Uncaptioned, caption_batch, row_settings
@@ -257,17 +257,6 @@ def test_what_another_process_needs_can_be_sent_to_it(llava):
     assert pickle.loads(pickle.dumps(caption_batch)) is caption_batch
     item = Uncaptioned("a", encoded(0), "x", {"label": "fox"})
     assert pickle.loads(pickle.dumps(item)) == item
-
-
-def test_the_emoji_captions_come_through_the_same_interface():
-    facts = {
-        "name": "pear", "tags": ["fruit"], "group": "food & drink", "subgroup": "food-fruit", "style": "3D",
-        "colours": ["green"],
-    }  # fmt: skip
-    rows = caption_batch(EMOJI, [Uncaptioned("pear", None, facts=facts)])
-    assert rows[0]["caption"] == "pear, 3D" and rows[1]["caption"] == "a pear, 3D"
-    assert [row["index"] for row in rows] == list(range(len(rows)))
-    assert {row["source"] for row in rows} == {"emoji"}
 
 
 def test_a_template_fills_in_what_is_known_and_names_what_is_not():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 from tiny_run import PROCESSES
 
 from pixart.errors import PixArtError, UsageError
@@ -23,7 +23,7 @@ from pixart.training.command import run
 STAGE3 = ("stage3", "stage3_256", "stage3_long", "stage3_colours", "stage3_again")
 AGAIN = ("autoencoder_again", "stage3_even", "stage3_last", "decoder_again")
 NAMES = ("autoencoder", "stage1", "stage2", *STAGE3, "decoder", *AGAIN)
-SHIPPED = [f"emoji/{name}" for name in NAMES]
+SHIPPED = [emoji_recipe(name) for name in NAMES]
 STEPS = {"first": 8, "second": 100, "third": 8, "again": 4}  # the second so long that a signal cannot come too late
 STAGE = """
 kind = "KIND"
@@ -82,9 +82,9 @@ def weights(root: Path, name: str) -> bytes:
 
 
 def test_the_shipped_chain_is_linked_and_follows_its_runs():
-    assert recipes.chain("emoji/all") == SHIPPED and recipes.chain("emoji/stage1") is None
-    assert "emoji/all" in recipes.chains() and "emoji/all" not in recipes.names()
-    stages = {stage.short: stage.recipe for stage in resolve("emoji/all", ["--run", "second/try"])}
+    assert recipes.chain(emoji_recipe("all")) == SHIPPED and recipes.chain(emoji_recipe("stage1")) is None
+    assert "paper/all" in recipes.chains() and "paper/all" not in recipes.names()
+    stages = {stage.short: stage.recipe for stage in resolve(emoji_recipe("all"), ["--run", "second/try"])}
     assert [stage.run for stage in stages.values()] == [Path("second/try") / name for name in stages]
     learned = [name for name, recipe in stages.items() if not isinstance(recipe, recipes.AutoencoderRecipe)]
     better = ("stage3_last", "decoder_again")
@@ -94,13 +94,13 @@ def test_the_shipped_chain_is_linked_and_follows_its_runs():
     assert stages["decoder"].init == Path("second/try/stage3_again")
     assert stages["autoencoder_again"].init == Path("second/try/decoder")
     assert stages["decoder_again"].init == Path("second/try/stage3_last")
-    unmoved = [stage.recipe for stage in resolve("emoji/all", [])]
+    unmoved = [stage.recipe for stage in resolve(emoji_recipe("all"), [])]
     assert unmoved == [recipes.load(name) for name in SHIPPED]
 
 
 def test_overrides_reach_every_stage_that_has_the_key_and_those_with_a_stage_reach_one():
     words = "--loop.seed 5 --model.width 64 --stage2.loop.seed 6 --phases.1.steps 9 --stage3-256.flow-shift 2"
-    stages = {stage.short: stage.recipe for stage in resolve("emoji/all", words.split())}
+    stages = {stage.short: stage.recipe for stage in resolve(emoji_recipe("all"), words.split())}
     assert [r.loop.seed for r in stages.values()] == [6 if name == "stage2" else 5 for name in NAMES]
     assert {r.model.width for r in stages.values() if hasattr(r, "model")} == {64}
     second = {name: r.phases[1].steps for name, r in stages.items() if len(r.phases) > 1}
@@ -111,17 +111,17 @@ def test_overrides_reach_every_stage_that_has_the_key_and_those_with_a_stage_rea
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--loop.sed 3", "emoji/all has no option --loop.sed. Did you mean --loop.seed?"),
+        ("--loop.sed 3", "all.toml has no option --loop.sed. Did you mean --loop.seed?"),
         ("--stage2.lop.seed 3", "Did you mean --stage2.loop.seed?"),
         ("--init runs/x", "say which stage: --autoencoder.init FOLDER"),
         ("--run", "--run takes one folder"),
         ("--resume runs/x", "is a chain and continues by itself"),
-        ("--stage1.loop.seed many", "emoji/stage1: loop: seed is 'many'"),
+        ("--stage1.loop.seed many", "stage1.toml: loop: seed is 'many'"),
     ],
 )
 def test_what_a_chain_cannot_do_is_refused(words, complaint):
     with pytest.raises(UsageError) as caught:
-        run(["emoji/all", *words.split()])
+        run([emoji_recipe("all"), *words.split()])
     assert complaint in str(caught.value)
 
 
@@ -145,8 +145,8 @@ def test_dry_run_and_help_show_the_chain(home, capsys):
     assert shown.err.count("8 steps of 8 pictures at 64 px, 16 tokens each: 64 pictures") == 2
     assert "init          runs/first (not there yet)" in shown.err
     assert not Path("runs").exists()
-    assert run(["emoji/all", "--help"]) == 0
-    assert "emoji/stage3_256" in capsys.readouterr().out
+    assert run([emoji_recipe("all"), "--help"]) == 0
+    assert "stage3_256.toml" in capsys.readouterr().out
 
 
 def test_a_chain_stopped_in_its_middle_goes_on_and_ends_as_an_unbroken_one(home, capsys):

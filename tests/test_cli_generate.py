@@ -151,9 +151,9 @@ def test_what_is_wrong_with_the_command_itself(capsys):
     assert main(["generate", "an", "owl", "--seed", "7"]) == 2
     assert capsys.readouterr().err == 'pixart: The prompt is one text, so put it in quotes: pixart generate "an owl"\n'
     assert main(["data"]) == 2
-    assert "emoji DEST" in capsys.readouterr().err
-    assert main(["data", "emojis"]) == 2
-    assert 'no pixart data command "emojis"' in capsys.readouterr().err
+    assert "caption PATH" in capsys.readouterr().err
+    assert main(["data", "captions"]) == 2
+    assert 'no pixart data command "captions"' in capsys.readouterr().err
 
 
 def test_the_live_bar_leaves_stdout_alone(tiny_model, monkeypatch, capsys):
@@ -199,7 +199,7 @@ def test_ctrl_c_is_130_without_a_traceback(tiny_model, tmp_path, monkeypatch, ca
 def test_help_and_version_do_not_load_what_they_do_not_need():
     script = (
         "import sys\nfrom pixart.cli import main\n"
-        "for arguments in (['--help'], ['--version'], ['generate', '--help'], ['data', 'emoji', '--help']):\n"
+        "for arguments in (['--help'], ['--version'], ['generate', '--help'], ['data', '--help']):\n"
         "    assert main(arguments) == 0\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 
 from pixart.checkpoints.official import NULL_CAPTION
 from pixart.cli import main
@@ -292,7 +292,7 @@ def test_guidance_is_kept_in_the_plan_and_the_same_command_goes_on(tiny_model_wi
 
 def test_graphs_and_other_families_are_not_told_of_null_captions(tiny_model_with_graphs, tmp_path, capsys):
     folder, out = with_null_caption(tiny_model_with_graphs, tmp_path / "captioned"), tmp_path / "out"
-    words = [f"{folder},null_text=caption,engine=onnx", "--prompts", "emoji", "--limit", "1", "--output", str(out)]
+    words = [f"{folder},null_text=caption,engine=onnx", "--prompts", "styles", "--limit", "1", "--output", str(out)]
     assert main(["compare", *words]) == 2 and not out.exists()
     (tmp_path / "sdxl").mkdir()
     (tmp_path / "sdxl" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
@@ -415,7 +415,7 @@ def text_run(tmp_path_factory, tiny_model) -> Path:
 
     home = tmp_path_factory.mktemp("run")
     recipe = dataclasses.replace(
-        load("emoji/stage2"), run=home / "run", data=write_tiny_data(home / "data"), cache=home / "cache",
+        load(emoji_recipe("stage2")), run=home / "run", data=write_tiny_data(home / "data"), cache=home / "cache",
         autoencoder=tiny_model / "vae", text_encoder=tiny_model / "text_encoder", init=None, phases=(Phase(4, 64, 4),),
         model=Denoiser(width=32, depth=2, num_heads=2),
         loop=LoopConfig(ema_decay=0.9, ema_decays=(0.1,), save_every=2, log_every=4, evaluate_every=4),
@@ -457,7 +457,8 @@ def test_stage_1_draws_as_the_network_that_stage_2_starts_from(tiny_model, tmp_p
     from pixart.training.recipe import Denoiser, Phase, load
 
     recipe = dataclasses.replace(
-        load("emoji/stage1"), run=tmp_path / "one", data=write_tiny_data(tmp_path / "data"), cache=tmp_path / "cache",
+        load(emoji_recipe("stage1")), run=tmp_path / "one", data=write_tiny_data(tmp_path / "data"),
+        cache=tmp_path / "cache",
         autoencoder=tiny_model / "vae", phases=(Phase(2, 64, 4),), model=Denoiser(width=32, depth=2, num_heads=2),
         loop=LoopConfig(save_every=2, log_every=2, evaluate_every=2),
     )  # fmt: skip
@@ -587,20 +588,20 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, named):
     [
         ["default"],
         ["default", "--prompts", "genral"],
-        ["default", "--prompts", "emoji", "--seeds", "1", "1"],
-        ["default", "--prompts", "emoji", "--seeds", "-1"],
-        ["default", "--prompts", "emoji", "--limit", "0"],
-        ["default", "--prompts", "emoji", "--track", "paper"],
-        ["default,steps=0", "--prompts", "emoji"],
-        ["default,width=100", "--prompts", "emoji"],
-        ["default,dtype=int4", "--prompts", "emoji"],
-        ["default,sampler=ddim", "--prompts", "emoji"],
-        ["default", "--device", "gpu", "--prompts", "emoji"],
-        ["default,block_cache=2,engine=onnx", "--prompts", "emoji"],
-        ["default,guidance_interval=800-200", "--prompts", "emoji"],
-        ["default", "--guidance-channels", "9", "--prompts", "emoji"],
-        ["default,null_text=caption", "--prompts", "emoji"],
-        ["default", "--text-states", "none.st", "--prompts", "emoji"],
+        ["default", "--prompts", "styles", "--seeds", "1", "1"],
+        ["default", "--prompts", "styles", "--seeds", "-1"],
+        ["default", "--prompts", "styles", "--limit", "0"],
+        ["default", "--prompts", "styles", "--track", "paper"],
+        ["default,steps=0", "--prompts", "styles"],
+        ["default,width=100", "--prompts", "styles"],
+        ["default,dtype=int4", "--prompts", "styles"],
+        ["default,sampler=ddim", "--prompts", "styles"],
+        ["default", "--device", "gpu", "--prompts", "styles"],
+        ["default,block_cache=2,engine=onnx", "--prompts", "styles"],
+        ["default,guidance_interval=800-200", "--prompts", "styles"],
+        ["default", "--guidance-channels", "9", "--prompts", "styles"],
+        ["default,null_text=caption", "--prompts", "styles"],
+        ["default", "--text-states", "none.st", "--prompts", "styles"],
     ],
 )
 def test_what_is_asked_wrongly_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, arguments):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 from torch.utils.flop_counter import FlopCounterMode
 
 import pixart
@@ -298,16 +298,16 @@ def test_another_average_can_be_chosen(home, tmp_path, capsys):
 
 
 def test_the_shipped_recipe_follows_the_chain(capsys):
-    shipped = recipes.load("emoji/decoder")
-    assert shipped.init == recipes.load("emoji/stage3_again").run
-    assert shipped.autoencoder == recipes.load("emoji/stage3_again").autoencoder
-    assert train(["emoji/decoder", "--dry-run"]) == 0
+    shipped = recipes.load(emoji_recipe("decoder"))
+    assert shipped.init == recipes.load(emoji_recipe("stage3_again")).run
+    assert shipped.autoencoder == recipes.load(emoji_recipe("stage3_again")).autoencoder
+    assert train([emoji_recipe("decoder"), "--dry-run"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["kind"] == "decoder" and "emoji/decoder: decoder, into runs/emoji-decoder" in said.err
+    assert json.loads(said.out)["kind"] == "decoder" and "decoder.toml: decoder, into runs/emoji-decoder" in said.err
     assert "Decoder; 50% of the latents drawn in 2 steps with guidance 3; " in said.err
-    assert main(["plan", "emoji/decoder", "--hardware", "a100"]) == 0
+    assert main(["plan", emoji_recipe("decoder"), "--hardware", "a100"]) == 0
     steps = sum(phase.steps for phase in shipped.phases)
-    assert f"emoji/decoder: Decoder with 1.6 M parameters, {steps:,} steps" in capsys.readouterr().out
+    assert f"decoder.toml: Decoder with 1.6 M parameters, {steps:,} steps" in capsys.readouterr().out
 
 
 def test_until_the_drawing_model_is_there_the_plan_counts_with_the_shipped_one(home, tmp_path):

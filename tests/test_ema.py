@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 
 from pixart.cli import main
 from pixart.errors import UsageError
@@ -22,7 +22,7 @@ from pixart.training.recipe import Denoiser, Phase, load
 def recipe(tmp_path_factory, tiny_model):
     """A text recipe on tiny data that keeps three averages; trained for seven steps, stopped and continued at four."""
     home = tmp_path_factory.mktemp("ema")
-    base = load("emoji/stage2")
+    base = load(emoji_recipe("stage2"))
     return dataclasses.replace(
         base,
         run=home / "run",

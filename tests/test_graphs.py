@@ -311,7 +311,7 @@ def without_torch(tmp_path, *arguments: str) -> subprocess.CompletedProcess:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n\n\nclass Hidden:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'diffusers', 'transformers', 'onnx', 'resvg_py', 'pyarrow'):\n"
+        "        if name.split('.')[0] in ('torch', 'diffusers', 'transformers', 'onnx', 'pyarrow'):\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n\n\n"
         "sys.meta_path.insert(0, Hidden())\n"
     )
@@ -328,14 +328,15 @@ def test_the_base_install_draws_and_says_what_needs_more(tmp_path, tiny_model):
         ["generate", "a fox", "--engine", "torch"],
         ["generate", "a fox", "--dtype", "bfloat16"],
         ["generate", "a fox", "--model", str(tiny_model)],
-        ["train", "emoji/stage1"],
+        ["train", "paper/stage1_pixels_256"],
         ["convert", str(tiny_model), "--to", "onnx"],
     ):
         done = without_torch(tmp_path, *command)
         assert done.returncode == 1, (command, done.stderr)
         assert "pip install 'pixart[torch]'" in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
-    done = without_torch(tmp_path, "data", "emoji", "there")
+    (tmp_path / "captions.parquet").write_bytes(b"PAR1")
+    done = without_torch(tmp_path, "data", "statistics", "captions.parquet")
     assert done.returncode == 1
     assert done.stderr.endswith("pip install 'pixart[data]'\n")
 

@@ -18,6 +18,7 @@ DOCUMENTS = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
     PACKAGE / "default_model" / "README.md",
+    ROOT / "projects" / "emoji" / "README.md",
 ]
 LINT_IMPORTS = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
 
@@ -74,13 +75,13 @@ def test_documents_link_to_what_exists_and_have_no_open_fields(document):
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not (document.parent / link).exists()] == []
-    named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`", text)
+    named = re.findall(r"`((?:src|tests|docs|benchmarks|projects)/[\w./-]+)`", text)
     assert [path for path in named if not (ROOT / path).exists()] == []
     assert re.findall(r"@@\w+@@", text) == []
 
 
 def commands() -> list[str]:
-    """Every `pixart ...` in the shell blocks of the documents, without the way to the program."""
+    """Every `pixart ...` or `python projects/emoji/make.py ...` in the shell blocks, without the way to the program."""
     found = []
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf-8"), re.S):
@@ -88,6 +89,8 @@ def commands() -> list[str]:
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True)
                     if words and words[0] in ("pixart", ".venv/bin/pixart"):
+                        found.append(shlex.join(words[1:]))
+                    if words[:2] == ["python", "projects/emoji/make.py"]:
                         found.append(shlex.join(words[1:]))
     return sorted(set(found))
 
@@ -97,17 +100,21 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
     import tyro
     from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs
 
-    from pixart.cli import DataEmoji, main
+    from make import main as make
+    from pixart.cli import main
     from pixart.generate import Generate
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "projects").symlink_to(ROOT / "projects")
     config = (PositionalRequiredArgs, FlagCreatePairsOff)
     match shlex.split(command):
         case ["generate", *rest]:
             options = tyro.cli(Generate, args=rest, config=config)
             assert options.prompt or options.memory.text_states
-        case ["data", "emoji", *rest]:
-            assert tyro.cli(DataEmoji, args=rest, config=config).dest
+        case ["projects/emoji/make.py", *words]:
+            assert make([*words, "--help"]) == 0
+            shown = capsys.readouterr().out
+            assert [word for word in words if word.startswith("--") and word.split("=")[0] not in shown] == []
         case ["data", "caption", *rest]:
             from pixart.data.caption_command import CaptionOptions
 
@@ -159,7 +166,7 @@ def test_every_requirement_is_pinned_to_a_plain_version_that_it_allows():
 
 
 def test_the_notice_names_every_source_of_the_shipped_model():
-    from pixart.data.icon_sets import NAMES_PACKAGE, STYLES
+    from emojis.icon_sets import NAMES_PACKAGE, STYLES
 
     notice = (ROOT / "NOTICE").read_text()
     for name in (*STYLES.values(), NAMES_PACKAGE, "all-MiniLM-L6-v2", "creativecommons.org/licenses/by/4.0"):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from tiny_data import emoji_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.errors import UsageError
@@ -157,7 +158,7 @@ TINY = [
 
 
 def test_a_plan_measures_this_machine_and_prices_the_named(capsys):
-    assert run(["emoji/stage3", "--json", "--grid-intensity", "france", "--price", "3", *TINY]) == 0
+    assert run([emoji_recipe("stage3"), "--json", "--grid-intensity", "france", "--price", "3", *TINY]) == 0
     plan = json.loads(capsys.readouterr().out)["stages"][0]
     assert plan["network"].startswith("PixArt with 0.1 M") and plan["steps"] == 1900 and plan["images"] == 46_400
     assert set(plan["hardware"]) == {"this", *(gpu.name for gpu in GPUS)}
@@ -168,15 +169,15 @@ def test_a_plan_measures_this_machine_and_prices_the_named(capsys):
 
 
 def test_a_plan_as_text_names_its_assumptions(capsys):
-    assert run(["emoji/stage1", "--hardware=h100", "--utilisation=0.2", "--count", "8", *TINY]) == 0
+    assert run([emoji_recipe("stage1"), "--hardware=h100", "--utilisation=0.2", "--count", "8", *TINY]) == 0
     shown = capsys.readouterr().out
-    for part in ("emoji/stage1: DiT", "h100", "hours / 8", "989 TFLOP/s x 0.20 (assumed)", "481 g CO2 per kWh"):
+    for part in ("stage1.toml: DiT", "h100", "hours / 8", "989 TFLOP/s x 0.20 (assumed)", "481 g CO2 per kWh"):
         assert part in shown
     assert "v100" not in shown and "measured here" not in shown
 
 
 def test_a_plan_says_when_the_machine_was_busy_with_other_programs(capsys):
-    assert run(["emoji/stage1", "--hardware", "this", "--json", *TINY]) == 0
+    assert run([emoji_recipe("stage1"), "--hardware", "this", "--json", *TINY]) == 0
     (plan,) = json.loads(capsys.readouterr().out)["stages"]
     assert all(0 <= measured["waited"] < 1 for measured in plan["measured"])
     for waited, said in ((0.1, False), (0.9, True)):
@@ -186,11 +187,11 @@ def test_a_plan_says_when_the_machine_was_busy_with_other_programs(capsys):
 
 
 def test_a_chain_is_added_up(capsys):
-    assert run(["emoji/all", "--hardware", "a100", "--json"]) == 0
+    assert run([emoji_recipe("all"), "--hardware", "a100", "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
-    assert [stage["recipe"] for stage in stages] == recipes.chain("emoji/all")
-    assert run(["emoji/all", "--hardware", "a100"]) == 0
-    assert f"emoji/all: {sum(stage['images'] for stage in stages):,} pictures" in capsys.readouterr().out
+    assert [stage["recipe"] for stage in stages] == recipes.chain(emoji_recipe("all"))
+    assert run([emoji_recipe("all"), "--hardware", "a100"]) == 0
+    assert f"all.toml: {sum(stage['images'] for stage in stages):,} pictures" in capsys.readouterr().out
 
 
 def test_the_paper_is_compared_with_our_own_estimate(capsys):
@@ -206,14 +207,14 @@ def test_the_paper_is_compared_with_our_own_estimate(capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["emoji/stage9"], "No recipe"),
+        (["paper/stage9"], "No recipe"),
         (["nothing/all"], "No recipe"),
-        (["emoji/stage1", "--hardware", "h1000"], "No hardware 'h1000'"),
-        (["emoji/stage1", "--price", "dear"], "--price 'dear' must be a number"),
-        (["emoji/stage1", "--price", "nan"], "must be a number"),
-        (["emoji/stage1", "--utilisation", "35"], "from 0.001 to 1"),
-        (["emoji/stage1", "--grid-intensity", "mars"], "--grid-intensity 'mars'"),
-        (["emoji/stage1", "--count"], "--count needs a value"),
+        ([emoji_recipe("stage1"), "--hardware", "h1000"], "No hardware 'h1000'"),
+        ([emoji_recipe("stage1"), "--price", "dear"], "--price 'dear' must be a number"),
+        ([emoji_recipe("stage1"), "--price", "nan"], "must be a number"),
+        ([emoji_recipe("stage1"), "--utilisation", "35"], "from 0.001 to 1"),
+        ([emoji_recipe("stage1"), "--grid-intensity", "mars"], "--grid-intensity 'mars'"),
+        ([emoji_recipe("stage1"), "--count"], "--count needs a value"),
     ],
 )
 def test_bad_requests_are_one_sentence(arguments, says):
@@ -227,6 +228,6 @@ def test_help_and_the_command_line(capsys):
     assert main(["plan", "--help"]) == 0
     assert "--grid-intensity" in capsys.readouterr().out
     assert main(["plan"]) == 2
-    assert main(["plan", "emoji/stage1", "--hardware", "abacus"]) == 2
+    assert main(["plan", emoji_recipe("stage1"), "--hardware", "abacus"]) == 2
     assert "No hardware 'abacus'" in capsys.readouterr().err
     assert grid_intensity("france") == 56 and grid_intensity("12.5") == 12.5

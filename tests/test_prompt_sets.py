@@ -18,7 +18,7 @@ def refusal(act, *given):
 
 def test_sets_have_the_sizes_of_the_articles_tables_and_no_prompt_twice():
     sizes = {name: len(read_prompts(name)) for name in SETS}
-    assert sizes == {"general": 50, "more": 33, "alignment": 20, "styles": 25, "emoji": 83, "composition": 224}
+    assert sizes == {"general": 50, "more": 33, "alignment": 20, "styles": 25}
     everything = [prompt.text for name in SETS for prompt in read_prompts(name)]
     assert len(set(everything)) == len(everything)
     for name, size in sizes.items():
@@ -31,21 +31,6 @@ def test_alignment_and_styles_have_the_articles_kinds():
     assert {prompt.category for prompt in read_prompts("alignment")} == kinds
     styles = [prompt.category for prompt in read_prompts("styles")]
     assert [styles.count(name) for name in dict.fromkeys(styles)] == [5] * 5
-
-
-def test_emoji_prompts_are_in_the_styles_of_the_shipped_model():
-    from pixart.sampling.model_folder import DEFAULT_MODEL
-
-    styles = set(json.loads((DEFAULT_MODEL / "styles.json").read_text()))
-    for name in ("emoji", "composition"):
-        prompts = read_prompts(name)
-        assert {prompt.about["style"] for prompt in prompts} <= styles
-        for prompt in prompts:
-            assert prompt.text.endswith(f", {prompt.about['style']}") and prompt.about["object"] in prompt.text
-            assert prompt.about.get("colour", "") in prompt.text
-            assert prompt.about.get("skin_tone", "") in prompt.text
-    tones = {prompt.about.get("skin_tone") for prompt in read_prompts("composition")}
-    assert tones == {None, "light", "medium-light", "medium", "medium-dark", "dark"}
 
 
 def test_parti_prompts(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 from torch import nn
 
 from pixart.diffusion import ddpm, flow
@@ -184,7 +184,7 @@ def test_what_cannot_be_is_refused():
         TreadPixArt(dataclasses.replace(CONFIG, depth=4))
     with pytest.raises(UsageError, match="at least 2 blocks"):
         MaskedPixArt(dataclasses.replace(CONFIG, depth=1))
-    stage1 = recipes.load("emoji/stage1")
+    stage1 = recipes.load(emoji_recipe("stage1"))
     with pytest.raises(UsageError, match='kind "text"'):
         dataclasses.replace(stage1, phases=(Phase(1, 64, 8, route_share=0.5),))
 
@@ -197,7 +197,7 @@ def test_a_run_with_a_switch_ends_as_a_model_folder_that_stock_diffusers_reads(s
 
     spared, dense = Phase(2, 64, 4, **{switch: 0.5}), Phase(1, 64, 4)
     recipe = dataclasses.replace(
-        recipes.load("emoji/stage2"),
+        recipes.load(emoji_recipe("stage2")),
         run=tmp_path / "run",
         data=write_tiny_data(tmp_path / "data"),
         cache=tmp_path / "cache",

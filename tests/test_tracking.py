@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_data import write_tiny_data
+from tiny_data import emoji_recipe, write_tiny_data
 
 import pixart
 from pixart.checkpoints.folder import FLOW_SCHEDULER
@@ -356,10 +356,10 @@ def test_another_tracker_does_not_make_it_another_run(watched, capsys):
 
 def test_track_is_short_for_the_recipes_key(capsys):
     for given in (["--track", "wandb"], ["--track=wandb"], ["--tracking.to", "wandb"]):
-        assert command.run(["emoji/stage2", *given, "--dry-run"]) == 0
+        assert command.run([emoji_recipe("stage2"), *given, "--dry-run"]) == 0
         assert json.loads(capsys.readouterr().out)["tracking"]["to"] == "wandb"
     with pytest.raises(UsageError, match="'none', 'wandb', 'trackio', 'tensorboard'"):
-        command.run(["emoji/stage2", "--track", "mlflow", "--dry-run"])
+        command.run([emoji_recipe("stage2"), "--track", "mlflow", "--dry-run"])
 
 
 def test_loss_by_noise_level_is_the_mean_of_each_band():

@@ -1,10 +1,11 @@
-"""A tiny data set as `pixart data emoji` lays it out: shapes in three colours, filled ("flat") or outlined ("Noto")."""
+"""A tiny data set as projects/emoji lays it out: shapes in three colours, filled ("flat") or outlined ("Noto")."""
 
 import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+RECIPES = Path(__file__).parent.parent / "projects" / "emoji" / "recipes"
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220)}
 STYLES = ("flat", "Noto")
@@ -24,6 +25,11 @@ def draw(shape: str, colour: tuple[int, int, int], style: str, side: int = 64) -
         case "triangle":
             pen.polygon(((box[0], box[3]), (box[2], box[3]), (side // 2, box[1])), fill, outline, width=6)
     return image
+
+
+def emoji_recipe(name: str) -> str:
+    """The path of a recipe of projects/emoji, as `pixart train` takes it."""
+    return str(RECIPES / f"{name}.toml")
 
 
 def write_tiny_data(folder: Path) -> Path:

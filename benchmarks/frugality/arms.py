@@ -100,8 +100,8 @@ class Places:
 
 
 def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int, points: int) -> TextRecipe:
-    """The recipe of `emoji/stage2`, with what the arm chooses; the error is measured at so many points of the run."""
-    base = recipes.load("emoji/stage2")
+    """`stage2.toml` of projects/emoji, with what the arm chooses; the error is measured at that many points."""
+    base = recipes.load("projects/emoji/recipes/stage2.toml")
     loop = LoopConfig(
         seed=seed,
         ema_decay=arm.ema_decay,
@@ -127,9 +127,9 @@ def recipe_of(arm: Arm, places: Places, *, name: str, steps: int, seed: int, poi
 
 
 def stage1_recipe(arm: Arm, places: Places, *, name: str, steps: int, seed: int) -> ClassRecipe:
-    """The recipe of `emoji/stage1` with the arm's objective, levels, optimiser and average."""
+    """`stage1.toml` of projects/emoji with the arm's objective, levels, optimiser and average."""
     return dataclasses.replace(
-        recipes.load("emoji/stage1"),
+        recipes.load("projects/emoji/recipes/stage1.toml"),
         run=places.runs / name,
         data=places.data,
         cache=places.cache,

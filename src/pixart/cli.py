@@ -4,16 +4,12 @@ import io
 import itertools
 import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import arg
+from collections.abc import Callable
 
 from pixart import __version__
 from pixart.config import run_command
 from pixart.errors import PixArtError, UsageError
-from pixart.options import parsed, shown
+from pixart.options import parsed
 from pixart.quiet import quiet_libraries
 
 HELP = f"""usage: pixart COMMAND ...
@@ -28,7 +24,6 @@ PixArt-α {__version__}: text to image, from data to pictures.
   info SOURCE         say what a model is
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
-  evaluate MODEL      draw held-out captions and judge the drawings, beside real pictures
   metrics DRAWN       FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
   layout NAME ...     draw the prompts of GenEval or T2I-CompBench where their scripts look
   train RECIPE        train a model by a recipe
@@ -40,8 +35,6 @@ pixart COMMAND --help shows what a command takes; pixart --version the version."
 
 DATA_HELP = """usage: pixart data COMMAND ...
 
-  emoji DEST          build the emoji data set
-  recolour DATA       add a split to it: training pictures in other colours, named
   check PATH          look a data set over: what is broken, double, cut, dropped
   extract PATH DEST   encode pictures and captions into what training reads
   caption PATH        let a vision-language model caption the pictures
@@ -50,30 +43,25 @@ DATA_HELP = """usage: pixart data COMMAND ...
 pixart data COMMAND --help shows what a command takes."""
 
 
-@dataclass
-class DataEmoji:
-    """Build the emoji data set: fetches freely licensed emoji from npm by package name, draws and captions them."""
-
-    dest: Annotated[Path, arg(metavar="DEST")]
-    """Folder to build."""
-    size: Annotated[int, arg(metavar="PIXELS")] = 256
-    """Width and height of the pictures."""
-    seed: Annotated[int, arg(metavar="N")] = 0
-    """Decides which pictures are held out."""
-    packages: Annotated[Path | None, shown("FOLDER", "fetch with npm")] = None
-    """A folder of npm packages fetched before."""
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 asked wrongly, 130 stopped by Ctrl-C."""
+    """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(arguments))
+
+
+def guarded(act: Callable[[], int], program: str = "pixart") -> int:
+    """Run the command `act`, with one sentence on stderr where it fails; a project's own commands use it too.
+
+    Returns its exit code: that of `act`, else 1 failed, 2 bad usage, 130 stopped by Ctrl-C. `program` begins the
+    sentence.
+    """
     _print_any_text()
     try:
-        code = _dispatch(arguments)
+        code = act()
         sys.stdout.flush()
         return code
     except PixArtError as error:
-        print(f"pixart: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         from pixart.extras import missing_extra
@@ -81,17 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
         sentence = missing_extra(error)
         if sentence is None:
             raise
-        print(f"pixart: {sentence}", file=sys.stderr)
+        print(f"{program}: {sentence}", file=sys.stderr)
         return sentence.exit_code
     except KeyboardInterrupt:
-        print("pixart: stopped.", file=sys.stderr)
+        print(f"{program}: stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _close_stdout()  # the reader of our output (`| head`) has left; nothing more can be said to it
         return 1
     except OSError as error:  # no file is written or read without saying which, but a disk can fill up anywhere
         which = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        print(f"pixart: {which}{error.strerror or error}.", file=sys.stderr)
+        print(f"{program}: {which}{error.strerror or error}.", file=sys.stderr)
         _close_stdout()
         return 1
 
@@ -159,11 +147,6 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return run_command(Compare, rest, "pixart compare", compare)
-        case ["evaluate", *rest]:
-            from pixart.evaluation.command import run
-
-            with quiet_libraries():
-                return run(rest)
         case ["metrics", *rest]:
             from pixart.commands.metrics import Metrics, metrics
 
@@ -193,12 +176,6 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return run(rest)
-        case ["data", "emoji", *rest]:
-            return parsed(DataEmoji, rest, "pixart data emoji", _data_emoji)
-        case ["data", "recolour", *rest]:
-            from pixart.data.recolour_split import run
-
-            return run(rest)
         case ["data", "check", *rest]:
             from pixart.data.check.command import run
 
@@ -235,16 +212,3 @@ def _unknown(kind: str, name: str, listing: str) -> str:
 
     commands = [line.split()[0] for line in listing.splitlines() if line.startswith("  ")]
     return unknown(kind, name, dict.fromkeys(commands))
-
-
-def _data_emoji(options: DataEmoji) -> int:
-    from pixart.data.emoji import build
-
-    build(
-        options.dest,
-        size=options.size,
-        seed=options.seed,
-        packages=options.packages,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    return 0

@@ -27,7 +27,7 @@ class Convert:
 
     reparameterized: a PixArt to start training from, of a class-conditional DiT such as facebook/DiT-XL-2-256.
 
-    fast: put the fast denoiser of SOURCE, a run of pixart train emoji/fast, into the model folder DEST that taught it,
+    fast: put the fast denoiser of SOURCE, a run of a recipe of kind fast, into the model folder DEST that taught it,
     with graphs if that has some.
     """
 

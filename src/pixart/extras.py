@@ -15,7 +15,6 @@ EXTRA_OF = {
     "transformers": "torch",
     "torchmetrics": "eval",
     "pyarrow": "data",
-    "resvg_py": "data",
     "textblob": "data",
     "fsspec": "cluster",
     "ray": "cluster",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pixart.captions.captioner import Caption, Picture
-from pixart.captions.metadata import captions
 from pixart.errors import PixArtError, UsageError
 
 
@@ -26,16 +25,6 @@ class MetadataCaptioner:
         return [
             [Caption(text, index=index) for index, text in enumerate(self.write(picture.facts))] for picture in pictures
         ]
-
-
-def emoji_captions(facts: Mapping) -> list[str]:
-    """The captions of the emoji data set, from name, tags, group, subgroup, style and colours: `captions` says how."""
-    return captions(
-        facts["name"], facts["tags"], facts["group"], facts["subgroup"], facts["style"], facts["colours"]
-    )  # fmt: skip
-
-
-EMOJI = MetadataCaptioner(source="emoji", recipe="Unicode's name, keywords and colours", write=emoji_captions)
 
 
 @dataclass(frozen=True)

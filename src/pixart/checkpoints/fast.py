@@ -115,14 +115,14 @@ def add_fast(source: Path, model: Path) -> Path:
     place = next((folder for folder in (source, source / FAST) if (folder / SETTINGS).is_file()), None)
     settings = None if place is None else read_fast_settings(place)
     if settings is None or not (place / "transformer").is_dir():
-        raise PixArtError(f"{source} holds no fast denoiser; give a finished run of pixart train emoji/fast.")
+        raise PixArtError(f"{source} holds no fast denoiser; give a finished run of a recipe of kind fast.")
     dest = model / FAST
     if dest.exists():
         raise UsageError(f"{dest} exists already; move it away to put another there.")
     if settings[TEACHER] != weights_hash(model / "transformer"):
         raise UsageError(
-            f"The fast denoiser in {place} was taught by another model than {model}; train one with pixart train "
-            f"emoji/fast --teacher {model}."
+            f"The fast denoiser in {place} was taught by another model than {model}; train one by a "
+            f"recipe of kind fast with --teacher {model}."
         )
     work = model / f".{FAST}.{os.getpid()}.part"
     try:

@@ -139,11 +139,12 @@ def pixel_hash(image) -> str:
 
 
 def on_white(image):
-    """A PIL image as RGB, with white where it is transparent."""
+    """A PIL image of any mode as RGB, with white where it is transparent."""
     from PIL import Image
 
-    if image.mode != "RGBA":
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
+    image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white

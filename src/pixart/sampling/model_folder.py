@@ -291,7 +291,7 @@ def _with_fast(folder: ModelFolder) -> ModelFolder:
     """The same model, drawn with its fast denoiser. UsageError where it has none, PixArtError for damage."""
     if folder.fast_settings is None:
         raise UsageError(
-            f"{folder.path} has no fast denoiser. Train one with pixart train emoji/fast --teacher {folder.path}, and "
+            f"{folder.path} has no fast denoiser. Train one by a recipe of kind fast with --teacher {folder.path}, and "
             f"put it there with pixart convert RUN {folder.path} --to fast; or leave --fast out."
         )
     path = folder.path

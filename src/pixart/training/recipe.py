@@ -1,4 +1,4 @@
-"""Recipes: a TOML file becomes one of six plain dataclasses, strictly. Unknown keys and wrong types are refused.
+"""Recipes: a TOML file becomes one of five plain dataclasses, strictly. Unknown keys and wrong types are refused.
 
 Each part of a recipe is the dataclass that stands beside the code it configures; this file only names the parts.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from pixart.data.dropped import ALLOWED
 from pixart.diffusion.timesteps import Timesteps
 from pixart.encoders.autoencoder import AutoencoderConfig
-from pixart.encoders.judge import JudgeConfig
 from pixart.errors import PixArtError, UsageError
 from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
@@ -144,7 +143,7 @@ class ClassRecipe:
         if self.model.micro_conditions:
             raise UsageError("model: micro_conditions belong to the text stages; the DiT of stage 1 has none.")
         if self.sampling.extra_splits:
-            raise UsageError("sampling: extra_splits are for text stages and the judge; classes know no colours.")
+            raise UsageError("sampling: extra_splits are for text stages; classes know no colours.")
 
 
 @dataclass(frozen=True)
@@ -193,35 +192,13 @@ class TextRecipe:
             raise UsageError("model: micro_conditions need features, which know the size that each picture had.")
 
 
-@dataclass(frozen=True)
-class JudgeRecipe:
-    """The judge of `pixart evaluate`, from the training split of `data`; of `sampling` it takes all but features'."""
-
-    run: Path
-    data: Path
-    cache: Path
-    phases: tuple[Phase, ...]
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    sampling: Sampling = field(default_factory=Sampling)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    def __post_init__(self):
-        check_common(self.phases, 0.0)
-        check_all_tokens(self.phases)
-        if any(phase.crop for phase in self.phases):
-            raise UsageError("A judge looks at whole pictures; leave crop out.")
-
-
-Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | DecoderRecipe | FastRecipe | JudgeRecipe
+Recipe = AutoencoderRecipe | ClassRecipe | TextRecipe | DecoderRecipe | FastRecipe
 KINDS: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
     "class": ClassRecipe,
     "text": TextRecipe,
     "decoder": DecoderRecipe,
     "fast": FastRecipe,
-    "judge": JudgeRecipe,
 }
 
 
@@ -268,7 +245,7 @@ def chains() -> list[str]:
 
 
 def load(name: str) -> Recipe:
-    """Read a recipe by its name in the package (`emoji/stage1`) or by the path of a TOML file.
+    """Read a recipe by its name in the package (`paper/stage2_align_256`) or by the path of a TOML file.
 
     Raises:
         UsageError: no such recipe, an unknown kind or key, or a value of the wrong type.

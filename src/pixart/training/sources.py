@@ -13,7 +13,7 @@ from pixart.errors import UsageError
 from pixart.training.batches import ClassCondition, LatentBatches, TextCondition, weights_of, weights_of_splits
 from pixart.training.decoding import DecoderRecipe
 from pixart.training.feature_batches import FeatureBatches, Rows, held_out_batches, open_for
-from pixart.training.recipe import ClassRecipe, JudgeRecipe, TextRecipe, text_folders
+from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
 
 HELD_OUT = "test_cells"
 
@@ -118,7 +118,7 @@ def latents_by_size(recipe: ClassRecipe | TextRecipe | DecoderRecipe, report) ->
     return found
 
 
-def pictures_by_size(recipe: DecoderRecipe | JudgeRecipe, report) -> dict[int, Tensor]:
+def pictures_by_size(recipe: DecoderRecipe, report) -> dict[int, Tensor]:
     """uint8 (N, 3, size, size) of train and the extra splits, for each picture size of the recipe."""
     found = {}
     for size in sorted({phase.size for phase in recipe.phases}):

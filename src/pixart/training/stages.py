@@ -31,11 +31,10 @@ from pixart.training.decoding import DecoderRecipe
 from pixart.training.distillation import FastRecipe
 from pixart.training.fast_stage import fast_stage
 from pixart.training.files import write_whole
-from pixart.training.judge_stage import judge_stage
 from pixart.training.networks import class_config, text_config, text_network
 from pixart.training.objective import denoising_loss
 from pixart.training.precision import autocast
-from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, JudgeRecipe, Recipe, TextRecipe, text_folders
+from pixart.training.recipe import AutoencoderRecipe, ClassRecipe, Recipe, TextRecipe, text_folders
 from pixart.training.samples import Sampler
 from pixart.training.sources import HELD_OUT, class_source, spread, text_source
 from pixart.training.stage import Stage
@@ -60,8 +59,6 @@ def build(recipe: Recipe, report: Callable[[str], None] = print) -> Stage:
             return decoder_stage(recipe, report)
         case FastRecipe():
             return fast_stage(recipe, report)
-        case JudgeRecipe():
-            return judge_stage(recipe, report)
 
 
 def _autoencoder_stage(recipe: AutoencoderRecipe, report) -> Stage:

@@ -12,7 +12,6 @@ from pixart.training.recipe import (
     ClassRecipe,
     DecoderRecipe,
     FastRecipe,
-    JudgeRecipe,
     Recipe,
     TextRecipe,
     text_folders,
@@ -28,7 +27,6 @@ def summary(stage: Stage) -> list[str]:
         TextRecipe: "text to pictures",
         DecoderRecipe: "decoder",
         FastRecipe: "fast denoiser",
-        JudgeRecipe: "judge",
     }
     lines = [f"{stage.name}: {kind[type(recipe)]}, into {recipe.run} ({_state(recipe.run)})"]
     lines += [f"  {name:<13} {path} ({_there(path)})" for name, path in _parts(recipe).items()]

@@ -61,7 +61,7 @@ def build_tab(studio: Studio) -> Look:
         gr.HTML("<h3>What each stage of training taught the shipped model</h3>")
         _styled_html(shipped_strip(), elem_id="glass-stages")
         with gr.Accordion("A run of your own", open=False, elem_id="glass-run"):
-            run = gr.Textbox(label="Folder of a run", placeholder="runs/emoji-stage2", elem_id="glass-run-folder")
+            run = gr.Textbox(label="Folder of a run", placeholder="runs/stage2", elem_id="glass-run-folder")
             prompts = gr.Textbox(
                 label="Prompts, a line each",
                 info="At most six. Empty: those that the run draws while it trains. Stage 1 is asked for classes.",

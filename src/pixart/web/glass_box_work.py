@@ -164,7 +164,7 @@ def look_at_run(
 
     check_text(prompts, "list of prompts")
     if not run.strip() or "\0" in run:
-        raise PixArtError("Give the folder of a run, such as runs/emoji-stage2.")
+        raise PixArtError("Give the folder of a run, such as runs/stage2.")
     folder = Path(run.strip()).expanduser()
     if before and newest_step(folder) in (None, before[-1].step):
         return list(before)

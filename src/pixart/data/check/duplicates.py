@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from pixart.data.check.look import THUMB, Seen
-from pixart.data.near_duplicates import NEAR, lab
 from pixart.data.pairs import InFile, InTable, InTar, Location, Pair
 
-# Of 700 pictures (emoji, drawn scenes), each scaled to 70% and saved as JPEG with quality 70, 96% stayed within 4 bits;
+# Of 700 pictures (icons, drawn scenes), each scaled to 70% and saved as JPEG with quality 70, 96% stayed within 4 bits;
 # of different ones, none came so near.
 MAX_BITS = 4
+NEAR = 3.0  # mean CIELAB distance; the smallest that a person notices is 2.3
 BANDS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))  # (shift, bits), MAX_BITS + 1 of them
 MAX_COMPARED = 4096  # pictures of one band that are compared with each other; more are cut into such parts
 MAX_NEAR = 200_000  # pairs after which the search ends: the data set is one of near duplicates
@@ -172,6 +172,19 @@ class PictureTable:
     def _thumb(self, row: int) -> np.ndarray:
         data = self.base.execute("SELECT thumb FROM picture WHERE row = ?", (row,)).fetchone()[0]
         return np.frombuffer(data, dtype=np.uint8).reshape(THUMB, THUMB, 3)
+
+
+def lab(thumbnails: np.ndarray) -> np.ndarray:
+    """(n, h, w, 3) uint8 sRGB -> (n, h, w, 3) float32 CIELAB, D65."""
+    value = thumbnails.astype(np.float32) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array(
+        [[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]], dtype=np.float32
+    )
+    xyz = xyz / np.array([0.9505, 1.0, 1.089], dtype=np.float32)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = f[..., 0], f[..., 1], f[..., 2]
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)
 
 
 def _ones(values: np.ndarray) -> np.ndarray:

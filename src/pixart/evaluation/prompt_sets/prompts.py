@@ -8,14 +8,12 @@ from typing import Any
 
 from pixart.errors import UsageError
 
-# Our own words; the sizes of the first four are those of the article's tables (50, 33, 20, and 5 subjects in 5 styles).
+# Our own words; the sizes are those of the article's tables (50, 33, 20, and 5 subjects in 5 styles).
 SETS = {
     "general": "50 prompts of many kinds: animals, people, places, things",
     "more": "33 more: paragraphs, impossible things, light, single words",
     "alignment": "20 that can be seen to be met or not: colour, shape, texture, spatial, counting, complex",
     "styles": "5 subjects in 5 styles",
-    "emoji": "83 for the shipped model: concepts, skin tones and colours that it knows, in its seven styles",
-    "composition": "224 for the shipped model: what its data never shows together, such as a blue apple",
 }
 
 
@@ -23,8 +21,7 @@ SETS = {
 class Prompt:
     """A text to draw, the set or file that it is from, and its category there ("" where it has none).
 
-    `about` is what else its line says, by the names used there: GenEval's `include`, PartiPrompts' `Challenge`; in the
-    set "composition" what must be seen: `object`, `colour`, `style`, `skin_tone`.
+    `about` is what else its line says, by the names used there: GenEval's `include`, PartiPrompts' `Challenge`.
     """
 
     text: str
@@ -43,17 +40,11 @@ def read_prompts(name_or_path: str | Path) -> list[Prompt]:
     Raises:
         UsageError: there is no such set or file, it is empty, or lines of it are malformed; names them by number.
     """
-    from pixart.evaluation.prompt_sets import emoji
     from pixart.evaluation.prompt_sets.benchmark_files import read_path
 
     name = str(name_or_path)
-    match name:
-        case "emoji":
-            return emoji.known()
-        case "composition":
-            return emoji.unseen()
-        case _ if name in SETS:
-            return _shipped(name)
+    if name in SETS:
+        return _shipped(name)
     path = Path(name_or_path)
     if not re.search(r"[./\\]", name) and not path.exists():
         from pixart.sampling.prompts import unknown

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pixart.training.planning.flops import FP32, forward_flops, training_flops, training_memory
 from pixart.training.planning.hardware import Hardware
 
-JUDGED_TEXT_DIM, JUDGED_TOKENS, JUDGED_STYLES = 384, 16, 7  # what plans count with for a judge
 OPERATIONS_PER_BLOCK = 100  # assumed: forward and backward of a block, without torch.compile; forward is a third
 
 
@@ -107,14 +106,12 @@ def text_tokens(recipe) -> int:
 
 def build_network(recipe, config):
     """The recipe's network with fresh weights, on torch's default device."""
-    from pixart.encoders import autoencoder, judge
+    from pixart.encoders import autoencoder
     from pixart.model.dit import DiT, DiTConfig
     from pixart.model.pixart import PixArt
     from pixart.training.decoding import Decoder
-    from pixart.training.recipe import DecoderRecipe, JudgeRecipe
+    from pixart.training.recipe import DecoderRecipe
 
-    if isinstance(recipe, JudgeRecipe):
-        return judge.Judge(recipe.judge, JUDGED_TEXT_DIM, JUDGED_STYLES)
     if isinstance(recipe, DecoderRecipe):
         return Decoder(autoencoder.build(_decoded(recipe)))
     if config is None:
@@ -123,19 +120,16 @@ def build_network(recipe, config):
 
 
 def random_inputs(recipe, side: int, count: int, device=None) -> tuple:
-    """What the network of a recipe without a denoiser takes: pixels, a judge's with texts; or latents, a decoder's."""
+    """What the network of a recipe without a denoiser takes: pixels; or latents, a decoder's."""
     import numpy as np
     import torch
 
-    from pixart.training.recipe import DecoderRecipe, JudgeRecipe
+    from pixart.training.recipe import DecoderRecipe
 
     if isinstance(recipe, DecoderRecipe):
         return (torch.randn(count, _decoded(recipe).latent_channels, side // 8, side // 8, device=device),)
     pixels = torch.rand(count, 3, side, side, device=device) * 2 - 1
-    if not isinstance(recipe, JudgeRecipe):
-        return pixels, np.random.default_rng(0)
-    text = torch.randn(count, JUDGED_TOKENS, JUDGED_TEXT_DIM, device=device)
-    return pixels, text, torch.ones(count, JUDGED_TOKENS, dtype=torch.bool, device=device)
+    return pixels, np.random.default_rng(0)
 
 
 def works(recipe, *, fused_attention: bool = True) -> list[Work]:
@@ -177,11 +171,9 @@ def works(recipe, *, fused_attention: bool = True) -> list[Work]:
 
 
 def _levels(recipe) -> int:
-    """About how many blocks' worth of operations an autoencoder, its decoder, or a judge has."""
-    from pixart.training.recipe import DecoderRecipe, JudgeRecipe
+    """About how many blocks' worth of operations an autoencoder or its decoder has."""
+    from pixart.training.recipe import DecoderRecipe
 
-    if isinstance(recipe, JudgeRecipe):
-        return recipe.judge.depth * len(recipe.judge.widths) + 1
     if isinstance(recipe, DecoderRecipe):
         return 2 * len(_decoded(recipe).block_out_channels)
     return 4 * len(recipe.autoencoder.block_out_channels)
