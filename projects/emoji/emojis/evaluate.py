@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pixart.evaluation.numbers.protocol import aligned, refuse_other_protocols
 
 from emojis.judge import Judge
 from emojis.measures import CANDIDATES, Estimate, check_enough, mean, per_image, scores
@@ -161,7 +160,8 @@ def table(told: dict, columns: dict[str, dict] | None = None) -> str:
             words, kind = METRICS[name]
             cells = [column.get(group, {}).get(name) for column in columns.values()]
             rows.append([words, *("-" if cell is None else _written(cell, kind) for cell in cells)])
-    return aligned(rows)
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
@@ -172,7 +172,15 @@ def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
     if len(paths) < 2:
         raise UsageError("Give two reports or more to compare.")
     told = [_read_report(path) for path in paths]
-    refuse_other_protocols(paths, [one["protocol"] for one in told], across)
+    for path, other in zip(paths[1:], told[1:], strict=True):
+        known, theirs = told[0]["protocol"], other["protocol"]
+        differ = sorted(k for k in known.keys() | theirs.keys() if known.get(k) != theirs.get(k) and k not in across)
+        if differ:
+            values = ", ".join(f"{key} {str(known.get(key))[:24]} and {str(theirs.get(key))[:24]}" for key in differ)
+            raise UsageError(
+                f"{paths[0]} and {path} were measured differently ({values}), so they do not compare. "
+                f"If that is what you ask about: --across {','.join(differ)}"
+            )
     columns = {f"{one['model']} ({path.name})": one["scores"][GENERATED] for path, one in zip(paths, told, strict=True)}
     columns |= {name: column for name, column in told[0]["scores"].items() if name != GENERATED}
     lines = [table(told[0], columns)]
