@@ -15,10 +15,10 @@ from pixart.evaluation.comparison.drawing import Job, draw, missing
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
 from pixart.evaluation.comparison.plan import PLAN, Plan, begin, check_free, make_rows, read
 from pixart.evaluation.comparison.results import model_folder, outcome
+from pixart.files import locked
 from pixart.options import either, shown
 from pixart.sampling.memory import PLAIN, Memory
 from pixart.sampling.prompts import unknown
-from pixart.training.lock import held
 
 MAX_SEEDS = 100
 DEVICES = ("cpu", "cuda")
@@ -101,7 +101,7 @@ def compare(options: Compare) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PixArtError(f"{options.output} cannot be written: {error.strerror or error}.") from None
-    with held(options.output, "draws a comparison", "--output"):
+    with locked(options.output / ".lock", f"Another pixart compare works in {options.output}; give another --output."):
         begin(plan, options.output)
         page = _draw_all(plan, jobs, options.output)
         print(page, flush=True)
@@ -197,7 +197,7 @@ def _settled(model: Model, output: Path) -> Model:
     """A run's model with its checkpoint named, since a run may go on; a comparison begun earlier keeps its own."""
     if model.kind != "run":
         return model
-    from pixart.training.checkpoint_model import find_checkpoint
+    from pixart.training.run import find_checkpoint
 
     settings = model.settings
     if (output / PLAN).is_file():
@@ -210,8 +210,8 @@ def _settled(model: Model, output: Path) -> Model:
                 )
                 if (model_folder(output, model.folder) / "model").is_dir():
                     return replace(model, settings=settings)
-    _, step, ema = find_checkpoint(Path(model.source), step=settings.checkpoint, ema=settings.ema)
-    return replace(model, settings=replace(settings, checkpoint=step, ema=ema))
+    step, _ = find_checkpoint(Path(model.source), step=settings.checkpoint, ema=settings.ema)
+    return replace(model, settings=replace(settings, checkpoint=step))
 
 
 def _styles(models: list[Model]) -> dict:
@@ -266,13 +266,12 @@ def _draw(plan: Plan, model: Model, job: Job | None, output: Path) -> None:
     own = model_folder(output, model.folder) / "model"
     if job is None:
         if not own.is_dir():
-            from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+            from pixart.training.run import export, find_checkpoint
 
-            wanted = model.settings
-            run, step, ema = find_checkpoint(Path(model.source), step=wanted.checkpoint, ema=wanted.ema)
-            _say(f"{model.name}: preparing step {step:,}, EMA {ema:g}.")
-            own.parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint_model(run, own, step=step, ema=ema)
+            wanted, run = model.settings, Path(model.source)
+            step, average = find_checkpoint(run, step=wanted.checkpoint, ema=wanted.ema)
+            _say(f"{model.name}: preparing step {step:,}, {average}.")
+            export(run, own.parent, step=step, average=average, only="text_to_image")
         job = _job(plan, model, own)
     done = len(plan.cells) - len(cells)
     with Progress(model.name, len(plan.cells), done) as progress:

@@ -1,6 +1,6 @@
 """One process or many: what torchrun has started trains as one. One process is the case of a world of size 1.
 
-Data parallel (DDP): every process holds the whole model. Fully sharded (FSDP2, `torch.distributed.fsdp.fully_shard`):
+Data parallel (DDP): every process holds the full model. Fully sharded (FSDP2, `torch.distributed.fsdp.fully_shard`):
 every process holds a part of each weight, its gradient, its average and its optimiser state.
 """
 
@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pixart.errors import PixArtError, UsageError
-from pixart.training.rows import Share
+from pixart.training.rows import MicrobatchSlice
 
 Parallel = Literal["auto", "none", "ddp", "fsdp"]
-Device = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Result = TypeVar("Result")
 
 # What torch's messages have in common when a process at the other end is gone (gloo, NCCL, the rendezvous).
@@ -41,12 +41,12 @@ class World:
     def main(self) -> bool:
         return self.rank == 0
 
-    def shares(self, accumulate: int) -> list[Share]:
+    def slices(self, accumulate: int) -> list[MicrobatchSlice]:
         """The parts of each global batch that this process takes, one after the other."""
-        return [Share(self.rank * accumulate + turn, self.size * accumulate) for turn in range(accumulate)]
+        return [MicrobatchSlice(self.rank * accumulate + turn, self.size * accumulate) for turn in range(accumulate)]
 
     def agree(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """The mean loss over all processes, and whether any of them was asked to stop: the same answer for all."""
+        """The mean loss over all processes, and whether any of them has to stop: the same answer for all."""
         if self.size == 1:
             return loss, stop
         both = torch.tensor([loss.item() / self.size, float(stop)], dtype=torch.float64)
@@ -85,13 +85,13 @@ class World:
         return act()
 
 
-def alone(device: Device = "auto") -> World:
+def alone(device: DeviceName = "auto") -> World:
     """One process. Raises UsageError where the device is not there."""
     return World(_device(device, local_rank=0))
 
 
 @contextlib.contextmanager
-def joined(parallel: Parallel, device: Device) -> Iterator[World]:
+def joined(parallel: Parallel, device: DeviceName) -> Iterator[World]:
     """Join the processes that torchrun has started with this one; none where it was not torchrun.
 
     Raises:
@@ -114,8 +114,8 @@ def joined(parallel: Parallel, device: Device) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def noticing_the_lost(world: World, run: Path) -> Iterator[None]:
-    """Say in one sentence that another process has died, instead of torch's traceback."""
+def translate_peer_failure(world: World, run: Path) -> Iterator[None]:
+    """One sentence for a process that has died, instead of torch's traceback."""
     try:
         yield
     except RuntimeError as error:
@@ -123,18 +123,18 @@ def noticing_the_lost(world: World, run: Path) -> Iterator[None]:
             raise
         raise PixArtError(
             f"Process {world.rank} of {world.size} has lost another one, which died or cannot be reached, and stops. "
-            f"The newest checkpoint in {run} is whole: give the same command again to continue from it."
+            f"The newest checkpoint in {run} is intact: give the same command again to continue from it."
         ) from None
 
 
-def make_equal(model: nn.Module, world: World) -> None:
-    """Give all processes the weights of process 0: two kinds of processors may draw other ones from one seed."""
+def broadcast_parameters(model: nn.Module, world: World) -> None:
+    """Give all processes the weights of process 0: two kinds of processors may make other ones from one seed."""
     if world.size > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
-def spread(model: nn.Module, world: World, parallel: Parallel) -> nn.Module:
+def wrap_parallel(model: nn.Module, world: World, parallel: Parallel) -> nn.Module:
     """The model to call in the loss. FSDP cuts the parameters of `model` itself into shards; DDP wraps it."""
     if world.size == 1:
         return model
@@ -155,7 +155,7 @@ def _shard(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def gradients(model: nn.Module, *, exchanged: bool) -> Iterator[None]:
-    """A backward pass of the spread `model`: gradients go to the other processes only after the last of a step."""
+    """A backward pass of the wrapped `model`: gradients go to the other processes only after the last of a step."""
     if isinstance(model, nn.parallel.DistributedDataParallel) and not exchanged:
         with model.no_sync():
             yield
@@ -165,13 +165,13 @@ def gradients(model: nn.Module, *, exchanged: bool) -> Iterator[None]:
     yield
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shards; all processes must ask for it. A whole one is given back as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor gathered from its shards; all processes must call this. One that is not sharded is returned as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def cut_like(tensor: Tensor, other: Tensor | None) -> Tensor:
-    """This process's shards of a whole tensor, cut as `other` is; whole where that is whole."""
+def shard_like(tensor: Tensor, other: Tensor | None) -> Tensor:
+    """This process's shards of a full tensor, sharded as `other` is; the tensor itself where that is not sharded."""
     if not hasattr(other, "full_tensor") or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -184,11 +184,15 @@ def local(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
-def _device(device: Device, *, local_rank: int) -> torch.device:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("loop.device is cuda, but torch finds no CUDA GPU here. Give auto or cpu.")
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
+def _device(device: DeviceName, *, local_rank: int) -> torch.device:
+    """Raises UsageError where the device is not there."""
+    from pixart.runtime.device import choose_device, find_devices
+
+    found = choose_device(find_devices(), device)
+    if found.type != "cuda":
+        return torch.device(found.type)
+    if "LOCAL_RANK" not in os.environ:
+        return torch.device("cuda", found.index)
     if local_rank >= torch.cuda.device_count():
         raise UsageError(f"Process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}.")
     return torch.device("cuda", local_rank)
