@@ -189,7 +189,7 @@ def train_loop(
                     world.wait()
             if step % loop.save_every == 0 or step == steps or stopping:
                 taken_hours = hours + (time.monotonic() - begun) / 3600
-                scale = scaler.state_dict() if scaler.is_enabled() else {}
+                scale = {name: float(v) for name, v in scaler.state_dict().items()}
                 state = checkpoints.State(step, {}, data=data, scaler=scale, hours=taken_hours, images=images)
                 checkpoints.save(run, state, model, averages, optim, main=world.main)
             if stopping and step < steps:
