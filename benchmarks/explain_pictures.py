@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from pixart.training.strip import draw_checkpoint
 
 import pixart
 from pixart.encoders.vae import Decoder
 from pixart.sampling.model_folder import DEFAULT_MODEL
-from pixart.training.strip import draw_checkpoint
 
 SIDE, MARGIN = 128, 18
 APPLE = "a red apple, 3D"

@@ -36,6 +36,7 @@ def rows(count: int):
 def write_pixart(folder: Path, count: int) -> None:
     from pixart.data.feature_shards import Origin
     from pixart.data.feature_writer import About, BatchRecord, FeatureRow, write_batch, write_manifest, write_null_text
+
     from pixart.data.storage import Folder
 
     place, origin = Folder(str(folder)), Origin("v", "t", "k", {"base_size": 256})

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from pixart.training.stages import build
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.training import recipe as recipes
@@ -24,7 +25,6 @@ from pixart.training.batches import Phase
 from pixart.training.loop import train
 from pixart.training.recipe import TextRecipe
 from pixart.training.rows import RowStreams
-from pixart.training.stages import build
 
 SHARED = {"warmup_steps": 50, "decay_share": 0.35}
 OPTIMIZERS = {

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pixart.training.objective import denoising_loss
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.data.features import TextStates
@@ -31,8 +33,6 @@ from pixart.diffusion.timesteps import Timesteps
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training.batches import LatentBatches, Phase, TextCondition
 from pixart.training.loop import LoopConfig, train
-from pixart.training.objective import denoising_loss
-from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.rows import RowStreams, Share
 
 EMOJI = PixArtConfig(width=256, depth=8, num_heads=4, text_dim=384)

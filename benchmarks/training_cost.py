@@ -12,10 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
+from pixart.training.planning.plan import works
+
 from pixart.errors import PixArtError
 from pixart.training import receipt
 from pixart.training.batches import phase_at
-from pixart.training.planning.plan import works
 from pixart.training.recipe import Recipe, from_run
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from photo_folder import write_photos
+from pixart.data.extract_batch import ExtractSettings
+from pixart.data.extract_workers import here
+from pixart.data.feature_shards import open_features
 
 from pixart.captions.metadata_captioner import MetadataCaptioner, Template
 from pixart.cli import main
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.extract import extract
-from pixart.data.extract_batch import ExtractSettings
-from pixart.data.extract_workers import here
-from pixart.data.feature_shards import open_features
 from pixart.data.on_ray import cloud, session
 from pixart.data.on_ray.caption import CaptionTask
 from pixart.data.on_ray.extract import runner

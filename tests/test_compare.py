@@ -427,10 +427,10 @@ def text_run(tmp_path_factory, tiny_model) -> Path:
 
 def test_a_checkpoint_draws_what_its_average_holds(text_run, tmp_path):
     import torch
+    from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
 
     from pixart.checkpoints.diffusers import load_transformer
     from pixart.training import checkpoint
-    from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
 
     assert find_checkpoint(text_run) == (text_run, 4, 0.9)
     assert find_checkpoint(text_run / "checkpoint-2", ema=0.1) == (text_run, 2, 0.1)
@@ -450,8 +450,9 @@ def test_a_checkpoint_draws_what_its_average_holds(text_run, tmp_path):
 def test_stage_1_draws_as_the_network_that_stage_2_starts_from(tiny_model, tmp_path):
     import dataclasses
 
-    from pixart import Pipeline
     from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+
+    from pixart import Pipeline
     from pixart.training.command import train_recipe
     from pixart.training.loop import LoopConfig
     from pixart.training.recipe import Denoiser, Phase, load

@@ -136,8 +136,9 @@ def test_it_finds_one_of_everything(messy, capsys):
 
 
 def test_what_it_says_will_be_dropped_is_what_extraction_drops(messy, tiny_model, capsys):
-    from pixart.data.dataset import open_dataset
     from pixart.data.extract_batch import Extractor, ExtractSettings, batches_of
+
+    from pixart.data.dataset import open_dataset
 
     report = checked(capsys, messy, "--base-size", "64", "--model", tiny_model)
     settings = ExtractSettings(

@@ -11,11 +11,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from pixart.training.objective import denoising_loss
 
 from pixart.diffusion import ddpm
 from pixart.diffusion.timesteps import Timesteps, draw_levels
 from pixart.errors import UsageError
-from pixart.training.objective import denoising_loss
 
 TIMESTEPS = [0, 0, 1, 7, 120, 500, 875, 999]
 PUBLISHED = {

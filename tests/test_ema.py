@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from tiny_data import emoji_recipe, write_tiny_data
 
 from pixart.cli import main
@@ -14,7 +15,6 @@ from pixart.training import checkpoint
 from pixart.training.command import train_recipe
 from pixart.training.ema import Ema
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.recipe import Denoiser, Phase, load
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pixart.training.structure import structure
 from tiny_data import write_tiny_data
 
 from pixart.data import features
@@ -10,7 +11,6 @@ from pixart.data.imagefolder import read_split
 from pixart.errors import UsageError
 from pixart.training.batches import LatentBatches, Phase, Sampling, TextCondition, weights_of, weights_of_splits
 from pixart.training.recipe import ClassRecipe, TextRecipe, to_json
-from pixart.training.structure import structure
 
 
 def test_extra_splits_get_their_share_and_nothing_changes_without_them(tmp_path):

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-
-from pixart.errors import UsageError
-from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training.optimizers.adamw8bit import AdamW8bit, code_levels, dequantise, quantise
 from pixart.training.optimizers.came import Came
 from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig
+
+from pixart.errors import UsageError
+from pixart.model.pixart import PixArt, PixArtConfig
 
 SHAPES = ((96, 64), (64,), (6, 32), (16, 8, 2, 2))
 

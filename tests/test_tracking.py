@@ -18,25 +18,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pixart.tracking.energy import EnergyMeter
+from pixart.training.optimizers.optimizer import OptimizerConfig
+from pixart.training.planning.flops import training_flops
+from pixart.training.progress import TrainingProgress
+from pixart.training.receipt import Meter
+from pixart.training.watch import Watch, loss_by_level
 from tiny_data import emoji_recipe, write_tiny_data
 
 import pixart
 from pixart.checkpoints.folder import FLOW_SCHEDULER
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArtConfig
-from pixart.tracking.energy import EnergyMeter
 from pixart.tracking.tracker import QUEUE_SIZE, Tracker, TrackingConfig
 from pixart.training import command
 from pixart.training.batches import Phase
 from pixart.training.command import train_recipe
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizers.optimizer import OptimizerConfig
-from pixart.training.planning.flops import training_flops
-from pixart.training.progress import TrainingProgress
-from pixart.training.receipt import Meter
 from pixart.training.recipe import Denoiser, TextRecipe
 from pixart.training.samples import Sampler, SamplesConfig
-from pixart.training.watch import Watch, loss_by_level
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-
 from pixart.data.feature_shards import Features, Origin, files_hash, open_features, weights_hash
 from pixart.data.feature_writer import About, BatchRecord, FeatureRow, write_batch, write_manifest, write_null_text
+
 from pixart.data.storage import Folder
 
 SOURCES = ("text", "llava")

@@ -8,11 +8,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixart.training.optimizers.optimizer import OptimizerConfig
+
 from pixart.diffusion.timesteps import Timesteps
 from pixart.training import recipe as recipes
 from pixart.training.batches import Phase
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.recipe import ClassRecipe, TextRecipe
 
 SIZE, BATCH = 64, 64

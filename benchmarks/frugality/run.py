@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from arms import OFFICIAL_ARM, SIZE, STAGE1_SHARES, TUNING, WATERFALL, Arm, Places, recipe_of, stage1_recipe
+from pixart.training.stages import build
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.data import features
@@ -29,7 +30,6 @@ from pixart.training.command import train_recipe
 from pixart.training.loop import train
 from pixart.training.recipe import ClassRecipe, TextRecipe, text_folders
 from pixart.training.rows import RowStreams
-from pixart.training.stages import build
 
 SEEDS = (0, 1, 2)
 SPLITS = {"cells": "test_cells", "concepts": "test_concepts"}

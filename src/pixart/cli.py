@@ -26,9 +26,8 @@ PixArt-α {__version__}: text to image, from data to pictures.
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   metrics DRAWN       FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
   layout NAME ...     draw the prompts of GenEval or T2I-CompBench where their scripts look
-  train RECIPE        train a model by a recipe
-  ema RUN             compare the moving averages of a run, and write the chosen one
-  plan RECIPE         what a training needs: memory, hours, energy, money, CO2
+  train RECIPE ...    train a model by a recipe
+  export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets
 
 pixart COMMAND --help shows what a command takes; pixart --version the version."""
@@ -166,16 +165,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return run(rest)
-        case ["ema", *rest]:
-            from pixart.training import choose_ema
+        case ["export", *rest]:
+            from pixart.training.command import run_export
 
             with quiet_libraries():
-                return parsed(choose_ema.ChooseEma, rest, "pixart ema", choose_ema.run)
-        case ["plan", *rest]:
-            from pixart.training.planning.plan_command import run
-
-            with quiet_libraries():
-                return run(rest)
+                return run_export(rest)
         case ["data", "check", *rest]:
             from pixart.data.check.command import run
 

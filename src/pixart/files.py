@@ -191,8 +191,8 @@ def _depth_over(value: Any, most: int) -> bool:
 
 def _sync(path: Path) -> None:
     """Bring what was written to the disk before the name changes, so that a power cut leaves no empty file."""
-    if path.is_file():
-        with path.open("rb+") as file:
+    for file_path in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
+        with file_path.open("rb+") as file:
             os.fsync(file.fileno())
 
 

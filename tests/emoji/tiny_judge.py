@@ -4,12 +4,12 @@ import colorsys
 import json
 from pathlib import Path
 
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from tiny_data import SHAPES, STYLES, add, draw
 
 from emojis.judge import JudgeConfig
 from emojis.train_judge import train_judge
 from pixart.training.loop import LoopConfig
-from pixart.training.optimizers.optimizer import OptimizerConfig
 
 SIZES = {"tiny": 1 / 3, "small": 1 / 4, "big": 1 / 16}
 HUES = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "green": 0.36, "blue": 0.62, "purple": 0.78}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pixart.training.optimizers.optimizer import OptimizerConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +16,6 @@ from emojis.judge import JudgeConfig, JudgeNetwork, mean_states, prepared, save_
 from emojis.records import Record, read_split
 from pixart.errors import UsageError
 from pixart.training.loop import LoopConfig, train
-from pixart.training.optimizers.optimizer import OptimizerConfig
 from pixart.training.rows import WHOLE, Share
 
 VALIDATION = "test_cells"

@@ -9,7 +9,6 @@ takes both as subfolders.
 """
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from pixart.checkpoints.diffusers import SIZES, WEIGHTS_NAME, save_transformer
 from pixart.checkpoints.folder import write_json
 from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
+from pixart.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -53,19 +53,14 @@ def write_fast(
     """
     import torch
 
-    work = dest.parent / f".{dest.name}.{os.getpid()}.part"
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        save_transformer(state, config, work / "transformer", torch.float16)
-        write_json(work / "scheduler" / "scheduler_config.json", scheduler | {"solver_order": 1})
-        settings = {"sampler": "euler", "steps": steps, "guidance_scale": 1.0}
-        write_json(work / SETTINGS, settings | {DISTILLED: distilled_guidance_scale, TEACHER: teacher})
-        shutil.rmtree(dest, ignore_errors=True)  # of a finish that was killed before it was noted
-        work.replace(dest)
+        with replacing(dest) as work:
+            save_transformer(state, config, work / "transformer", torch.float16)
+            write_json(work / "scheduler" / "scheduler_config.json", scheduler | {"solver_order": 1})
+            settings = {"sampler": "euler", "steps": steps, "guidance_scale": 1.0}
+            write_json(work / SETTINGS, settings | {DISTILLED: distilled_guidance_scale, TEACHER: teacher})
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return dest
 
 
@@ -115,23 +110,20 @@ def add_fast(source: Path, model: Path) -> Path:
     place = next((folder for folder in (source, source / FAST) if (folder / SETTINGS).is_file()), None)
     settings = None if place is None else read_fast_settings(place)
     if settings is None or not (place / "transformer").is_dir():
-        raise PixArtError(f"{source} holds no fast denoiser; give a finished run of a recipe of kind fast.")
+        raise PixArtError(f"{source} holds no fast denoiser; give a finished run of a distillation recipe.")
     dest = model / FAST
     if dest.exists():
         raise UsageError(f"{dest} exists already; move it away to put another there.")
     if settings[TEACHER] != weights_hash(model / "transformer"):
         raise UsageError(
-            f"The fast denoiser in {place} was taught by another model than {model}; train one by a "
-            f"recipe of kind fast with --teacher {model}."
+            f"The fast denoiser in {place} was taught by another model than {model}; train one with "
+            "this model as teacher (docs/training.md)."
         )
-    work = model / f".{FAST}.{os.getpid()}.part"
     try:
-        shutil.copytree(place, work)
-        work.replace(dest)
+        with replacing(dest) as work:
+            shutil.copytree(place, work)
     except OSError as error:  # shutil's own error is one, too
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return dest
 
 

@@ -1,13 +1,13 @@
 """A whole model folder, as `diffusers.PixArtAlphaPipeline.from_pretrained(folder)` reads it."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pixart.checkpoints.diffusers import FORMAT_VERSION, WEIGHTS_NAME, save_tensors, save_transformer
 from pixart.errors import PixArtError, UsageError
+from pixart.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -106,33 +106,30 @@ def write_model_folder(
         raise UsageError(f"{dest} exists already; give a new folder for the model.")
     encoder_config = read_encoder_config(text_encoder_folder / "config.json")
     check_fit(config, vae, encoder_config)
-    work = dest.parent / f".{dest.name}.{os.getpid()}.part"
+    if dest.is_dir():
+        dest.rmdir()
     try:
-        work.mkdir(parents=True)
+        with replacing(dest) as work:
+            work.mkdir(parents=True)
+            model_class, tokenizer_class = ENCODER_CLASSES[encoder_config["model_type"]]
+            index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
+            write_json(work / "model_index.json", MODEL_INDEX | index)
+            scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
+            write_json(work / "scheduler" / "scheduler_config.json", scheduler)
+            save_transformer(transformer_state, config, work / "transformer", dtype)
+            write_vae(vae, work / "vae", dtype)
+            if encoder_config["model_type"] == "bert":
+                weights = text_encoder_folder / "model.safetensors"
+                write_text_encoder(encoder_config, weights, work / "text_encoder", dtype)
+            else:
+                copy_text_encoder(text_encoder_folder, work / "text_encoder")
+            copy_tokenizer(tokenizer_folder, work / "tokenizer")
+            if styles is not None:
+                write_json(work / "styles.json", styles)
+            if guidance_scale is not None:
+                write_json(work / "pixart.json", {"guidance_scale": guidance_scale})
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error
-    try:
-        model_class, tokenizer_class = ENCODER_CLASSES[encoder_config["model_type"]]
-        index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
-        write_json(work / "model_index.json", MODEL_INDEX | index)
-        scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
-        write_json(work / "scheduler" / "scheduler_config.json", scheduler)
-        save_transformer(transformer_state, config, work / "transformer", dtype)
-        write_vae(vae, work / "vae", dtype)
-        if encoder_config["model_type"] == "bert":
-            write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
-        else:
-            copy_text_encoder(text_encoder_folder, work / "text_encoder")
-        copy_tokenizer(tokenizer_folder, work / "tokenizer")
-        if styles is not None:
-            write_json(work / "styles.json", styles)
-        if guidance_scale is not None:
-            write_json(work / "pixart.json", {"guidance_scale": guidance_scale})
-        work.replace(dest)
-    except OSError as error:
-        raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_with_vae(source: Path, dest: Path, vae: "AutoencoderKL", dtype: "torch.dtype") -> Path:
@@ -141,15 +138,12 @@ def write_with_vae(source: Path, dest: Path, vae: "AutoencoderKL", dtype: "torch
     `dest` appears whole or not at all. Graphs are left out, since one of them is the decoder; `pixart convert` makes
     them again. Raises PixArtError where the disk refuses.
     """
-    work = dest.parent / f".{dest.name}.{os.getpid()}.part"
     try:
-        shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"))
-        write_vae(vae, work / "vae", dtype)
-        work.replace(dest)
+        with replacing(dest) as work:
+            shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"))
+            write_vae(vae, work / "vae", dtype)
     except OSError as error:  # shutil's own error is one, too
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return dest
 
 

@@ -1,7 +1,6 @@
-"""The two encoders as extraction uses them: many pictures or captions at once, on the CPU or a GPU."""
+"""The two encoders as extraction and training use them: many images or captions at once, on any device."""
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +11,18 @@ from torch import Tensor
 
 from pixart.encoders import autoencoder
 from pixart.encoders.text import TEXT_ENCODERS, TextEncoder
+from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError
+from pixart.files import read_json_object
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PRECISIONS = ("bf16", "fp32")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_vae(folder: Path, device: str = "cpu"):
-    """A Diffusers AutoencoderKL for encoding. Raises PixArtError, naming the folder, where it is not whole."""
+def load_vae(folder: Path, device: str | torch.device = "cpu"):
+    """A frozen Diffusers AutoencoderKL in fp32. Raises PixArtError, naming the folder, where it cannot be loaded."""
     from diffusers import AutoencoderKL
 
     try:
@@ -38,40 +39,42 @@ def load_vae(folder: Path, device: str = "cpu"):
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
-def load_text_encoder(folder: Path, tokenizer: Path, device: str = "cpu") -> TextEncoder:
+def load_text_encoder(
+    folder: Path, tokenizer: Path, device: str | torch.device = "cpu", max_tokens: int = MAX_TOKENS
+) -> TextEncoder:
     """A BERT or T5 encoder folder, by the class that its config names."""
-    try:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
-        raise PixArtError(f"{folder / 'config.json'} does not describe a text encoder: {error}.") from None
-    name = next((name for name in names if name in TEXT_ENCODERS), str(names[0]) if names else "nameless model")
-    encoder = TextEncoder(folder, tokenizer, name)
+    names = read_json_object(folder / "config.json").get("architectures") or ["nameless model"]
+    names = names if isinstance(names, list) else [names]
+    name = next((name for name in names if name in TEXT_ENCODERS), str(names[0]))
+    encoder = TextEncoder(folder, tokenizer, name, max_tokens)
     encoder.model.to(device)
     return encoder
 
 
 @torch.inference_mode()
-def encode_pictures(vae, pictures: Sequence["Image"], *, flip: bool, precision: str) -> list[tuple[Tensor, ...]]:
-    """Mean and deviation, fp16 (C, H/8, W/8), of each RGB picture; all of one size. With `flip` also mirrored."""
+def encode_pictures(vae, images: Sequence["Image"], *, flip: bool, precision: str) -> list[tuple[Tensor, ...]]:
+    """Mean and deviation, fp16 (C, H/8, W/8), of each RGB image, all of one size; with `flip` the mirror image's too.
+
+    `precision` names the dtype of products, "float32" or "bfloat16".
+    """
     device = next(vae.parameters()).device
-    # Not torch.stack of single tensors: one copy less of what is most of the memory.
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     pixels = (pixels.to(device).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
     parts: list[Tensor] = []
     for batch in (pixels, pixels.flip(-1)) if flip else (pixels,):
         with autocast(device.type, precision):
             mean, std = autoencoder.moments(vae, batch)
         parts += [mean.half().cpu().contiguous(), std.half().cpu().contiguous()]
-    return [tuple(part[i].clone() for part in parts) for i in range(len(pictures))]
+    return [tuple(part[i].clone() for part in parts) for i in range(len(images))]
 
 
 @torch.inference_mode()
 def encode_captions(
-    encoder: TextEncoder, captions: Sequence[str], batch_size: int = 128, *, precision: str = "bf16"
+    encoder: TextEncoder, captions: Sequence[str], batch_size: int = 128, *, precision: str = "float32"
 ) -> tuple[list[Tensor], int]:
     """Unpadded token states (tokens, T) fp16 of each caption, encoded with others of like length for speed.
 
-    Also how many captions were too long and were cut.
+    Also how many captions were longer than the encoder reads and were cut.
     """
     device = next(encoder.model.parameters()).device
     tokenized = [encoder.tokenize(caption.lower().strip()) for caption in captions]
@@ -91,5 +94,6 @@ def encode_captions(
 
 
 def autocast(device: str, precision: str):
-    """bf16 where it is asked for: half the time and as exact as training needs."""
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    """Matrix products in `precision`, all else and the weights as they are."""
+    dtype = DTYPES.get(precision)
+    return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()

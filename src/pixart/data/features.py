@@ -1,197 +1,545 @@
-"""Feature shards: what training needs of pictures and captions, computed once and kept as safetensors.
+"""The feature store: what training needs of images and captions, computed once and read through a memory map.
 
-Three kinds, a file each in the cache folder: pixels (for the autoencoder), VAE moments, and unpadded text states. The
-header of a shard says what it was made from (metadata, picture files, encoder, tokenizer, size; files by SHA-256); a
-shard made from anything else is made again, so a stale cache is never used.
+    <folder>/features.json                 the manifest; written last, so a folder without it is not finished
+    <folder>/null_text.safetensors         the text encoder's states of the empty prompt
+    <folder>/<WxH>/00012.safetensors       the rows of batch 12 of the data set that fell into the bucket WxH
+
+A shard holds, for N rows with V views, latents of (C, h, w) = (C, H/8, W/8) and text states of width T:
+
+    mean, std               (N, V, C, h, w) fp16  moments of the autoencoder's posterior, not scaled
+    crop                    (N, V, 2) int64       top, left of each view in the image resized to cover its bucket
+    states                  (tokens, T) fp16      all captions of all rows, one after the other, without padding
+    starts                  (captions + 1,) int64 caption c has the tokens starts[c] to starts[c + 1]
+    first_caption           (N + 1,) int64        row n has the captions first_caption[n] to first_caption[n + 1]
+    caption_source          (captions,) int64     index into the manifest's caption_sources
+    label                   (N, K) int64          class of each of the K kinds, -1 where the data has none
+    original_size           (N, 2) int64          height and width of the upright image
+    weight                  (N,) fp64             how often a row is drawn, relative to the others
+    key_bytes, key_starts   uint8, (N + 1,) int64 each row's key in the data set, UTF-8
+    key_hash                (N,) int64            orders rows at random, the same at every base size
+
+Views are crops, each followed by its mirror image where the folder has mirrored ones. Without a text encoder, the four
+columns of captions are left out. The manifest says what everything was made from and lists each shard with the hash of
+its content, so nothing foreign or damaged is read as features.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pixart.data.encode import encode_captions
-from pixart.data.imagefolder import Record, read_split
-from pixart.encoders import autoencoder
-from pixart.encoders.text import TextEncoder
-from pixart.errors import PixArtError
+from pixart.config import plain, structure
+from pixart.data.storage import Folder
+from pixart.errors import PixArtError, UsageError
+from pixart.files import parse_json, read_json_object
 
-Report = Callable[[str], None]
+MANIFEST = "features.json"
+NULL_TEXT = "null_text.safetensors"
+RECORDS = "progress"
+SKIPPED = "skipped.jsonl"
+FORMAT = "pixart-features-2"
+HEADER = "pixart_features"  # the one entry of a shard's metadata: safetensors writes several in a random order
+CODE = 2  # raise this when the numbers that extraction computes change: older folders are then refused
+OPEN_SHARDS = 4096  # memory maps held at a time; Linux allows a process 65,530
+PAD_TO = 16
+SAMPLED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class TextStates:
-    """Token states of every caption of a split, one after the other.
+class Settings:
+    """What changes the numbers in a feature folder, apart from data and encoders.
 
-    Caption c has tokens `starts[c]` to `starts[c + 1]` of `states` (tokens, T) fp16; picture n has captions
-    `first_caption[n]` to `first_caption[n + 1]`; `null` (tokens, T) is the encoded empty prompt.
+    `base_size` and `step` in pixels (step None: the official buckets where there are some), `square`: one bucket.
+    `crop`: centre, random (by `seed` and the image's key) or clever; `crops` random ones make as many views, `flip`
+    twice as many. `caption_sources`: which captions, in this order; empty: all. `labels`: metadata columns with
+    classes; empty: the data set's own classes. `max_tokens` of a caption. `rows`: images in a batch of the data set.
+
+    The last three depend on the machine, are chosen when a folder is begun and reused when it is continued: the dtype
+    in which the encoders compute, the pixels that pass the autoencoder at once, and the processor's threads.
     """
 
-    states: Tensor
-    starts: Tensor
-    first_caption: Tensor
-    null: Tensor
+    base_size: int
+    max_tokens: int
+    step: int | None = None
+    square: bool = False
+    crop: str = "centre"
+    crops: int = 1
+    seed: int | None = None
+    flip: bool = False
+    caption_sources: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    rows: int = 1024
+    precision: str = "float32"
+    encoded_pixels: int = 1 << 20
+    threads: int = 1
 
 
-def pixels(data: Path, split: str, size: int, cache: Path, report: Report = print) -> Tensor:
-    """Pictures of a split as uint8 (N, 3, size, size), in the order of its metadata."""
-    records = read_split(data / split)
-    origin = {"kind": "pixels", "data": _pictures_hash(data, split, records), "size": size}
+@dataclass(frozen=True)
+class Origin:
+    """What features were made with. Encoders and tokenizer by `weights_id` and `files_hash`, None where not used."""
 
-    def make() -> dict[str, Tensor]:
-        report(f"reading {len(records):,} pictures of {split} at {size} px")
-        out = torch.empty(len(records), 3, size, size, dtype=torch.uint8)
+    settings: Settings
+    vae: str
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    code: int = CODE
 
-        def read(i: int) -> None:
-            out[i] = _read_picture(records[i], size)
-
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(read, range(len(records))))
-        return {"pixels": out}
-
-    return _shard(cache / f"{split}-pixels-{size}.safetensors", origin, make)["pixels"]
-
-
-def latents(
-    data: Path, split: str, size: int, vae_folder: Path, cache: Path, report: Report = print
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of a split: fp16 (N, C, size/8, size/8) each."""
-    made_from = _pictures_hash(data, split, read_split(data / split))
-    origin = {"kind": "latents", "data": made_from, "size": size, "vae": _weights_hash(vae_folder)}
-
-    def make() -> dict[str, Tensor]:
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, low_cpu_mem_usage=False).eval()
-        vae.to(memory_format=torch.channels_last)  # 2.6 times as fast on a CPU at 256 px
-        pictures = pixels(data, split, size, cache, report)
-        report(f"encoding {len(pictures):,} pictures of {split} at {size} px")
-        means, stds = [], []
-        batch_size = max(1, 64 * 64 * 64 // size**2)
-        with torch.autocast("cpu", torch.bfloat16):
-            for part in pictures.split(batch_size):
-                mean, std = autoencoder.moments(vae, to_unit(part).contiguous(memory_format=torch.channels_last))
-                means.append(mean.half().contiguous())
-                stds.append(std.half().contiguous())
-        return {"mean": torch.cat(means), "std": torch.cat(stds)}
-
-    shard = _shard(cache / f"{split}-latents-{size}.safetensors", origin, make)
-    return shard["mean"], shard["std"]
+    def differences(self, other: "Origin") -> list[str]:
+        """In words, what differs between these features and those that `other` would give."""
+        names = {"vae": "another autoencoder", "text_encoder": "another text encoder", "tokenizer": "another tokenizer"}
+        found = [text for name, text in names.items() if getattr(self, name) != getattr(other, name)]
+        if self.code != other.code:
+            found.append(f"version {self.code} of the extraction instead of {other.code}")
+        for each in fields(Settings):
+            here, there = getattr(self.settings, each.name), getattr(other.settings, each.name)
+            if here != there:
+                found.append(f"{each.name.replace('_', ' ')} {_shown(here)} instead of {_shown(there)}")
+        return found
 
 
-def text_states(
-    data: Path, split: str, text_encoder: Path, tokenizer: Path, cache: Path, report: Report = print
-) -> TextStates:
-    """Token states of all captions of a split, and of the empty prompt."""
-    records = read_split(data / split)
-    origin = {
-        "kind": "text",
-        "data": _data_hash(data, split),
-        "encoder": _weights_hash(text_encoder),
-        "tokenizer": _files_hash(sorted(path for path in tokenizer.glob("*") if path.is_file())),
-    }
+@dataclass(frozen=True)
+class Shard:
+    """What the manifest says of one file of a bucket; `content` is its `content_hash`."""
 
-    def make() -> dict[str, Tensor]:
-        captions = [caption for record in records for caption in record.captions]
-        report(f"encoding {len(captions):,} captions of {split}")
-        encoder = TextEncoder(text_encoder, tokenizer, "BertModel")
-        encoded, _ = encode_captions(encoder, [*captions, ""])
-        starts = torch.tensor([0, *np.cumsum([len(states) for states in encoded[:-1]])])
-        first_caption = torch.tensor([0, *np.cumsum([len(record.captions) for record in records])])
-        states = torch.cat(encoded[:-1])
-        return {"states": states, "starts": starts, "first_caption": first_caption, "null": encoded[-1]}
-
-    return TextStates(**_shard(cache / f"{split}-text.safetensors", origin, make))
+    file: str
+    count: int
+    bytes: int
+    content: str
 
 
-def joined(texts: list[TextStates]) -> TextStates:
-    """The captions of several splits, one split after the other."""
-    if len(texts) == 1:
-        return texts[0]
-    tokens = np.cumsum([0, *(len(text.states) for text in texts)])
-    captions = np.cumsum([0, *(len(text.starts) - 1 for text in texts)])
-    zero = texts[0].starts[:1]
-    return TextStates(
-        torch.cat([text.states for text in texts]),
-        torch.cat([zero, *(text.starts[1:] + int(n) for text, n in zip(texts, tokens, strict=False))]),
-        torch.cat([zero, *(text.first_caption[1:] + int(n) for text, n in zip(texts, captions, strict=False))]),
-        texts[0].null,
-    )
+@dataclass(frozen=True)
+class BatchRecord:
+    """What became of one batch of the data set. `data` is the hash of its pairs and images, `stat` of sizes and times.
+
+    `images` counts all of them, `skipped` has key and reason of those left out; `remarks` the same of captions that
+    could not be used; `cut` counts captions longer than the encoder reads.
+    """
+
+    number: int
+    images: int
+    data: str
+    stat: str
+    shards: dict[str, Shard] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
+    cut: int = 0
 
 
-def to_unit(pictures: Tensor) -> Tensor:
-    """uint8 pixels -> fp32 in [-1, 1], the range of the VAE."""
-    return pictures.float() / 127.5 - 1.0
+@dataclass(frozen=True)
+class Batch:
+    """Number, images, data and stat of a batch's record, as the manifest keeps them."""
+
+    number: int
+    images: int
+    data: str
+    stat: str
 
 
-def _read_picture(record: Record, size: int) -> Tensor:
+@dataclass(frozen=True)
+class Manifest:
+    """`features.json`. `encoders` are the folders; `labels` kind -> class names."""
+
+    origin: Origin
+    data: str
+    encoders: dict[str, str]
+    latent_channels: int
+    scaling_factor: float
+    shift_factor: float
+    buckets: dict[str, tuple[Shard, ...]]
+    batches: tuple[Batch, ...] = ()
+    text_dim: int | None = None
+    null_text: str | None = None
+    caption_sources: tuple[str, ...] = ()
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    cut_captions: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """One image's features: per view mean and std (C, h, w) and crop (top, left); per caption its source's index and
+    states (tokens, T); per kind a class index, -1 for none; original size (height, width).
+    """
+
+    key: str
+    moments: tuple[tuple[Tensor, Tensor], ...]
+    crops: tuple[tuple[int, int], ...] = ((0, 0),)
+    captions: tuple[tuple[int, Tensor], ...] = ()
+    labels: tuple[int, ...] = ()
+    original_size: tuple[int, int] = (0, 0)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Rows of one bucket, in the order asked for.
+
+    `mean`, `std` (B, C, h, w) fp16, unscaled; `text` (B, L, T) fp16 and `text_mask` (B, L) bool, None without a text
+    encoder; `label` (B, K) int64; `original_size` (B, 2) int64 height, width; `crop` (B, 2) int64; `keys`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    text: Tensor | None
+    text_mask: Tensor | None
+    label: Tensor
+    original_size: Tensor
+    crop: Tensor
+    keys: list[str]
+
+
+class Features:
+    """A finished feature folder. Rows are numbered over all buckets, the same whoever wrote them.
+
+    `bucket_names` "WxH" in pixels; `bucket` (N,) the bucket of each row. Safe to read after a fork and from several
+    threads; a pickle holds only the path.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest, self.settings = folder, manifest, manifest.origin.settings
+        self.bucket_names = sorted(manifest.buckets)
+        shards = [(name, shard) for name in self.bucket_names for shard in manifest.buckets[name]]
+        self._shards = shards
+        counts = np.array([shard.count for _, shard in shards], dtype=np.int64)
+        self._ends = np.cumsum(counts)
+        numbers = np.array([self.bucket_names.index(name) for name, _ in shards], dtype=np.int64)
+        self.bucket = np.repeat(numbers, counts)
+        self.has_text = manifest.origin.text_encoder is not None
+        self.views = self.settings.crops * (2 if self.settings.flip else 1)
+        self.null_text = _read_null_text(folder, manifest) if self.has_text else None
+        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+    def __reduce__(self):
+        return open_features, (self.folder,)
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Of all rows: `captions` (N,) their number, `weight` (N,), `label` (N, K), `key_hash` (N,)."""
+        parts = [self._shard(number) for number in range(len(self._shards))]
+        captions = [p["first_caption"].diff() if "first_caption" in p else torch.zeros(len(p["label"])) for p in parts]
+        whole = {name: torch.cat([p[name] for p in parts]).numpy() for name in ("weight", "label", "key_hash")}
+        return {"captions": torch.cat(captions).long().numpy(), **whole}
+
+    def split(self, validation: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on and rows to validate on: `validation` of them, a tenth at most, chosen by their keys, so
+        that folders of one data set at several base sizes keep the same images apart.
+        """
+        order = np.argsort(self.columns["key_hash"], kind="stable")
+        count = min(validation, len(self) // 10)
+        return np.sort(order[count:]), np.sort(order[:count])
+
+    def read(
+        self,
+        rows: np.ndarray,
+        *,
+        captions: np.ndarray | None = None,
+        views: np.ndarray | None = None,
+        pad_to: int | None = None,
+    ) -> FeatureBatch:
+        """Rows of one bucket. `captions`: which of each row's, -1 for the empty prompt; `views`: which view; 0 without.
+
+        Text is padded to `pad_to` tokens, or to the longest of the batch, rounded up to a multiple of 16.
+        """
+        captions = np.zeros(len(rows), dtype=np.int64) if captions is None else captions
+        views = np.zeros(len(rows), dtype=np.int64) if views is None else views
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        parts = [self._shard(int(number)) for number in numbers]
+        inside = [int(row - self._ends[number] + self._shards[number][1].count) for row, number in zip(rows, numbers)]  # noqa: B905
+        places = list(zip(parts, inside, strict=True))
+        text = mask = None
+        if self.has_text:
+            found = zip(places, captions, strict=True)
+            text, mask = pad([self._states(part, row, int(caption)) for (part, row), caption in found], pad_to)
+        of_view = [(part, row, int(view)) for (part, row), view in zip(places, views, strict=True)]
+        return FeatureBatch(
+            mean=torch.stack([part["mean"][row, view] for part, row, view in of_view]),
+            std=torch.stack([part["std"][row, view] for part, row, view in of_view]),
+            text=text,
+            text_mask=mask,
+            label=torch.stack([part["label"][row] for part, row in places]),
+            original_size=torch.stack([part["original_size"][row] for part, row in places]),
+            crop=torch.stack([part["crop"][row, view] for part, row, view in of_view]),
+            keys=[_key(part, row) for part, row in places],
+        )
+
+    def dropped(self) -> tuple[int, list[str]]:
+        """How many images of the data set are not in here, and up to three of them as "key: reason"."""
+        count, path = sum(self.manifest.skipped.values()), self.folder / SKIPPED
+        if not count or not path.is_file():
+            return count, []
+        with path.open(encoding="utf-8") as file:
+            rows = [parse_json(line, str(path)) for _, line in zip(range(3), file, strict=False)]
+        return count, [f"{row['key']}: {row['reason']}" for row in rows if "reason" in row]
+
+    def check(self, *, vae: Path | None = None, text_encoder: Path | None = None) -> None:
+        """Raises PixArtError where the features were made with other encoders than those in these folders."""
+        origin = self.manifest.origin
+        for name, folder in (("vae", vae), ("text_encoder", text_encoder)):
+            if folder is not None and weights_id(folder) != getattr(origin, name):
+                raise PixArtError(
+                    f"{self.folder} was made with another {name.replace('_', ' ')} than {folder}. Give the one that it "
+                    "was made with, or extract the features again."
+                )
+
+    def fingerprint(self) -> str:
+        """Hash over the contents of all shards and what they were made with."""
+        shards = {name: [shard.content for shard in shards] for name, shards in self.manifest.buckets.items()}
+        return hashlib.sha256(json.dumps([shards, plain(self.manifest.origin)], sort_keys=True).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Read every shard and compare it with its hash. Raises PixArtError naming a damaged one."""
+        for number, (bucket, shard) in enumerate(self._shards):
+            if content_hash(self._shard(number)) != shard.content:
+                path = self.folder / bucket / shard.file
+                raise PixArtError(f"{path} is damaged: remove {self.folder} and extract again.")
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        known = self._open.get(number)
+        if known is not None:
+            return known
+        bucket, shard = self._shards[number]
+        tensors, header = map_shard(self.folder / bucket / shard.file)
+        if header.get("content") != shard.content or len(tensors.get("label", ())) != shard.count:
+            raise PixArtError(f"{self.folder / bucket / shard.file} is not the shard that {MANIFEST} names.")
+        self._open[number] = tensors
+        if len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return tensors
+
+    def _states(self, part: dict[str, Tensor], row: int, caption: int) -> Tensor:
+        if caption < 0:
+            return self.null_text
+        first = int(part["first_caption"][row]) + caption
+        start, end = part["starts"][first : first + 2].tolist()
+        return part["states"][start:end]
+
+
+def open_features(path: Path) -> Features:
+    """Open a finished feature folder; only the manifest and the sizes of the shards are read.
+
+    Raises:
+        PixArtError: the folder is missing, unfinished, damaged, lacks shards or was made by another version.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        begun = (path / "extraction.json").is_file()
+        what = "is not finished; run the same pixart data extract again" if begun else "has no features"
+        raise PixArtError(f"{path} {what}: it holds no {MANIFEST}.")
+    table = read_json_object(path / MANIFEST)
+    if table.get("format") != FORMAT:
+        raise PixArtError(f"{path} has the format {table.get('format')!r}, not {FORMAT!r}; extract it again.")
     try:
-        with Image.open(record.path) as image:
-            image = image.convert("RGB")
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.LANCZOS)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except OSError as error:
-        raise PixArtError(f"The picture {record.path} cannot be read: {error}") from None
+        manifest = structure(table, Manifest, str(path / MANIFEST))
+    except UsageError as error:
+        raise PixArtError(f"{error} The manifest is damaged; extract the features again.") from None
+    if manifest.origin.code != CODE:
+        raise PixArtError(f"{path} was made by another version of the extraction; extract it again.")
+    for bucket, shards in manifest.buckets.items():
+        for shard in shards:
+            if not re.fullmatch(r"\d+x\d+", bucket) or not re.fullmatch(r"\d+\.safetensors", shard.file):
+                raise PixArtError(f"{path / MANIFEST} names {bucket}/{shard.file}, which is no shard.")
+            if not shard_is_there(path / bucket, shard):
+                raise PixArtError(f"{path / bucket / shard.file} is missing or truncated; extract the features again.")
+    return Features(path, manifest)
 
 
-def _data_hash(data: Path, split: str) -> str:
-    file = data / split / "metadata.jsonl"
-    if not file.is_file():
-        raise PixArtError(f"{data} has no {split}/metadata.jsonl. Make the data first: pixart data emoji {data}")
-    return _files_hash([file])
+def shard_is_there(folder: Path, shard: Shard) -> bool:
+    """Whether a shard's file has the length that it was written with."""
+    try:
+        return (folder / shard.file).stat().st_size == shard.bytes
+    except OSError:
+        return False
 
 
-def _pictures_hash(data: Path, split: str, records: list[Record]) -> str:
-    """Of the metadata and of every picture: a data set built again may have the same words and other pictures."""
-    return _files_hash([data / split / "metadata.jsonl", *(record.path for record in records)])
+def pad(states: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Text states (tokens, T) each -> (B, L, T) and their mask (B, L) bool, zeros behind, L a multiple of 16."""
+    length = length or max(len(s) for s in states)
+    length += -length % PAD_TO  # few distinct lengths: kernels and compiled graphs are reused
+    text = torch.zeros(len(states), length, states[0].shape[1], dtype=states[0].dtype)
+    mask = torch.zeros(len(states), length, dtype=torch.bool)
+    for row, s in enumerate(states):
+        text[row, : len(s)] = s[:length]
+        mask[row, : len(s)] = True
+    return text, mask
 
 
-def _weights_hash(folder: Path) -> str:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise PixArtError(f"{folder} {'holds no safetensors weights' if folder.is_dir() else 'is not there'}.")
-    return _files_hash(files)
+def write_batch(folder: Folder, record: BatchRecord, rows: Mapping[str, Sequence[FeatureRow]]) -> BatchRecord:
+    """Write the shards of one batch, by bucket "WxH", and then its record, which makes them count."""
+    shards = {}
+    for bucket in sorted(rows):
+        tensors = _tensors(rows[bucket])
+        content, file = content_hash(tensors), f"{record.number:05d}.safetensors"
+        header = {"format": FORMAT, "batch": record.number, "bucket": bucket, "content": content}
+        metadata = {HEADER: json.dumps(header, sort_keys=True)}
+        size = folder.write_with(f"{bucket}/{file}", lambda path, t=tensors, m=metadata: save_file(t, path, metadata=m))
+        shards[bucket] = Shard(file, len(rows[bucket]), size, content)
+    record = BatchRecord(**{**vars(record), "shards": shards})
+    write_record(folder, record)
+    return record
 
 
-def _files_hash(files: list[Path]) -> str:
-    """SHA-256 over the contents of files, one after the other."""
+def write_record(folder: Folder, record: BatchRecord) -> None:
+    folder.write(f"{RECORDS}/{record.number:05d}.json", json.dumps(plain(record), ensure_ascii=False).encode())
+
+
+def read_records(folder: Folder) -> dict[int, BatchRecord]:
+    """The records of the batches that are done, by number; a damaged one counts as not there."""
+    records = {}
+    for name in folder.names(RECORDS):
+        if name.endswith(".json") and not name.startswith("."):
+            with contextlib.suppress(PixArtError):
+                value = parse_json(folder.read(f"{RECORDS}/{name}") or b"", name)
+                record = structure(value, BatchRecord, name)
+                records[record.number] = record
+    return records
+
+
+def write_null_text(folder: Folder, states: Tensor) -> str:
+    """Write the states of the empty prompt (tokens, T); returns their content hash, which the manifest holds."""
+    tensors = {"states": states.half().contiguous()}
+    folder.write_with(NULL_TEXT, lambda path: save_file(tensors, path))
+    return content_hash(tensors)
+
+
+def write_manifest(folder: Folder, records: Sequence[BatchRecord], about: dict) -> Manifest:
+    """Write the list of skipped images and then the manifest, which makes the folder whole.
+
+    `about`: those fields of the manifest that do not come from the records.
+    """
+    records = sorted(records, key=lambda record: record.number)
+    buckets: dict[str, tuple[Shard, ...]] = {}
+    for record in records:
+        for bucket, shard in record.shards.items():
+            buckets[bucket] = (*buckets.get(bucket, ()), shard)
+    skipped = [{"key": key, "reason": reason} for record in records for key, reason in record.skipped]
+    remarks = [{"key": key, "caption": reason} for record in records for key, reason in record.remarks]
+    folder.write(SKIPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped + remarks).encode())
+    manifest = Manifest(
+        **about,
+        buckets=dict(sorted(buckets.items())),
+        batches=tuple(Batch(r.number, r.images, r.data, r.stat) for r in records),
+        skipped=dict(Counter(line["reason"].split(":")[0] for line in skipped).most_common()),
+        cut_captions=sum(record.cut for record in records),
+    )
+    folder.write(MANIFEST, (json.dumps(plain(manifest), ensure_ascii=False, indent=1) + "\n").encode())
+    return manifest
+
+
+def map_shard(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors of a shard, memory-mapped, and its header. Raises PixArtError for what is no shard."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise PixArtError(f"The feature shard {path} cannot be read: {error}. Extract the features again.") from None
+    return tensors, header if isinstance(header, dict) else {}
+
+
+def content_hash(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, independent of the order in which the tensors were given."""
     digest = hashlib.sha256()
-    for file in files:
-        try:
-            digest.update(file.read_bytes())
-        except OSError as error:
-            raise PixArtError(f"{file} cannot be read: {error.strerror or error}.") from None
+    for name in sorted(tensors):
+        value = tensors[name].contiguous().numpy()
+        digest.update(f"{name} {value.dtype} {value.shape};".encode())
+        digest.update(value.data if value.size else b"")
     return digest.hexdigest()
 
 
-def _shard(path: Path, origin: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Open the shard at `path` if it was made from `origin`; otherwise make it and write it whole."""
-    wanted = json.dumps(origin, sort_keys=True)
+def weights_id(folder: Path) -> str:
+    """Identifies the weights of an encoder folder without reading gigabytes.
+
+    SHA-256 over its config and, of each safetensors file, the length, the header and 64 KiB at each of 32 places: two
+    trainings differ everywhere.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise PixArtError(f"{folder} {'holds no safetensors weights' if folder.is_dir() else 'is not there'}.")
+    digest = hashlib.sha256()
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("origin") == wanted:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except (OSError, SafetensorError):
-        pass  # absent or damaged: made again below
-    tensors = make()
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"origin": wanted})
-        partial.rename(path)
-    except (OSError, SafetensorError) as error:  # the second is what safetensors makes of a full disk
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise PixArtError(f"Could not write the feature shard {path}: {error}.") from None
-    return tensors
+        for path in folder.glob("config.json"):
+            digest.update(path.read_bytes())
+        for path in files:
+            with path.open("rb") as file:
+                length = path.stat().st_size
+                header = min(int.from_bytes(file.read(8), "little"), 1 << 26)
+                digest.update(f"{length};".encode() + file.read(header))
+                for place in range(32):
+                    file.seek(max(0, (length - SAMPLED_BYTES) * place // 31))
+                    digest.update(file.read(SAMPLED_BYTES))
+    except OSError as error:
+        raise PixArtError(f"{folder} cannot be read: {error.strerror or error}.") from None
+    return digest.hexdigest()
+
+
+def files_hash(files: Sequence[Path]) -> str:
+    """SHA-256 over the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise PixArtError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return digest.hexdigest()
+
+
+def _tensors(rows: Sequence[FeatureRow]) -> dict[str, Tensor]:
+    keys = [row.key.encode("utf-8", "surrogatepass") for row in rows]
+    hashes = [int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True) for key in keys]
+    tensors = {
+        "mean": torch.stack([torch.stack([mean for mean, _ in row.moments]) for row in rows]).half(),
+        "std": torch.stack([torch.stack([std for _, std in row.moments]) for row in rows]).half(),
+        "crop": torch.tensor([row.crops for row in rows]),
+        "label": torch.tensor([row.labels for row in rows], dtype=torch.int64).reshape(len(rows), -1),
+        "original_size": torch.tensor([row.original_size for row in rows]),
+        "weight": torch.tensor([row.weight for row in rows], dtype=torch.float64),
+        "key_bytes": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8),
+        "key_starts": _starts([len(key) for key in keys]),
+        "key_hash": torch.tensor(hashes),
+    }
+    captions = [caption for row in rows for caption in row.captions]
+    if captions:
+        tensors["states"] = torch.cat([states for _, states in captions]).half()
+        tensors["starts"] = _starts([len(states) for _, states in captions])
+        tensors["first_caption"] = _starts([len(row.captions) for row in rows])
+        tensors["caption_source"] = torch.tensor([source for source, _ in captions])
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def _starts(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def _read_null_text(folder: Path, manifest: Manifest) -> Tensor:
+    tensors, _ = map_shard(folder / NULL_TEXT)
+    if content_hash(tensors) != manifest.null_text:
+        raise PixArtError(f"{folder / NULL_TEXT} is not the one that {MANIFEST} names; extract the features again.")
+    return tensors["states"]
+
+
+def _key(part: dict[str, Tensor], row: int) -> str:
+    start, end = part["key_starts"][row : row + 2].tolist()
+    return bytes(part["key_bytes"][start:end].numpy()).decode("utf-8", "surrogatepass")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "all"
+    return "none" if value is None else str(value)

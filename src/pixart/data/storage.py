@@ -1,7 +1,7 @@
 """A folder on this machine or in the cloud: the few things that extraction and captioning do with the files they make.
 
-A local folder is written by a temporary name and a rename. In the cloud an upload is what makes a file appear; those
-who write there count a file only when a record, uploaded after it, names it.
+In the cloud an upload is what makes a file appear; those who write there count a file only when a record, uploaded
+after it, names it.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.errors import PixArtError, UsageError
-
-PARTIAL = ".partial"  # how names end of files that are being written
+from pixart.files import replacing
 
 
 def is_url(path: str | Path) -> bool:
@@ -60,14 +59,13 @@ class Folder:
                 return sorted(entry.name for entry in os.scandir(self.local / folder))
             filesystem, root = self.filesystem()
             filesystem.invalidate_cache()
-            return sorted(
-                path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(f"{root}/{folder}", detail=False)
-            )
+            found = filesystem.ls(f"{root}/{folder}", detail=False)
+            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole, replacing the one before. Raises PixArtError where it cannot be, `DiskFull` for space."""
+        """Replace a file. Raises PixArtError where it cannot be written, `DiskFull` for want of space."""
         self.write_with(name, lambda path: path.write_bytes(content))
 
     def write_with(self, name: str, write: Callable[[Path], object]) -> int:
@@ -81,18 +79,11 @@ class Folder:
                 filesystem.put_file(str(path), f"{root}/{name}")
                 return path.stat().st_size
         target = self.local / name
-        partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
-                size = os.fstat(file.fileno()).st_size
-            partial.rename(target)
-            return size
+            with replacing(target) as partial:
+                write(partial)
+                return partial.stat().st_size
         except Exception as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             # safetensors has an error of its own for what the system refused
             if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
                 raise _refused(target, error) from None
@@ -127,7 +118,9 @@ class DiskFull(PixArtError):
 
 
 def _refused(path: Path, error: Exception) -> PixArtError:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or "No space left" in str(
+        error
+    )
     if full:
         return DiskFull(f"There is no room left to write {path}. Make room and run the same command again: it goes on.")
     return PixArtError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")

@@ -1,1 +1,1 @@
-"""Figures and pictures to Weights & Biases, trackio or TensorBoard: one face for training, drawing and evaluation."""
+"""Metrics and images to Weights & Biases, trackio or TensorBoard, for training, generation and comparison."""

@@ -1,8 +1,8 @@
-"""Every drawing as a record in Weights & Biases or trackio, under the names that W&B's Diffusers integration uses.
+"""Every generation as a record in Weights & Biases or trackio, under the names that W&B's Diffusers integration uses.
 
 `wandb.integration.diffusers` (0.31) logs one call of a Diffusers pipeline as `workflow` in the configuration, the
-pictures at "Generated-Image/Pipeline-Call-n" and a table at "Result-Table/Pipeline-Call-n". Dashboards that were made
-for it show ours. It drops all but the first picture of a prompt; here, each has its place and its row.
+images at "Generated-Image/Pipeline-Call-n" and a table at "Result-Table/Pipeline-Call-n". Dashboards made for
+it show ours. It drops all but the first image of a prompt; here, each has its place and its row.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ PARAMETERS = {
     "resolved_prompt": "prompt",
     "resolved_negative_prompt": "negative_prompt",
 }
-# Of a picture's settings: what belongs to the model and the machine, not to the call.
+# Of an image's settings: what belongs to the model and the machine, not to the call.
 PIPELINE = ("model", "model_hash", "weights", "source", "engine", "device", "dtype", "threads", "memory", "versions")
-PER_PICTURE = ("seed", "steps", "prompt", "resolved_prompt", "resolved_negative_prompt", "pixels_sha256", "format")
+PER_IMAGE = ("seed", "steps", "prompt", "resolved_prompt", "resolved_negative_prompt", "pixels_sha256", "format")
 
 
-class Drawn(Protocol):
-    """What is tracked: `pixart.sampling.pipeline.Picture`."""
+class Generated(Protocol):
+    """What is tracked: an image, its seed, and its settings as image metadata has them."""
 
     image: Any
     seed: int
@@ -53,8 +53,7 @@ class Drawn(Protocol):
 class GenerationTracker:
     """One run of a tracking service, in which every `log` is one pipeline call. Nothing in it waits but `close`.
 
-    The service works in a process of its own (tracker.py): if it is down, slow or not installed, that is reported in
-    one line and the drawing goes on.
+    If the service is down, slow or not installed, that is reported in one line and nothing else happens.
     """
 
     def __init__(
@@ -67,55 +66,54 @@ class GenerationTracker:
     ):
         """Begin a new run of `tool`, "wandb" or "trackio".
 
-        W&B's own files go into `folder`/wandb (WANDB_MODE=offline keeps them there), and what the service says into
-        `folder`/tracking.log. `report` takes a line when the service fails; None prints it to stderr. `close` waits
+        W&B's own files go into `folder`/wandb (WANDB_MODE=offline keeps them there). `report`
+        takes a line when the service fails; None prints it to stderr. `close` waits
         for at most `close_timeout` seconds.
 
         Raises:
             UsageError: there is no such tool.
         """
         if tool not in TOOLS:
-            raise UsageError(f'There is no tracker "{tool}" for drawings; choose one of: {", ".join(TOOLS)}.')
+            raise UsageError(f'There is no tracker "{tool}" for generations; choose one of: {", ".join(TOOLS)}.')
         self.report = report or (lambda line: print(line, file=sys.stderr, flush=True))
         self.calls = 0
-        self.pictures: Path | None = None
+        self.copies: Path | None = None
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            self.pictures = Path(tempfile.mkdtemp(prefix=".tracking-", dir=folder))
-        kept = "The drawing goes on without it, and the pictures are written as ever"
+            self.copies = Path(tempfile.mkdtemp(prefix=".tracking-", dir=folder))
         config = TrackingConfig(to=tool, close_timeout=close_timeout)
-        self.tracker = Tracker(config, folder, report=self.report, identity=uuid.uuid4().hex[:8], kept=kept)
+        self.tracker = Tracker(config, folder, say=self.report, identity=uuid.uuid4().hex[:8])
 
-    def log(self, pictures: Sequence[Drawn], seconds: float) -> None:
-        """Record one call, which took `seconds` for all its pictures: configuration, texts, seeds, time, pictures."""
-        if not pictures:
+    def log(self, images: Sequence[Generated], seconds: float) -> None:
+        """Record one call, which took `seconds` for all its images: configuration, texts, seeds, time, images."""
+        if not images:
             return
         self.calls += 1
         call, step = f"Pipeline-Call-{self.calls}", self.calls
-        self.tracker.call(step, {**describe([picture.settings for picture in pictures]), "stage": call})
-        count = len(pictures)
-        figures = {"seconds": seconds, "seconds-per-image": seconds / count, "images": count}
-        self.tracker.figures(step, {f"Generation/{name}": figure for name, figure in figures.items()})
-        files = self._write(pictures)
+        self.tracker.call(step, {**describe([image.settings for image in images]), "stage": call})
+        count = len(images)
+        metrics = {"seconds": seconds, "seconds-per-image": seconds / count, "images": count}
+        self.tracker.metrics(step, {f"Generation/{name}": value for name, value in metrics.items()})
+        files = self._write(images)
         if not files:
             return
-        texts = [picture.settings["resolved_prompt"] for picture in pictures]
-        negatives = [picture.settings["resolved_negative_prompt"] for picture in pictures]
+        texts = [image.settings["resolved_prompt"] for image in images]
+        negatives = [image.settings["resolved_negative_prompt"] for image in images]
         results: list[list[Cell]] = [list(row) for row in zip(texts, negatives, files, strict=True)]
-        self.tracker.pictures(step, f"Generated-Image/{call}", list(zip(files, texts, strict=True)))
+        self.tracker.images(step, f"Generated-Image/{call}", list(zip(files, texts, strict=True)))
         self.tracker.table(step, f"Result-Table/{call}", RESULT_COLUMNS, results)
-        settings = [[picture.settings.get(key) for key in SETTINGS_COLUMNS.values()] for picture in pictures]
+        settings = [[image.settings.get(key) for key in SETTINGS_COLUMNS.values()] for image in images]
         self.tracker.table(step, f"Settings-Table/{call}", list(SETTINGS_COLUMNS), settings)
 
     def table(self, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
-        """Record a table of one's own; a path in it is a picture file, which must stay until `close`."""
+        """Record a table of one's own; a path in it is an image file, which must stay until `close`."""
         self.tracker.table(max(self.calls, 1), name, columns, rows)
 
     def close(self) -> None:
         """Let the service finish what it has, then end it, and say what it did not get."""
         self.tracker.close()
-        if self.pictures is not None:
-            shutil.rmtree(self.pictures, ignore_errors=True)
+        if self.copies is not None:
+            shutil.rmtree(self.copies, ignore_errors=True)
 
     def __enter__(self) -> "GenerationTracker":
         return self
@@ -123,25 +121,25 @@ class GenerationTracker:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _write(self, pictures: Sequence[Drawn]) -> list[Path]:
+    def _write(self, images: Sequence[Generated]) -> list[Path]:
         """Copies for the service, which reads them later than now."""
-        if self.pictures is None:
+        if self.copies is None:
             return []
-        files = [self.pictures / f"{self.calls}-{number}.png" for number in range(len(pictures))]
+        files = [self.copies / f"{self.calls}-{number}.png" for number in range(len(images))]
         try:
-            for file, picture in zip(files, pictures, strict=True):
-                picture.image.save(file, compress_level=1)
+            for file, generated in zip(files, images, strict=True):
+                generated.image.save(file, compress_level=1)
         except OSError as error:
-            self.report(f"The pictures cannot be tracked: {error.strerror or error}.")
+            self.report(f"The images cannot be tracked: {error.strerror or error}.")
             return []
         return files
 
 
 def describe(settings: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings of one call's pictures -> `pipeline` and `params` of W&B's `workflow`, by Diffusers' names."""
+    """The settings of one call's images -> `pipeline` and `params` of W&B's `workflow`, by Diffusers' names."""
     first = settings[0]
     prompts = list(dict.fromkeys(one["resolved_prompt"] for one in settings))
-    call = {key: value for key, value in first.items() if key not in (*PIPELINE, *PER_PICTURE)}
+    call = {key: value for key, value in first.items() if key not in (*PIPELINE, *PER_IMAGE)}
     call |= {
         "prompt": prompts[0] if len(prompts) == 1 else prompts,
         "negative_prompt": first["resolved_negative_prompt"],

@@ -1,17 +1,7 @@
-"""The face: `Tracker.figures` and `Tracker.pictures`, which never wait, never raise and never slow the caller down.
-
-The service runs in a process of its own (worker.py), fed by a thread from a bounded queue. A thread alone is not
-enough: with no network, Weights & Biases kept a finished program from ending for 13 to 22 seconds, since it waits when
-Python exits. A process that hangs is ended, its prints go to a log file, and its work is done on another core.
-"""
+"""One interface to the three services. Calls never wait and never raise: a thread hands the records over in order."""
 
 import contextlib
-import json
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -20,29 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pixart.errors import UsageError
-from pixart.tracking.energy import EnergySource
+from pixart.errors import PixArtError, UsageError
+from pixart.extras import missing_extra
+from pixart.files import read_json_object, write_json
 
 QUEUE_SIZE = 256  # records that wait for a slow service; more are dropped and counted
-LOG_NAME = "tracking.log"
-Service = Literal["none", "wandb", "trackio", "tensorboard"]
-Cell = str | int | float | Path | None  # of a table
+Cell = str | int | float | Path | None  # of a table; a Path is an image file
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the figures of a run go besides its metrics.jsonl. No service is asked unless it is named here.
+    """Where the metrics of a run go besides its metrics.jsonl. No service is contacted unless it is named here.
 
     `offline` (wandb only) keeps everything in the run folder, for `wandb sync` later; trackio and TensorBoard are local
-    anyway. `close_timeout` is how many seconds the end of a run may wait for the service. `energy` says who measures
-    electricity for the receipt (see energy.py).
+    anyway. `close_timeout` is how many seconds the end of a run may wait for the service.
     """
 
-    to: Service = "none"
+    to: Literal["none", "wandb", "trackio", "tensorboard"] = "none"
     project: str = "pixart"
     offline: bool = False
     close_timeout: float = 30.0
-    energy: EnergySource = "auto"
 
     def __post_init__(self):
         if not 0 <= self.close_timeout <= 3600:
@@ -57,99 +44,56 @@ class Tracker:
     def __init__(
         self,
         config: TrackingConfig,
-        run: Path,
+        folder: Path,
         *,
         settings: dict[str, Any] | None = None,
-        report: Callable[[str], None] = print,
+        say: Callable[[str], None] = print,
         identity: str | None = None,
-        kept: str = "The run goes on without it; metrics.jsonl has all figures",
     ):
-        """Start the service for the run folder `run`, which must exist; a folder tracked before is the same run again.
+        """Start the service; a folder that was tracked before is the same run again, unless `identity` names one.
 
-        Args:
-            settings: the configuration that the service shows beside the curves; JSON values.
-            report: takes one line when the service fails, and one at the end if it did not get everything.
-            identity: a name for the run, by which the service knows it; else the folder keeps one.
-            kept: what to say of the records that a service did not get.
+        `settings`: what the service shows beside the curves, JSON values. `say` gets one line when the service fails,
+        and one at the end if it did not get everything.
         """
-        self.config, self.report, self.kept = config, report, kept
+        self.config, self.folder, self.say = config, folder, say
         self.offered = self.delivered = 0
-        self.said = self.closed = False
-        self.queue: queue.Queue[str | None] = queue.Queue(QUEUE_SIZE)
-        self.log = run / LOG_NAME
-        self.process: subprocess.Popen | None = None
-        if config.to == "none":
-            return
-        identity = identity or _identity(run)
-        opening = {
-            "service": config.to,
-            "run": str(run.resolve()),
-            "name": f"{run.resolve().name}-{identity}",
-            "id": identity,
-            "project": config.project,
-            "offline": config.offline,
-            "settings": settings or {},
-        }
-        try:
-            with open(self.log, "ab") as log:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "pixart.tracking.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the training; the service then gets its last figures
-                    env=os.environ | {"OMP_NUM_THREADS": "1"},
-                )
-        except OSError as error:
-            self._fail(f"cannot be started: {error.strerror}")
-            return
-        self.writer = threading.Thread(target=self._write, args=(json.dumps(opening),), daemon=True)
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.writer.start()
-        self.reader.start()
+        self.failed = False
+        self.queue: queue.Queue[tuple[str, tuple] | None] = queue.Queue(QUEUE_SIZE)
+        self.thread: threading.Thread | None = None
+        if config.to != "none":
+            opening = (identity or _identity(folder), settings or {})
+            self.thread = threading.Thread(target=self._deliver, args=opening, daemon=True)
+            self.thread.start()
 
-    def figures(self, step: int, figures: dict[str, float]) -> None:
-        """Hand over named figures of a step."""
-        self._offer({"step": step, "figures": figures})
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self._offer("metrics", step, metrics)
 
-    def pictures(self, step: int, name: str, pictures: list[tuple[Path, str]]) -> None:
-        """Hand over pictures that are files already, each with its caption, under one name such as "validation"."""
-        rows = [{"path": str(path.resolve()), "caption": caption} for path, caption in pictures]
-        self._offer({"step": step, "name": name, "pictures": rows})
+    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
+        """Image files with their captions, under one name such as "validation"."""
+        self._offer("images", step, name, images)
 
     def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
-        """Hand over a table; a path in it is a picture file. Weights & Biases and trackio only."""
-        cells = [[{"picture": str(cell.resolve())} if isinstance(cell, Path) else cell for cell in row] for row in rows]
-        self._offer({"step": step, "name": name, "columns": columns, "rows": cells})
+        """Weights & Biases and trackio only."""
+        self._offer("table", step, name, columns, rows)
 
     def call(self, step: int, entry: dict[str, Any]) -> None:
-        """Add a drawing to `workflow` in the run's configuration; JSON values. Weights & Biases and trackio only."""
-        self._offer({"step": step, "call": entry})
+        """Add a generation to `workflow` in the run's configuration. Weights & Biases and trackio only."""
+        self._offer("call", step, entry)
 
     def close(self) -> None:
-        """Let the service finish, for at most `close_timeout` seconds; then end it and say what it did not get."""
-        if self.closed or self.process is None:
+        """Let the service finish, for at most `close_timeout` seconds."""
+        if self.thread is None:
             return
-        self.closed = True
-        deadline = time.monotonic() + self.config.close_timeout
-        while self.writer.is_alive() and time.monotonic() < deadline:
-            with contextlib.suppress(queue.Full):
-                self.queue.put(None, timeout=0.1)
-                break
-        self.writer.join(max(0.0, deadline - time.monotonic()))
-        try:
-            self.process.wait(max(0.01, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.reader.join(1.0)
-        lost = self.offered - self.delivered
-        if lost:
-            self.report(
-                f"{self.config.to} did not get {lost:,} of {self.offered:,} records. {self.kept}; {self.log} has what "
-                f"{self.config.to} said."
+        end = time.monotonic() + self.config.close_timeout
+        with contextlib.suppress(queue.Full):
+            self.queue.put(None, timeout=self.config.close_timeout)
+        self.thread.join(max(0.0, end - time.monotonic()))
+        if self.delivered < self.offered and not self.failed:
+            lost = self.offered - self.delivered
+            self.say(
+                f"{self.config.to} did not get {lost} of {self.offered} records; the run is complete without them."
             )
+        self.thread = None
 
     def __enter__(self) -> "Tracker":
         return self
@@ -157,49 +101,150 @@ class Tracker:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _offer(self, record: dict[str, Any]) -> None:
-        if self.process is None or self.closed:
-            return
-        self.offered += 1
-        with contextlib.suppress(queue.Full):  # lost, and counted in the end
-            self.queue.put_nowait(json.dumps(record))
+    def _offer(self, kind: str, *record: Any) -> None:
+        if self.thread is not None:
+            self.offered += 1
+            with contextlib.suppress(queue.Full):  # lost, and counted in the end
+                self.queue.put_nowait((kind, record))
 
-    def _write(self, opening: str) -> None:
-        """The feeding thread: one line of JSON per record, until the end or until the process is gone."""
+    def _deliver(self, identity: str, settings: dict[str, Any]) -> None:
+        """The thread. After a failure it goes on taking records, so that nobody waits for it."""
+        service = None
         try:
-            line: str | None = opening
-            while line is not None:
-                self.process.stdin.write(line.encode() + b"\n")
-                self.process.stdin.flush()
-                line = self.queue.get()
-            self.process.stdin.close()
-        except OSError:
-            pass
+            service = SERVICES[self.config.to](self.config, self.folder.resolve(), identity, settings)
+        except BaseException as error:  # a service may raise anything, SystemExit too
+            self._fail(error)
+        while (record := self.queue.get()) is not None:
+            if service is not None:
+                try:
+                    getattr(service, record[0])(*record[1])
+                    self.delivered += 1
+                except BaseException as error:
+                    self._fail(error)
+        if service is not None:
+            with contextlib.suppress(BaseException):
+                service.finish()
 
-    def _read(self) -> None:
-        """The listening thread: the process says "ok" for each record, or what went wrong."""
-        for line in self.process.stdout:
-            answer = json.loads(line)
-            if "error" in answer:
-                self._fail(answer["error"])
-            else:
-                self.delivered += 1
-
-    def _fail(self, why: str) -> None:
-        if not self.said:
-            self.said = True
-            self.report(f"{self.config.to}: {why}. {self.kept}.")
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed:
+            known = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
+            reason = (str(known or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            self.say(f"{self.config.to}: {reason}. The run goes on without it.")
+        self.failed = True
 
 
-def _identity(run: Path) -> str:
+class Wandb:
+    """Weights & Biases. Its files go into the run folder, where `wandb sync` finds them if the network was away."""
+
+    def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
+        import wandb
+
+        self.wandb, self.workflow = wandb, []
+        self.run = wandb.init(
+            project=config.project,
+            name=f"{folder.name}-{identity}",
+            id=identity,
+            resume="allow",
+            dir=folder,
+            config=settings,
+            mode="offline" if config.offline else None,  # None: what WANDB_MODE says, else online
+            settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True, init_timeout=60),
+        )
+        # Our step, not a count of records: a run that was killed takes some steps again, with the same numbers.
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.run.log({"step": step, **metrics})
+
+    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
+        self.run.log({"step": step, name: [self.wandb.Image(str(path), caption=text) for path, text in images]})
+
+    def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
+        cells = [[self.wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        self.run.log({"step": step, name: self.wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+
+    def call(self, step: int, entry: dict[str, Any]) -> None:
+        self.workflow.append(entry)
+        self.run.config.update({"workflow": self.workflow}, allow_val_change=True)
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+class Trackio:
+    """trackio, local: `trackio show --project pixart` shows it."""
+
+    def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
+        import trackio
+
+        name = f"{folder.name}-{identity}"
+        local = {"embed": False, "auto_log_cpu": False}
+        self.trackio = trackio
+        self.run = trackio.init(project=config.project, name=name, config=settings, resume="allow", **local)
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.run.log(metrics, step=step)
+
+    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
+        # It knows single images only, so each gets a name of its own.
+        numbered = {f"{name}/{i}": self.trackio.Image(str(path), caption=text) for i, (path, text) in enumerate(images)}
+        self.run.log(numbered, step=step)
+
+    def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
+        cells = [[self.trackio.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        self.run.log({name: self.trackio.Table(columns=columns, data=cells)}, step=step)
+
+    def call(self, step: int, entry: dict[str, Any]) -> None:
+        # Its configuration is fixed when a run begins; what comes later stands among the records.
+        self.run.log({"workflow": entry}, step=step)
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run folder: `tensorboard --logdir runs`."""
+
+    def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer, self.folder = None, folder / "tensorboard"
+        self.make = SummaryWriter
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._at(step).add_scalar(name, value, step)
+
+    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for number, (path, _) in enumerate(images):
+            with Image.open(path) as image:
+                self._at(step).add_image(f"{name}/{number}", np.asarray(image), step, dataformats="HWC")
+
+    def finish(self) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def _at(self, step: int):
+        """Of a continued run, what an earlier file holds from this step on is taken again and hidden there."""
+        self.writer = self.writer or self.make(str(self.folder), purge_step=step)
+        return self.writer
+
+
+SERVICES = {"wandb": Wandb, "trackio": Trackio, "tensorboard": TensorBoard}
+
+
+def _identity(folder: Path) -> str:
     """A name for the run that it keeps when it is continued."""
-    path = run / "tracking.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        identity = uuid.uuid4().hex[:8]
+    path = folder / "tracking.json"
+    with contextlib.suppress(PixArtError):
+        known = read_json_object(path).get("id")
+        if isinstance(known, str) and known.isalnum():
+            return known
+    identity = uuid.uuid4().hex[:8]
     with contextlib.suppress(OSError):
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"id": identity}), encoding="utf-8")
-        partial.replace(path)
+        write_json(path, {"id": identity})
     return identity

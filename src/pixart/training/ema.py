@@ -1,76 +1,106 @@
-"""The moving averages of the weights: one that a run gives away in the end, and others to choose from afterwards.
+"""Moving averages of the weights: one that a run exports, and others to choose from afterwards.
 
-How long an average should be is known only when the run is over (Karras et al., arXiv 2312.02696, section 3). So a run
-can keep several lengths side by side (`loop.ema_decays`), and `pixart ema` compares them and writes the chosen one.
-The loop only asks for `update`, `whole` and `states`.
+How long an average should be is known only when the run is over (Karras et al., arXiv 2312.02696, section 3), so a run
+can keep several side by side. `pixart export` writes a model of any of them.
 """
 
 import copy
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixart.training.distributed import cut_like, local, whole
+from pixart.errors import UsageError
+from pixart.training.distribution import full_tensor, local, shard_like
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """`decays` of averages of constant length, and `widths` of power-function ones; the first of all is exported.
+
+    A width is the standard deviation of the average's profile relative to the training so far (2312.02696, section
+    3.1; 0.05 to 0.15 are usual): such an average grows with the run, so that it fits one of any length.
+    """
+
+    decays: tuple[float, ...] = (0.9999,)
+    widths: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if not self.decays and not self.widths:
+            raise UsageError("ema: give at least one of decays and widths.")
+        if not all(0 <= decay < 1 for decay in self.decays) or len(set(self.decays)) < len(self.decays):
+            raise UsageError(f"ema: decays {self.decays} must be from 0 to below 1, each another one.")
+        if not all(0.001 <= width <= 0.28 for width in self.widths) or len(set(self.widths)) < len(self.widths):
+            raise UsageError(f"ema: widths {self.widths} must be from 0.001 to 0.28, each another one.")
+
+    def names(self) -> list[str]:
+        """How the averages are called in checkpoints; the first one is `ema`."""
+        called = [*(f"ema-{decay:g}" for decay in self.decays), *(f"ema-width-{width:g}" for width in self.widths)]
+        return ["ema", *called[1:]]
 
 
 class Ema:
-    """Exponential moving averages of a model's parameters. The first is kept in a copy of the model that can be run."""
+    """The averages of a model's parameters. The first is kept in a copy of the model that can be run."""
 
-    def __init__(self, model: nn.Module, *, decay: float, others: tuple[float, ...] = ()):
-        """Copies `model`, which must not be sharded yet; see `shard`. `others` are the decays of further averages."""
+    def __init__(self, model: nn.Module, config: EmaConfig):
+        """Copies `model`, which must not be sharded yet; see `shard`."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         first = dict(self.model.named_parameters())
-        self.kept: dict[float, dict[str, Tensor]] = {decay: first}
-        self.decay = decay
-        for other in others:
-            self.kept[other] = {name: p.detach().clone() for name, p in first.items()}
+        names = config.names()
+        self.kept = {name: {key: p.detach().clone() for key, p in first.items()} for name in names[1:]}
+        self.kept = {names[0]: first, **self.kept}
+        exponents = [None] * len(config.decays) + [power_exponent(width) for width in config.widths]
+        self.kinds = dict(zip(names, zip([*config.decays, *config.widths], exponents, strict=True), strict=True))
 
     def shard(self, model: nn.Module, *, main: bool) -> None:
         """Keep the averages in shards from now on, as `model` is kept; only the main process can still run one."""
         parameters = dict(model.named_parameters())
         for kept in self.kept.values():
-            kept.update({name: cut_like(value.detach(), parameters[name]) for name, value in kept.items()})
+            kept.update({name: shard_like(value.detach(), parameters[name]) for name, value in kept.items()})
         if not main:
             self.model.to("meta")
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after step `step`; early on an average is short, so that it forgets the beginning."""
-        for decay, kept in self.kept.items():
-            weight = 1 - min(decay, (1 + step) / (10 + step))
+        """Average in the weights after step `step`, counted from 0; at first an average is short."""
+        for name, kept in self.kept.items():
+            decay, exponent = self.kinds[name]
+            if exponent is None:
+                weight = 1 - min(decay, (1 + step) / (10 + step))
+            else:
+                weight = 1 - (1 - 1 / (step + 1)) ** (exponent + 1)
             torch._foreach_lerp_(local(kept.values()), local(model.parameters()), weight)
 
     @torch.no_grad()
-    def whole(self) -> nn.Module:
-        """The averaged model, put together where it is kept in shards; then all processes must ask for it."""
+    def full_model(self) -> nn.Module:
+        """The averaged model, gathered where it is kept in shards; then all processes must call it."""
+        first = next(iter(self.kept.values()))
         for name, parameter in self.model.named_parameters():
-            value = self.kept[self.decay][name]
+            value = first[name]
             if value is not parameter:
-                value = whole(value)
+                value = full_tensor(value)
                 if not parameter.is_meta:
                     parameter.copy_(value)
         return self.model
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint keeps: `{name of the file: {name: tensor}}`. `ema` is the one that the next stage takes."""
+        """What a checkpoint keeps, by file: name -> tensor."""
         buffers = self.model.state_dict()
-        return {self._file(decay): {**buffers, **kept} for decay, kept in self.kept.items()}
+        return {name: {**buffers, **kept} for name, kept in self.kept.items()}
 
     @torch.no_grad()
     def load_states(self, states: dict[str, dict[str, Tensor]]) -> None:
         """The counterpart of `states`, before `shard`. RuntimeError or KeyError where they are of another network."""
-        for decay, kept in self.kept.items():
-            state = states[self._file(decay)]
-            if decay == self.decay:
-                self.model.load_state_dict(state)
+        for number, (name, kept) in enumerate(self.kept.items()):
+            if number == 0:
+                self.model.load_state_dict(states[name])
             else:
-                for name, value in kept.items():
-                    value.copy_(state[name])
-
-    def _file(self, decay: float) -> str:
-        return file_of(decay, first=decay == self.decay)
+                for key, value in kept.items():
+                    value.copy_(states[name][key])
 
 
-def file_of(decay: float, *, first: bool) -> str:
-    """The name, without its ending, of the checkpoint's file that holds the average of this decay."""
-    return "ema" if first else f"ema-{decay:g}"
+def power_exponent(width: float) -> float:
+    """gamma of the profile t^gamma whose standard deviation relative to the end is `width` (2312.02696, eq. 123)."""
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(roots.real.max())

@@ -1,4 +1,4 @@
-"""The one training loop: autoencoder, three stages, and whatever comes later bring a model and a `loss(model, batch)`.
+"""The one training loop. It knows no task: a task brings a model, a loss and batches by number.
 
 What a step does follows from the seed and its number: batches come by number, and every row of a batch has its own
 random stream (rows.py). So a run that is continued takes the steps that an unbroken one takes, and any number of
@@ -6,193 +6,196 @@ processes takes the steps that one process takes; no random state is saved.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from pixart.errors import UsageError
-from pixart.training import checkpoint, distributed, metrics, nonfinite
-from pixart.training.clock import Clock
-from pixart.training.distributed import Device, Parallel, World
-from pixart.training.ema import Ema
-from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig, learning_rate
-from pixart.training.precision import LossScale, Precision, autocast
-from pixart.training.rows import RowStreams, Share
+from pixart.errors import PixArtError, UsageError
+from pixart.files import read_json_object, write_json
+from pixart.runtime.device import find_cpu, threads
+from pixart.training import checkpoints, distribution, reports
+from pixart.training.batches import Loader
+from pixart.training.distribution import DeviceName, Parallel, World
+from pixart.training.ema import Ema, EmaConfig
+from pixart.training.optimizers import Optimizer, OptimizerConfig, learning_rate
+from pixart.training.rows import MicrobatchSlice, RowStreams
 from pixart.training.stopping import Preempted, StopOnSignal
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+MEMORY = "memory.json"
+AGAIN = "run the same command again to"
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """How the loop runs; how long it runs is the sum of the recipe's phases.
 
-    `accumulate` parts of a batch are computed one after the other, for less memory, and `checkpoint_activations`
-    computes each block again in the backward pass; neither changes the result by more than rounding. `parallel` and
-    `device` say who computes: auto takes what is there, DDP where torchrun started several processes. `ema_decays` are
-    further averages, to choose from when the run is over (`pixart ema`).
+    `precision` is that of matrix products; auto takes what the device computes fast in, never bf16 on a processor
+    without such instructions. `accumulate` parts of a batch are computed one after the other, for less memory, and
+    `checkpoint_activations` computes each block again in the backward pass; neither changes the result by more than
+    rounding. `compile` compiles each block. `parallel` and `device` say who computes: auto takes what is there, DDP
+    where torchrun started several processes. `workers` read batches ahead; None: with a GPU.
     """
 
     seed: int = 0
-    precision: Precision = "bf16"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     accumulate: int = 1
     checkpoint_activations: bool = False
     compile: bool = False
     parallel: Parallel = "auto"
-    device: Device = "auto"
-    ema_decay: float = 0.999
-    ema_decays: tuple[float, ...] = ()
+    device: DeviceName = "auto"
+    workers: int | None = None
     log_every: int = 50
-    evaluate_every: int = 1000
+    validate_every: int = 1000
     save_every: int = 500
 
     def __post_init__(self):
-        for name in ("accumulate", "log_every", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
+        for name in ("accumulate", "log_every", "validate_every", "save_every"):
+            if not 1 <= getattr(self, name) < 2**40:
                 raise UsageError(f"loop: {name} {getattr(self, name)} must be at least 1.")
-        decays = (self.ema_decay, *self.ema_decays)
-        if not all(0 <= decay < 1 for decay in decays) or len(set(decays)) < len(decays):
-            raise UsageError(
-                f"loop: ema_decay {self.ema_decay} and ema_decays {self.ema_decays} must be from 0 to below 1, each "
-                "another one."
-            )
-        if not 0 <= self.seed < 2**40:
-            raise UsageError(f"loop: seed {self.seed} must not be negative, nor above 2^40.")
+        if not 0 <= self.seed < 2**40 or not 0 <= (self.workers or 0) <= 256:
+            raise UsageError(f"loop: seed {self.seed} must be from 0 to 2^40, workers {self.workers} from 0 to 256.")
 
 
 # What may differ when a run is continued: who computes how, and how often it is looked at.
 MAY_CHANGE = (
-    *("accumulate", "checkpoint_activations", "compile", "parallel", "device"),
-    *("log_every", "evaluate_every", "save_every"),
+    *("accumulate", "checkpoint_activations", "compile", "parallel", "device", "workers"),
+    *("log_every", "validate_every", "save_every"),
 )
 
 
-def train(
+def train_loop(
     model: torch.nn.Module,
-    loss: Callable[[torch.nn.Module, dict], torch.Tensor],
-    batches: Callable[[int, Share], dict],
+    loss: Callable[[torch.nn.Module, dict[str, Any]], Tensor],
+    batches: Any,
     steps: int,
     run: Path,
     *,
     loop: LoopConfig,
     optimizer: OptimizerConfig,
-    evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
-    report: Callable[[str], None] = print,
-    record: Callable[[int, dict[str, float]], None] | None = None,
-    receipt: Callable[[int], dict] | None = None,
-    data: str | None = None,
-    world: World | None = None,
+    ema: EmaConfig,
+    world: World,
+    stop: StopOnSignal,
+    validate: Callable[[torch.nn.Module, int], dict[str, float]],
+    record: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    say: Callable[[str], None] = print,
+    data: str = "",
 ) -> torch.nn.Module:
-    """Train `model` for `steps` steps inside the run folder `run` and return a copy with the EMA weights.
+    """Train `model` for `steps` steps inside the run folder `run` and return a copy with the averaged weights.
 
     Args:
         model: trained in place, weights in fp32.
-        loss: `loss(model, batch) -> scalar`, the mean over the rows. It calls `model` and nothing of its parts, and
-            takes its random numbers from `batch["rng"]` (see rows.py).
-        batches: `batches(step, share) -> batch`, a pure function of both. `batch["count"]` is its number of pictures,
-            `batch["keys"]`, where there, their names.
-        evaluate: `evaluate(ema_model, step) -> {name: figure}`, every `loop.evaluate_every` steps and at the end, by
-            the main process only.
-        report: takes one line of progress.
-        record: `record(step, figures)` gets all figures that also go to `metrics.jsonl`.
-        receipt: `receipt(step)` is kept in the checkpoint: what the run has cost. Of the main process only.
+        loss: `loss(model, batch) -> (B,)`, see `task.Task`.
+        batches: `batches[step, part] -> batch`, a pure function of both; see `batches.Batches`.
+        validate: `validate(averaged model, step) -> {name: metric}`, every `loop.validate_every` steps and at the end,
+            by the main process only.
+        record: gets what also goes to `metrics.jsonl`.
         data: names what is trained on; a checkpoint that was trained on something else is refused.
-        world: the processes that train together, as `distributed.joined` gives them; one if left out.
 
     Raises:
         PixArtError: a loss or gradient is not finite (the last good checkpoint stays); a checkpoint cannot be read;
             another process was lost; the disk is full.
         Preempted: SIGINT or SIGTERM, after a checkpoint was written.
     """
-    world = world or distributed.alone(loop.device)
     check(loop, optimizer, model, world)
-    run.mkdir(parents=True, exist_ok=True)
-    with distributed.noticing_the_lost(world, run), StopOnSignal() as stop:
+    with distribution.translate_peer_failure(world, run):
         model.to(world.device)
-        distributed.make_equal(model, world)
-        averages = Ema(model, decay=loop.ema_decay, others=loop.ema_decays)
-        saved = checkpoint.newest(run)
+        distribution.broadcast_parameters(model, world)
+        averages = Ema(model, ema)
+        saved = checkpoints.newest(run)
         if saved:
             saved.refuse_other_data(data)
             saved.load_weights(model, averages)
-        if loop.checkpoint_activations:
-            for block in model.blocks:
-                block.forward = partial(recomputed, block.forward, use_reentrant=False)
-        spread = distributed.spread(model, world, loop.parallel)
+        prepare_blocks(model, loop)
+        wrapped = distribution.wrap_parallel(model, world, loop.parallel)
         if loop.parallel == "fsdp" and world.size > 1:
             averages.shard(model, main=world.main)
-        forward = torch.compile(spread) if loop.compile else spread
-        optim, scale = Optimizer(model, optimizer), LossScale(loop.precision)
-        start = 0
+        optim = Optimizer(model, optimizer)
+        scaler = torch.amp.GradScaler(world.device.type, enabled=loop.precision == "float16")
+        step, hours, images, accumulate = 0, 0.0, 0, _accumulate(run, loop)
         if saved:
-            start = saved.step
+            step, hours, images = saved.state.step, saved.state.hours, saved.state.images
             saved.load_optimizer(optim)
-            scale.load_state(saved.state.get("loss_scale", scale.state()))
+            if saved.state.scaler:
+                counts = ("growth_interval", "_growth_tracker")
+                state = {name: int(v) if name in counts else v for name, v in saved.state.scaler.items()}
+                scaler.load_state_dict(state)
         world.wait()  # nobody sweeps before all have read
         if world.main:
-            checkpoint.sweep(run)
-            metrics.forget_after(run, start)
-            if start:
-                report(f"continuing {run} at step {start:,} of {steps:,}")
-
-        def log(step: int, figures: dict[str, float]) -> None:
-            metrics.append(run, step, figures)
-            if record:
-                record(step, figures)
-
-        clock = Clock(start, steps)
-        for step in range(start, steps):
+            checkpoints.sweep(run)
+            reports.forget_after(run, step)
+            if step:
+                say(f"continuing {run} at step {step:,} of {steps:,}")
+        clock = reports.Clock(step, steps)
+        begun = time.monotonic()
+        loader = iter(_loader(batches, range(step, steps), world.slices(accumulate), loop, world))
+        while step < steps:
             optim.zero_grad()
-            value, parts = torch.zeros((), device=world.device), []
-            shares = world.shares(loop.accumulate)
-            for share in shares:
-                with clock.loading():
-                    batch = _prepared(batches(step, share), step, share, loop.seed, world.device)
-                with distributed.gradients(spread, exchanged=share is shares[-1]):
-                    with autocast(loop.precision, world.device):
-                        part = loss(forward, batch) / len(shares)
-                    (part * scale.scale).backward()
-                value += part.detach()
-                parts.append(batch)
-            scale.unscale(list(model.parameters()))
-            norm = distributed.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)).item()
+            value, parts, slices = torch.zeros((), device=world.device), [], world.slices(accumulate)
+            try:
+                for part in slices:
+                    with clock.loading():
+                        batch = _prepared(next(loader), step, part, loop.seed, world.device)
+                    parts.append(batch)
+                    with distribution.gradients(wrapped, exchanged=part is slices[-1]):
+                        with autocast(loop.precision, world.device):
+                            losses = loss(wrapped, batch)
+                        batch["losses"] = losses.detach()
+                        mean = losses.mean() / len(slices)
+                        scaler.scale(mean).backward()
+                    value += mean.detach()
+            except torch.OutOfMemoryError:
+                accumulate = _halve_parts(run, batches, step, accumulate, world, say)
+                loader = iter(_loader(batches, range(step, steps), world.slices(accumulate), loop, world))
+                continue
+            for each in optim.parts:
+                scaler.unscale_(each)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
+            norm = distribution.full_tensor(norm).item()
             value, stopping = world.agree(value, stop.requested)
             value, rate = value.item(), learning_rate(step, steps, optimizer)
             if math.isfinite(value) and math.isfinite(norm):
                 optim.step(rate)
                 averages.update(model, step)
-                scale.good_step()
-            elif not (math.isfinite(value) and scale.halve()):
-                raise world.once(nonfinite.error(step, value, norm, parts, run, world))
+                scaler.update()
+            elif math.isfinite(value) and scaler.is_enabled() and scaler.get_scale() > 1:
+                scaler.update(scaler.get_scale() / 2)  # fp16 overflowed: the step is left out
+            else:
+                raise world.once(reports.not_finite(step, value, norm, parts, run, world))
 
-            done = step + 1
-            clock.step(done, sum(batch["count"] for batch in parts) * world.size)
-            if world.main and (done % loop.log_every == 0 or done == steps):
-                figures = {"loss": value, "lr": rate, "grad_norm": norm, **clock.figures()}
-                log(done, figures)
-                report(clock.line(done, figures))
-            if done % loop.evaluate_every == 0 or done == steps:
-                whole = averages.whole()
+            step += 1
+            taken = sum(batch["count"] for batch in parts) * world.size
+            images += taken
+            clock.step(step, taken)
+            if world.main and (step % loop.log_every == 0 or step == steps):
+                metrics = {"loss": value, "lr": rate, "grad_norm": norm, **clock.metrics()}
+                reports.log(run, step, metrics, record)
+                say(clock.line(step, metrics))
+            if step % loop.validate_every == 0 or step == steps:
+                averaged = averages.full_model()
                 with clock.paused():
                     if world.main:
-                        figures = evaluate(whole, done)
-                        log(done, figures)
-                        report(f"step {done:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+                        metrics = validate(averaged, step)
+                        reports.log(run, step, metrics, record)
+                        found = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                        say(f"step {step:,}: {found or 'no images to validate on'}")
                     world.wait()
-            if done % loop.save_every == 0 or done == steps or stopping:
-                extra = {"data": data, "loss_scale": scale.state(), "receipt": receipt(done) if receipt else None}
-                checkpoint.save(run, done, model, averages, optim, main=world.main, extra=extra)
-            if stopping and done < steps:
-                again = "run the same command again to continue."
-                raise world.once(Preempted(f"Stopped by a signal at step {done:,}; {again}"))
-        _, stopping = world.agree(torch.zeros((), device=world.device), stop.requested)
-        if stopping:  # in the last step: a chain must not go on to its next stage
-            again = "run the same command again to finish."
-            raise world.once(Preempted(f"Stopped by a signal with all {steps:,} steps done; {again}"))
-        whole = averages.whole()
-        return whole.cpu() if world.main else whole
+            if step % loop.save_every == 0 or step == steps or stopping:
+                taken_hours = hours + (time.monotonic() - begun) / 3600
+                scale = {name: float(v) for name, v in scaler.state_dict().items()}
+                state = checkpoints.State(step, {}, data=data, scaler=scale, hours=taken_hours, images=images)
+                checkpoints.save(run, state, model, averages, optim, main=world.main)
+            if stopping and step < steps:
+                raise world.once(Preempted(f"Stopped by a signal at step {step:,}; {AGAIN} continue."))
+        averaged = averages.full_model()
+        return averaged.cpu() if world.main else averaged
 
 
 def check(loop: LoopConfig, optimizer: OptimizerConfig, model: torch.nn.Module, world: World) -> None:
@@ -200,12 +203,65 @@ def check(loop: LoopConfig, optimizer: OptimizerConfig, model: torch.nn.Module, 
     if loop.checkpoint_activations and not hasattr(model, "blocks"):
         raise UsageError("loop.checkpoint_activations: this network has no blocks to compute again. Leave it out.")
     if loop.parallel == "fsdp" and world.size > 1 and optimizer.name != "adamw":
-        raise UsageError(f"loop.parallel is fsdp, but {optimizer.name} needs whole matrices. Give adamw, or ddp.")
+        raise UsageError(f"loop.parallel is fsdp, but {optimizer.name} needs full matrices. Give adamw, or ddp.")
+    if loop.precision == "float16" and world.device.type == "cpu":
+        raise UsageError("loop.precision float16 is for GPUs; on the CPU give float32 or bfloat16.")
+    if loop.precision == "bfloat16" and world.device.type == "cpu" and not find_cpu().bfloat16:
+        raise UsageError(
+            "loop.precision bfloat16: this processor has no such arithmetic and would be ten times slower than in "
+            "float32. Give float32."
+        )
 
 
-def _prepared(batch: dict, step: int, share: Share, seed: int, device: torch.device) -> dict:
+def prepare_blocks(model: torch.nn.Module, loop: LoopConfig) -> None:
+    """Recompute and compile block by block: equal blocks share one compiled graph for each shape of latents."""
+    blocks = list(getattr(model, "blocks", ())) or [model]
+    for block in blocks:
+        if loop.checkpoint_activations:
+            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+        if loop.compile:
+            block.compile(fullgraph=True, dynamic=False)
+
+
+def autocast(precision: str, device: torch.device):
+    """Matrix products in `precision`, all else and the weights in fp32."""
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def _loader(batches: Any, steps: range, slices: list[MicrobatchSlice], loop: LoopConfig, world: World) -> Loader:
+    gpu = world.device.type == "cuda"
+    local = max(1, torch.cuda.device_count()) if gpu else 1
+    workers = (min(8, threads() // local) if gpu else 0) if loop.workers is None else loop.workers
+    return Loader(batches, steps, slices, workers=workers, pinned=gpu)
+
+
+def _prepared(batch: dict, step: int, part: MicrobatchSlice, seed: int, device: torch.device) -> dict:
     """The batch on its device, with the random streams of its rows in `rng`."""
-    rows = share.rows(batch["count"] * share.parts)
-    torch.manual_seed((seed * 1_000_003 + step) * share.parts + share.part)  # for what does not ask `rng`
-    moved = {name: part.to(device) if torch.is_tensor(part) else part for name, part in batch.items()}
+    rows = part.rows(batch["count"] * part.parts)
+    torch.manual_seed((seed * 1_000_003 + step) * part.parts + part.part)  # for what does not use `rng`
+    moved = {name: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for name, v in batch.items()}
     return {**moved, "rng": RowStreams(seed, step, rows)}
+
+
+def _accumulate(run: Path, loop: LoopConfig) -> int:
+    """The recipe's number of parts, or the larger one that an earlier start needed for want of memory."""
+    if not (run / MEMORY).is_file():
+        return loop.accumulate
+    kept = read_json_object(run / MEMORY).get("accumulate")
+    if type(kept) is not int or not 1 <= kept < 2**20:
+        raise PixArtError(f"{run / MEMORY} does not hold the number of parts of a batch; remove it.")
+    return max(kept, loop.accumulate)
+
+
+def _halve_parts(run: Path, batches: Any, step: int, accumulate: int, world: World, say: Callable[[str], None]) -> int:
+    """After running out of memory: half as many images at once from now on, also when the run is continued."""
+    torch.cuda.empty_cache()
+    rows = batches[step, MicrobatchSlice()]["count"]
+    if world.size > 1 or accumulate * 2 > rows or rows % (accumulate * 2):
+        raise PixArtError(
+            f"Out of memory at step {step}. Give a larger --loop.accumulate, --loop.checkpoint-activations True, or "
+            "fewer pixels."
+        )
+    write_json(run / MEMORY, {"accumulate": accumulate * 2})
+    say(f"out of memory: from now on each batch is computed in {accumulate * 2} parts")
+    return accumulate * 2

@@ -1,6 +1,6 @@
 """Rows of the global batch: which of them a process takes, and the random numbers that belong to each.
 
-A step trains on one global batch. One process may take it whole, or in parts one after the other (accumulation), or
+A step trains on one global batch. One process may take all of it, or in parts one after the other (accumulation), or
 many processes may take a part each. Every random number of a step is a function of (seed, step, row of the global
 batch), so what is computed does not depend on who computes it.
 """
@@ -13,7 +13,7 @@ from pixart.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Share:
+class MicrobatchSlice:
     """Part `part` of `parts` equal parts of a batch."""
 
     part: int = 0
@@ -30,7 +30,7 @@ class Share:
         return range(self.part * size, (self.part + 1) * size)
 
 
-WHOLE = Share()
+ALL_ROWS = MicrobatchSlice()
 
 
 class RowStreams:
@@ -64,7 +64,7 @@ class RowStreams:
     def _each(self, out: np.ndarray):
         """Row after row of `out`, each with the generator at the beginning of that row's stream for this call."""
         if len(out) != len(self.rows):
-            raise ValueError(f"random numbers for {len(out)} rows were asked of a batch of {len(self.rows)}")
+            raise ValueError(f"random numbers for {len(out)} rows were drawn for a batch of {len(self.rows)}")
         state = self.philox.state
         state["buffer_pos"], state["has_uint32"] = 4, 0  # nothing is left over from another row
         for row, values in zip(self.rows, out.reshape(len(out), -1), strict=True):

@@ -1,27 +1,33 @@
-"""Pictures drawn while training, always of the same prompts from the same noise, so that one sees what was learned."""
+"""Images sampled while training, always of the same prompts from the same noise, so that one sees what was learned."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pixart.diffusion.guidance import guide
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
-from pixart.sampling.dpm_solver import Step, dpm_solver
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import make_schedule
+from pixart.files import replacing
 
-Drawn = list[tuple[Path, str]]  # picture files and their captions
+# The solvers of the pipeline; nothing else here or in the tasks imports them.
+from pixart.sampling.dpm_solver import dpm_solver
+from pixart.sampling.euler import euler
+from pixart.sampling.noise import initial_noise
+from pixart.sampling.schedule import Schedule, make_schedule
+
+__all__ = ["Sampler", "SamplesConfig", "Schedule", "make_schedule", "trajectory"]
 
 
 @dataclass(frozen=True)
 class SamplesConfig:
-    """What is drawn while training. Without prompts, nothing is.
+    """What is sampled while training. Without prompts, nothing is.
 
-    `every`: at every so many evaluations, and at the end. `size` in pixels; None draws at the size that is trained.
+    `every`: at every so many validations, and at the end. `size` in pixels; None samples squares at the size that is
+    trained.
     """
 
     prompts: tuple[str, ...] = ()
@@ -32,69 +38,80 @@ class SamplesConfig:
     size: int | None = None
 
     def __post_init__(self):
-        if self.every < 1 or not 1 <= self.steps <= 500 or not 0 <= self.guidance_scale <= 50 or self.seed < 0:
+        if not 1 <= self.every < 2**40 or not 1 <= self.steps <= 500 or not 0 <= self.guidance_scale <= 50:
             raise UsageError(
                 f"samples: every {self.every} must be at least 1, steps {self.steps} from 1 to 500, guidance_scale "
-                f"{self.guidance_scale} from 0 to 50, seed {self.seed} not negative."
+                f"{self.guidance_scale} from 0 to 50."
             )
-        if self.size is not None and (self.size < 64 or self.size % 16):
-            raise UsageError(f"samples: size {self.size} must be a multiple of 16, at least 64.")
+        if not 0 <= self.seed < 2**32 or (
+            self.size is not None and not (64 <= self.size <= 4096 and self.size % 16 == 0)
+        ):
+            raise UsageError(
+                f"samples: size {self.size} must be a multiple of 16 from 64 to 4096, seed {self.seed} below 2^32."
+            )
+
+
+def trajectory(
+    denoise: Callable[[Tensor, int], Tensor], noise: Tensor, schedule: Schedule, *, first_order: bool = False
+) -> Iterator[Tensor]:
+    """x_t after each step from `noise` down the schedule, by DPM-Solver++ 2M or Euler's method."""
+    for step in (euler if first_order else dpm_solver)(denoise, noise, schedule):
+        yield step.x_t
 
 
 class Sampler:
-    """Draws a network's samples into `samples/` of the run, as `Pipeline` would draw them from a model folder."""
+    """Samples of a text-to-image network, as PNG files in `samples/` of the run."""
 
     def __init__(
         self,
         config: SamplesConfig,
-        run: Path,
+        folder: Path,
         *,
         vae: torch.nn.Module,
-        scheduler: dict,
+        scheduler: dict[str, Any],
         text_encoder: Callable[[], TextEncoder],
-        solve: Callable[..., Iterator[Step]] = dpm_solver,
+        first_order: bool = False,
     ):
-        """`vae` is Diffusers' AutoencoderKL; `scheduler` what the model folder will say; `text_encoder` opens it."""
-        self.config, self.run, self.vae, self.solve = config, run, vae, solve
-        self.schedule = make_schedule(scheduler, config.steps)
-        self.text = functools.cache(lambda: _encode(text_encoder(), (*config.prompts, "")))
+        """`vae` is Diffusers' AutoencoderKL; `scheduler` what the model folder will have; `text_encoder` opens it."""
+        self.config, self.folder, self.vae, self.first_order = config, folder, vae, first_order
+        self.schedule, self.text_encoder = make_schedule(scheduler, config.steps), text_encoder
+        self.text: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def draw(self, network: torch.nn.Module, step: int, size: int) -> Drawn:
-        """All prompts at once, from the noise of the config's seed, as PNG files of `size` pixels."""
+    def sample(self, network: torch.nn.Module, step: int, size: int) -> list[tuple[Path, str]]:
+        """All prompts from the noise of the config's seed, as files of `size` pixels with their captions."""
         from PIL import Image
 
+        self.text = self.text or _encode(self.text_encoder(), (*self.config.prompts, ""))
         device = next(network.parameters()).device
-        text, mask = (part.to(device) for part in self.text())
+        text, mask = (part.to(device) for part in self.text)
         count, channels = len(self.config.prompts), network.config.in_channels
         noise = torch.from_numpy(initial_noise(self.config.seed, (channels, size // 8, size // 8)))
         micro = torch.tensor([[float(size), float(size), 1.0]], device=device)  # ignored where there is no such input
 
-        def denoise(x_t, timestep: int):
+        def denoise(x_t: Tensor, timestep: int) -> Tensor:
             when = torch.full((count,), float(timestep), device=device)
-            drawn = network(x_t, when, text[:count], mask[:count], micro)
+            prediction = network(x_t, when, text[:count], mask[:count], micro)
             if self.config.guidance_scale != 1:
-                null = network(x_t, when, text[count:].expand(count, -1, -1), mask[count:].expand(count, -1), micro)
-                drawn = guide(drawn, null, self.config.guidance_scale)
-            return drawn[:, :channels]  # a learned variance is the second half
+                without = text[count:].expand(count, -1, -1), mask[count:].expand(count, -1)
+                unconditional = network(x_t, when, *without, micro)
+                prediction = guide(prediction, unconditional, self.config.guidance_scale)
+            return prediction[:, :channels]  # a learned variance is the second half
 
-        for last in self.solve(denoise, noise[None].repeat(count, 1, 1, 1).to(device), self.schedule):
-            x_0 = last.x_t
-        self.vae.to(device)
-        folder, files = self.run / "samples", []
-        folder.mkdir(exist_ok=True)
-        for number, (prompt, latent) in enumerate(zip(self.config.prompts, x_0, strict=True)):
-            pixels = self.vae.decode(latent[None] / self.vae.config.scaling_factor).sample[0]
+        noise = noise[None].repeat(count, 1, 1, 1).to(device)
+        *_, latents = trajectory(denoise, noise, self.schedule, first_order=self.first_order)
+        files = []
+        for number, (prompt, latent) in enumerate(zip(self.config.prompts, latents, strict=True)):
+            pixels = self.vae.to(device).decode(latent[None] / self.vae.config.scaling_factor).sample[0]
             pixels = ((pixels * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            path = folder / f"{step:08d}-{number}.png"
-            partial = path.with_suffix(".partial")
-            Image.fromarray(pixels).save(partial, format="png")
-            partial.replace(path)
+            path = self.folder / "samples" / f"{step:08d}-{number}.png"
+            with replacing(path) as partial:
+                Image.fromarray(pixels).save(partial, format="png")
             files.append((path, prompt))
         return files
 
 
-def _encode(encoder: TextEncoder, prompts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _encode(encoder: TextEncoder, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Token states (P, L, T) and mask (P, L) of all prompts, padded to the longest."""
     encoded = [encoder.encode(prompt) for prompt in prompts]
     length = max(part.states.shape[1] for part in encoded)

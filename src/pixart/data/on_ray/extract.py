@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pixart.data.extract import Job, Runner
-from pixart.data.extract_batch import Batch, Extractor, quarantined, work
-from pixart.data.extract_workers import load
-from pixart.data.feature_writer import BatchRecord
+from pixart.data.extract import Batch, Extractor, Job, Runner, load, torch_device, work
+from pixart.data.features import BatchRecord
 from pixart.data.on_ray.cloud import Fetched
 from pixart.data.on_ray.session import Cluster
+from pixart.data.pairs import printable
+from pixart.errors import PixArtError
 
 
 @dataclass
@@ -21,14 +21,16 @@ class ExtractTask:
 
     def __call__(self, batch: Batch) -> BatchRecord:
         if self.extractor is None:
-            import torch
-
-            self.extractor = load(self.job, device="cuda" if torch.cuda.is_available() else "cpu")
+            self.extractor = load(self.job, device=torch_device())
             self.extractor.read = self.fetched.read
-        return work(self.extractor, batch, self.job.folder, self.job.origin)
+        return work(self.extractor, batch, self.job.folder)
 
     def given_up(self, batch: Batch) -> BatchRecord:
-        return quarantined(batch, "its process was ended by the system each time, perhaps for want of memory.")
+        first, last = printable(batch.pairs[0].key), printable(batch.pairs[-1].key)
+        raise PixArtError(
+            f"The process that extracts batch {batch.number} ({first} to {last}) was ended each time, perhaps for want "
+            "of memory."
+        )
 
 
 def runner(cluster: Cluster) -> Runner:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from pixart.data.extract_batch import ATTEMPTS
 from pixart.errors import PixArtError, UsageError
 
+ATTEMPTS = 3  # how often an item is tried when the actor's process ends with it
 WINDOW = 4096  # items that are planned before they are computed, so that the plan of a huge data set fits in memory
 
 

@@ -1,0 +1,142 @@
+"""What the loop writes and says: `metrics.jsonl`, the speed, and which images a loss that is not finite comes from."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from pixart.errors import PixArtError
+from pixart.files import write_json, write_whole
+from pixart.training.distribution import World
+
+METRICS = "metrics.jsonl"
+NAMED = 8  # images in the sentence; the file has them all
+BANDS = 5  # of noise levels, for the loss by noise level
+
+
+class Clock:
+    """Measures between two reports; what happens in `paused` (validation, sampling) does not count."""
+
+    def __init__(self, start: int, steps: int):
+        self.start, self.steps = start, steps
+        self.begun = self.last = time.perf_counter()
+        self.images, self.loading_s, self.left_s = 0, 0.0, 0.0
+
+    def step(self, done: int, images: int) -> None:
+        """Step number `done` is taken, on so many images."""
+        self.images += images
+        self.left_s = (time.perf_counter() - self.begun) / (done - self.start) * (self.steps - done)
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call: images per second, and the share of the time that went into loading batches."""
+        now = time.perf_counter()
+        passed = now - self.last
+        metrics = {"images_per_second": self.images / passed, "loading_share": self.loading_s / passed}
+        self.last, self.images, self.loading_s = now, 0, 0.0
+        return metrics
+
+    def line(self, done: int, metrics: dict[str, float]) -> str:
+        """One line of progress after step `done`."""
+        return (
+            f"step {done:,}/{self.steps:,}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  "
+            f"grad {metrics['grad_norm']:.2f}  {metrics['images_per_second']:.1f} images/s  "
+            f"{self.left_s / 60:.1f} min left"
+        )
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.loading_s += time.perf_counter() - begun
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.last += time.perf_counter() - begun
+
+
+def log(run: Path, step: int, metrics: dict[str, float], record: Callable[[int, dict[str, float]], None]) -> None:
+    """Append a line to metrics.jsonl. Raises PixArtError where the disk refuses."""
+    path = run / METRICS
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+    except OSError as error:
+        raise PixArtError(f"{path} cannot be written: {error.strerror or error}. The checkpoints are kept.") from None
+    record(step, metrics)
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Drop the metrics of steps that are about to be taken again, and a line that a kill cut short."""
+    path = run / METRICS
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    write_whole(path, "".join(kept))
+
+
+def not_finite(step: int, loss: float, norm: float, batches: list[dict], run: Path, world: World) -> PixArtError:
+    """The error to raise instead of the update of step `step`. All processes must call it.
+
+    `batches`: what this process has computed of the step. Writes `nonfinite.json` with every image of the step, or only
+    with those whose own loss is not finite.
+    """
+    mine = [image for batch in batches for image in _images(batch)]
+    images = [image for part in world.from_all(mine) for image in part]
+    guilty = [image for image in images if not math.isfinite(image.get("loss", 0.0))]
+    shown = guilty or images
+    named = ", ".join(_named(image) for image in shown[:NAMED])
+    more = f" and {len(shown) - NAMED:,} more" if len(shown) > NAMED else ""
+    which = "Images whose loss is not finite" if guilty else "Images of the step"
+    if world.main and shown:
+        rows = [{key: _plain(value) for key, value in image.items()} for image in shown]
+        report = {"step": step, "loss": _plain(loss), "gradient_norm": _plain(norm), "images": rows}
+        with contextlib.suppress(PixArtError, OSError):  # a full disk is not the news
+            write_json(run / "nonfinite.json", report)
+        named = f" {which}: {named}{more} (all in {run / 'nonfinite.json'})."
+    return PixArtError(
+        f"Step {step}: loss {loss}, gradient norm {norm}; stopped before the update.{named} "
+        f"The last good checkpoint in {run} is kept. Look at those images, or try a lower --optimizer.learning-rate."
+    )
+
+
+def loss_by_level(levels: torch.Tensor, losses: torch.Tensor) -> dict[str, float]:
+    """Mean loss in each of five bands of the noise level, `validation_loss_0.0_0.2` to `validation_loss_0.8_1.0`.
+
+    levels and losses are (N,), levels from 0 (image) to 1 (noise). A band in which no level fell is left out.
+    """
+    band = (levels * BANDS).long().clamp(0, BANDS - 1)
+    return {
+        f"validation_loss_{index / BANDS:.1f}_{(index + 1) / BANDS:.1f}": losses[band == index].mean().item()
+        for index in range(BANDS)
+        if (band == index).any()
+    }
+
+
+def _images(batch: dict) -> list[dict]:
+    columns = {}
+    for name, column in (("keys", "key"), ("levels", "noise_level"), ("losses", "loss")):
+        if name in batch:
+            values = batch[name]
+            columns[column] = values.tolist() if torch.is_tensor(values) else list(values)
+    lengths = [len(values) for values in columns.values()]
+    return [{name: values[i] for name, values in columns.items()} for i in range(min(lengths, default=0))]
+
+
+def _named(image: dict) -> str:
+    name = str(image.get("key", "an image without a key"))
+    return f"{name} at noise level {image['noise_level']:.3f}" if "noise_level" in image else name
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN and no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
