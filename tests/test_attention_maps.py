@@ -6,10 +6,10 @@ import torch
 
 import pixart
 from pixart.errors import UsageError
-from pixart.sampling.attention_maps import attention_maps, open_eye, words_of
-from pixart.sampling.memory import Memory
-from pixart.sampling.request import make_request
-from pixart.sampling.trace import decode_steps, trace
+from pixart.pipeline.attention_maps import attention_maps, open_eye, words_of
+from pixart.runtime.memory import Memory
+from pixart.pipeline.request import make_request
+from pixart.pipeline.trace import decode_steps, trace
 
 PROMPT = "a red apple, flat"
 SMALL = {"width": 64, "height": 96, "steps": 3, "seed": 4}

@@ -14,11 +14,11 @@ import pixart
 from pixart.buckets import official_table
 from pixart.cli import main
 from pixart.errors import UsageError
-from pixart.sampling.bins import bins_by_itself, choose_bin, fit
-from pixart.sampling.image_files import read_settings
-from pixart.sampling.model_folder import open_model_folder
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.request import make_request
+from pixart.pipeline.bins import bins_by_itself, choose_bin, fit
+from pixart.pipeline.image_files import read_settings
+from pixart.checkpoints.model_folder import open_model_folder
+from pixart.diffusion.noise import initial_noise
+from pixart.pipeline.request import make_request
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from pixart import __version__
 from pixart.cli import main
-from pixart.sampling.image_files import read_settings
+from pixart.pipeline.image_files import read_settings
 
 SMALL = ["--width", "64", "--height", "64", "--steps", "2"]
 

@@ -235,7 +235,7 @@ def test_killed_then_short_of_memory_then_whole(tiny_model_with_graphs, tmp_path
 def test_settings_of_generate_are_settings_of_a_model(tiny_model, tmp_path):
     from pixart import Pipeline
     from pixart.evaluation.comparison.drawers import open_drawer
-    from pixart.sampling.memory import Memory
+    from pixart.runtime.memory import Memory
 
     (given,) = read_models(
         [f"{tiny_model},block-cache=2,staged=true,dtype=bfloat16,binning=false"],

@@ -24,7 +24,7 @@ from pixart.evaluation.composition import (
 from pixart.evaluation.judge import open_judge
 from pixart.evaluation.prompt_sets.emoji import NEVER_IN, SKIN_TONES
 from pixart.evaluation.reference import Look, open_reference
-from pixart.sampling.model_folder import DEFAULT_MODEL
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
 
 
 @pytest.fixture(scope="module")

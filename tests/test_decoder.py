@@ -19,8 +19,8 @@ from pixart.data import features
 from pixart.diffusion.guidance import guide
 from pixart.encoders import autoencoder
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.model_folder import DEFAULT_MODEL, open_model_folder
-from pixart.sampling.noise import initial_noise
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, open_model_folder
+from pixart.diffusion.noise import initial_noise
 from pixart.training import recipe as recipes
 from pixart.training.batches import Phase
 from pixart.training.checkpoint_model import find_checkpoint

@@ -16,9 +16,9 @@ from pixart.checkpoints.diffusers import load_transformer
 from pixart.checkpoints.fast import weights_hash
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.request import make_request
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
+from pixart.diffusion.noise import initial_noise
+from pixart.pipeline.request import make_request
 from pixart.sampling.restore import fit_to_model, restore_settings
 from pixart.training import recipe as recipes
 from pixart.training.checkpoint_model import find_checkpoint

@@ -16,9 +16,9 @@ from PIL import Image
 
 import pixart
 from pixart.errors import PixArtError
-from pixart.sampling.attention_maps import attention_maps
-from pixart.sampling.request import make_request
-from pixart.sampling.trace import trace
+from pixart.pipeline.attention_maps import attention_maps
+from pixart.pipeline.request import make_request
+from pixart.pipeline.trace import trace
 from pixart.web.glass_box_html import STAGES, looked_html, run_strip, shipped_strip
 from pixart.web.glass_box_work import Eyes, look_at_run, look_inside
 
@@ -122,7 +122,7 @@ with gr.Blocks(analytics_enabled=False) as page, gr.Tabs():
     glass_box.build_tab(studio)
 shown = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
 assert any("pip install &#x27;pixart[torch]&#x27;" in text for text in shown), shown
-from pixart.sampling.request import make_request
+from pixart.pipeline.request import make_request
 pipeline = studio.pipeline()
 request = make_request(pipeline.folder, "a fox", width=64, height=64, steps=2, seed=1)
 looked = look_inside(pipeline, request, None)

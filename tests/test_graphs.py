@@ -24,8 +24,8 @@ from pixart.graphs.text import build_text
 from pixart.graphs.write import write_graphs
 from pixart.model.embed import sincos_positions as torch_positions
 from pixart.model.positions import sincos_positions
-from pixart.sampling.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
-from pixart.sampling.onnx_engine import OnnxEngine
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
+from pixart.graphs.engine import OnnxEngine
 
 SMALL = {"width": 64, "height": 64, "steps": 3}
 

@@ -16,9 +16,9 @@ from pixart.encoders.text import TextEncoder
 from pixart.encoders.text_states import read_head
 from pixart.encoders.vae import Decoder
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.engine import choose_engine
-from pixart.sampling.memory import Memory
-from pixart.sampling.model_folder import open_model_folder
+from pixart.pipeline.networks import choose_engine
+from pixart.runtime.memory import Memory
+from pixart.checkpoints.model_folder import open_model_folder
 
 SMALL = {"seed": 3, "width": 64, "height": 64, "steps": 2}
 PROMPTS = ["a red apple", "a green fox, flat"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pixart.cli import main
-from pixart.sampling.memory import Memory
-from pixart.sampling.memory_estimate import PROGRAM, PROGRAM_OWN, WAYS, estimate, free_memory
-from pixart.sampling.model_folder import open_model_folder
+from pixart.runtime.memory import Memory
+from pixart.pipeline.memory_estimate import PROGRAM, PROGRAM_OWN, WAYS, estimate, free_memory
+from pixart.checkpoints.model_folder import open_model_folder
 
 TOLERANCE = 0.25  # of what drawing adds to the program itself, whose size is another's with every build of torch
 SIZE = 384
@@ -21,9 +21,9 @@ import json, sys, threading
 from pathlib import Path
 import diffusers, transformers
 _ = (diffusers.AutoencoderKL, transformers.T5EncoderModel)
-import pixart.sampling.torch_engine
+import pixart.pipeline.torch_networks
 from pixart import Pipeline
-from pixart.sampling.memory import Memory
+from pixart.runtime.memory import Memory
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

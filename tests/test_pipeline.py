@@ -12,9 +12,9 @@ from conftest import write_graphs_into, write_tiny_model
 import pixart
 from pixart.encoders.text import TextEncoder
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.image_files import parameters_text, pixel_hash, plan_output, read_settings, slug, write_png
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.prompts import Style, apply_style, unknown
+from pixart.pipeline.image_files import parameters_text, pixel_hash, plan_output, read_settings, slug, write_image
+from pixart.diffusion.noise import initial_noise
+from pixart.pipeline.prompts import Style, apply_style, unknown
 
 SMALL = {"width": 64, "height": 64, "steps": 3}
 
@@ -231,7 +231,7 @@ def test_the_caller_sees_every_step_and_can_stop(pipe):
 
 def test_drawing_leaves_training_alone(torch_pipe):
     pipe = torch_pipe
-    pictures = pipe.draw(pixart.sampling.request.make_request(pipe.folder, "a fox", seed=1, num_images=2, **SMALL))
+    pictures = pipe.draw(pixart.pipeline.request.make_request(pipe.folder, "a fox", seed=1, num_images=2, **SMALL))
     next(pictures)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
@@ -305,7 +305,7 @@ def test_numbers_that_are_not_finite_are_no_picture(folder):
 
 def test_picture_files_hold_every_setting(pipe, tmp_path):
     result = pipe('a "red" fox: {prompt}', negative_prompt="häßlich", seed=2, **SMALL)
-    path = write_png(result.images[0], result.settings[0], tmp_path / "fox.png")
+    path = write_image(result.images[0], result.settings[0], tmp_path / "fox.png")
     settings = read_settings(path)
     assert settings == result.settings[0]
     assert settings["prompt"] == 'a "red" fox: {prompt}'
@@ -326,7 +326,7 @@ def test_picture_files_hold_every_setting(pipe, tmp_path):
 
 def test_a_written_file_is_never_overwritten(pipe, tmp_path):
     result = pipe("a fox", seed=2, **SMALL)
-    paths = [write_png(result.images[0], result.settings[0], tmp_path / "fox.png") for _ in range(3)]
+    paths = [write_image(result.images[0], result.settings[0], tmp_path / "fox.png") for _ in range(3)]
     assert [path.name for path in paths] == ["fox.png", "fox-1.png", "fox-2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
 

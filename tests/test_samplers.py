@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, SASolverSchedu
 import pixart
 from pixart.diffusion.guidance import guided
 from pixart.errors import UsageError
-from pixart.sampling.noise import initial_noise, noise_stream
-from pixart.sampling.samplers import SAMPLERS, schedule_for
+from pixart.diffusion.noise import initial_noise, noise_stream
+from pixart.diffusion.solvers import SAMPLERS, schedule_for
 
 EPS = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
 SMALL = {"width": 64, "height": 64}

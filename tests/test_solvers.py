@@ -9,8 +9,8 @@ from pixart.diffusion.guidance import guide
 from pixart.errors import PixArtError
 from pixart.sampling.dpm_solver import dpm_solver
 from pixart.sampling.euler import euler
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import check_config, make_schedule
+from pixart.diffusion.noise import initial_noise
+from pixart.diffusion.schedule import check_config, make_schedule
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 EPS = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}

@@ -16,10 +16,10 @@ from pixart.cli import main
 from pixart.diffusion.guidance import guided
 from pixart.errors import PixArtError, UsageError
 from pixart.model.pixart import PixArtConfig
-from pixart.sampling.model_folder import load_denoiser, open_model_folder
-from pixart.sampling.pipeline import Pipeline
-from pixart.sampling.request import make_request
-from pixart.sampling.samplers import schedule_for
+from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
+from pixart.pipeline.pipeline import Pipeline
+from pixart.pipeline.request import make_request
+from pixart.diffusion.solvers import schedule_for
 
 SMALL = {"seed": 4, "steps": 2, "width": 64, "height": 64}
 FLAGS = ("--seed", "4", "--steps", "2", "--width", "64", "--height", "64", "--json")

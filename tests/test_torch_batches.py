@@ -13,7 +13,7 @@ from pixart.errors import UsageError
 from pixart.model.packed import pack
 from pixart.model.pixart import PixArt, PixArtConfig, TextContext
 from pixart.sampling.block_cache import BlockCache
-from pixart.sampling.engine import check_block_cache
+from pixart.pipeline.networks import check_block_cache
 from pixart.sampling.same_bytes import same_bytes
 
 SMALL = {"width": 64, "height": 64, "steps": 3}

@@ -21,7 +21,7 @@ from pixart.encoders.autoencoder import moments
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
-from pixart.sampling.noise import initial_noise
+from pixart.diffusion.noise import initial_noise
 from pixart.training import checkpoint
 from pixart.training.command import train_recipe
 from pixart.training.ema import Ema

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import pixart
 from pixart.cli import main
-from pixart.sampling.image_files import read_settings, write_png
+from pixart.pipeline.image_files import read_settings, write_image
 
 SMALL = {"width": 64, "height": 80, "steps": 2}
 
@@ -30,7 +30,7 @@ def drawn(tiny_model_with_graphs, tmp_path_factory) -> dict[str, Path]:
     ):
         pipe = pixart.Pipeline.from_pretrained(tiny_model_with_graphs, **options)
         result = pipe("a red fox, 苹果", seed=4, **SMALL, **request)
-        paths[name] = write_png(result.images[0], result.settings[0], folder / f"{name}.png")
+        paths[name] = write_image(result.images[0], result.settings[0], folder / f"{name}.png")
     return paths
 
 

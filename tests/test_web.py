@@ -14,9 +14,9 @@ import pytest
 
 from pixart import Pipeline
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.image_files import read_settings
-from pixart.sampling.memory import Memory
-from pixart.sampling.model_folder import open_model_folder
+from pixart.pipeline.image_files import read_settings
+from pixart.runtime.memory import Memory
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.web import markup
 from pixart.web.form import ASPECTS, Form, default_form, from_request, restored, size_for
 from pixart.web.grid import Grid, axis_values

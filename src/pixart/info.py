@@ -13,8 +13,8 @@ from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, re
 from pixart.errors import PixArtError
 
 if TYPE_CHECKING:
+    from pixart.checkpoints.model_folder import ModelFolder
     from pixart.model.pixart import PixArtConfig
-    from pixart.sampling.model_folder import ModelFolder
 
 MEMORY_SIZES = (256, 512, 1024)  # sides of the pictures whose memory is estimated
 
@@ -75,7 +75,7 @@ def describe(
     Raises:
         PixArtError: it is not there, damaged, or nothing that pixart knows.
     """
-    from pixart.sampling.model_folder import DEFAULT_MODEL, open_model_folder
+    from pixart.checkpoints.model_folder import DEFAULT_MODEL, open_model_folder
 
     path = DEFAULT_MODEL if source is None else resolve(source, "configs")
     if not path.exists():
@@ -150,7 +150,7 @@ def _drawn(folder: "ModelFolder") -> dict[str, Any]:
 
 def _memory(folder: "ModelFolder") -> dict[str, Any]:
     """The estimated peaks of drawing one picture with torch on this machine's CPU, in bytes."""
-    from pixart.sampling.memory_estimate import WAYS, estimate, free_memory
+    from pixart.pipeline.memory_estimate import WAYS, estimate, free_memory
 
     free = free_memory()
     peaks = []

@@ -1,4 +1,4 @@
-"""`pixart encode`: read prompts with a model's text encoder into a file, to draw them later without it."""
+"""`pixart encode`: encode prompts into a file, to generate from them later without the text encoder."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -7,41 +7,41 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, weight_hashes
+from pixart.config import shown
 from pixart.encoders.text_states import StatesHead, normalised, write_text_states
 from pixart.errors import UsageError
-from pixart.sampling.memory import Memory, check_memory
-from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder
-from pixart.sampling.request import make_request
+from pixart.pipeline.request import make_request
+from pixart.runtime.memory import Memory, check_memory
 
 
 @dataclass
 class Encode:
-    """Read prompts, and the negative prompt, into a file for generate --text-states; prints its path.
+    """Encode prompts, and the negative prompt, into a file for generate --text-states; prints its path.
 
     Only the text encoder is loaded. The file serves every model that has the same one, and says which that is.
     """
 
     prompts: Positional[Annotated[tuple[str, ...], arg(metavar="PROMPT ...")]]
-    """What to draw later, each in quotes."""
+    """Each in quotes."""
     output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(required)")] = None
     """The file to write, *.safetensors; it must be new."""
-    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: the model in the package)")] = None
-    """Model folder, or hub id, whose text encoder reads."""
-    style: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
+    """Model folder, or hub id, whose text encoder is used."""
+    style: Annotated[str | None, shown("NAME", "none")] = None
     """One of the model's styles, put into the prompts."""
-    negative_prompt: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: none)")] = ""
+    negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
     """What to steer away from; give it to generate again."""
     text_encoder_8bit: bool = False
-    """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same picture."""
+    """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same image."""
     text_encoder_dtype: Annotated[str, arg(metavar="NAME")] = "float32"
-    """float32 or bfloat16; not quite the same picture."""
+    """float32, or bfloat16; not quite the same image."""
 
 
 def encode(options: Encode) -> int:
     """Run `pixart encode`."""
-    memory = check_memory(
-        Memory(text_encoder_8bit=options.text_encoder_8bit, text_encoder_dtype=options.text_encoder_dtype)
-    )
+    dtype = "float32" if options.text_encoder_dtype == "auto" else options.text_encoder_dtype
+    memory = check_memory(Memory(text_encoder_8bit=options.text_encoder_8bit, text_encoder_dtype=dtype))
     if options.output is None:
         raise UsageError("Name the file to write, with --output NAME.safetensors.")
     if options.output.suffix != ".safetensors":
@@ -55,7 +55,7 @@ def encode(options: Encode) -> int:
         folder, list(options.prompts), style=options.style, negative_prompt=options.negative_prompt, seed=0
     )
     prompts = list(dict.fromkeys(request.resolved_prompts))
-    head, encoded = read_texts(folder, prompts, request.resolved_negative_prompt, memory)
+    head, encoded = encode_texts(folder, prompts, request.resolved_negative_prompt, memory)
     for text, cut in zip(head.texts, head.cut, strict=True):
         if cut:
             print(f'"{text}" is longer than {head.max_tokens} tokens; left out: "{cut}"', file=sys.stderr)
@@ -64,7 +64,7 @@ def encode(options: Encode) -> int:
     return 0
 
 
-def read_texts(folder: ModelFolder, prompts: list[str], negative: str, memory: Memory):
+def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory: Memory):
     """The head and the states of a file: prompts with their style, and the text to steer away from."""
     from pixart.encoders.text import TextEncoder
 
@@ -84,7 +84,7 @@ def read_texts(folder: ModelFolder, prompts: list[str], negative: str, memory: M
         texts=tuple(texts),
         cut=tuple(text.cut for text in encoded),
         max_tokens=folder.max_tokens,
-        encoder=hash_weights(replace(folder, weights=files)),
+        encoder=weight_hashes(replace(folder, weights=files)),
         text_encoder_8bit=memory.text_encoder_8bit,
         text_encoder_dtype=memory.text_encoder_dtype,
     )

@@ -1,27 +1,28 @@
-"""A request to draw, checked and with every default filled in, before any heavy library is loaded."""
+"""A request for images, checked and with every default filled in, before any heavy library is loaded."""
 
 import json
 import math
+import numbers
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.buckets import Bucket
 from pixart.checkpoints.fast import DISTILLED
+from pixart.checkpoints.model_folder import ModelFolder
+from pixart.checkpoints.styles import known_styles
+from pixart.config import shortened, unknown
+from pixart.diffusion.noise import MAX_SEED
+from pixart.diffusion.solvers import SAMPLERS, schedule_for
 from pixart.encoders.text_states import check_texts
 from pixart.errors import UsageError
-from pixart.sampling.bins import bins_by_itself, choose_bin
-from pixart.sampling.model_folder import ModelFolder
-from pixart.sampling.noise import MAX_SEED
-from pixart.sampling.prompts import apply_style, check_text, find_style, unknown
-from pixart.sampling.samplers import SAMPLERS, schedule_for
-from pixart.sampling.styles import known_styles
+from pixart.pipeline.bins import bins_by_itself, choose_bin
+from pixart.pipeline.prompts import apply_style, check_text, find_style
 
 MIN_SIZE = 64
 MAX_IMAGES = 100
 MAX_GUIDANCE = 50.0
-MAX_BLOCK_CACHE = 10
-# What stands for "no text" in guidance: the empty or negative prompt, encoded; or the null caption of an official
+# The unconditional text of guidance: the empty or negative prompt, encoded; or the null caption of an official
 # checkpoint, under the mask of the prompt (as the official code does it) or whole (as it did until November 2023).
 NULL_TEXTS = ("encoded", "caption", "caption-all")
 
@@ -38,28 +39,27 @@ class Request:
     seeds: tuple[int, ...]  # one per image of a prompt; every prompt starts from the same seed
     steps: int
     guidance_scale: float
-    guidance_interval: tuple[int, int]  # timesteps, 0 (clean) to 1000 (noise), at which the null text is asked too
+    guidance_interval: tuple[int, int]  # timesteps, 0 (clean) to 1000 (noise), at which guidance acts
     guidance_rescale: float
-    guidance_channels: int  # of the latent, the first of them; the others are drawn without guidance
+    guidance_channels: int  # of the latent, the first of them that are guided
     null_text: str  # one of NULL_TEXTS
-    block_cache: int  # the middle blocks are computed at every so many-th step; 1 = at all
     width: int
     height: int
-    bin: Bucket | None  # what is drawn instead and then fitted to width x height
+    bin: Bucket | None  # the size that is generated and then fitted to width x height
     sampler: str
 
     @property
     def texts(self) -> list[str]:
-        """All texts that are read for it."""
+        """All texts that are encoded for it."""
         alone = self.guidance_scale == 1.0 or self.null_text != "encoded"
         return [*self.resolved_prompts, *(() if alone else (self.resolved_negative_prompt,))]
 
     @property
-    def drawn_height(self) -> int:
+    def image_height(self) -> int:
         return self.bin.height if self.bin else self.height
 
     @property
-    def drawn_width(self) -> int:
+    def image_width(self) -> int:
         return self.bin.width if self.bin else self.width
 
 
@@ -67,7 +67,7 @@ def make_request(
     folder: ModelFolder,
     prompt: str | list[str],
     *,
-    negative_prompt: str = "",
+    negative_prompt: str | None = "",
     style: str | None = None,
     seed: int | None = None,
     num_images: int = 1,
@@ -77,7 +77,6 @@ def make_request(
     guidance_rescale: float = 0.0,
     guidance_channels: int | None = None,
     null_text: str = "encoded",
-    block_cache: int = 1,
     width: int | None = None,
     height: int | None = None,
     binning: bool | None = None,
@@ -85,11 +84,12 @@ def make_request(
 ) -> Request:
     """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first.
 
-    `guidance_channels` and `null_text` repeat what official code did otherwise than Diffusers (docs/drawing.md).
-    `binning`: draw at the nearest bin (`pixart.sampling.bins`), or not; None means as the model is used to.
+    `guidance_channels` and `null_text` repeat what official code does otherwise than Diffusers (docs/drawing.md).
+    `binning`: generate at the nearest bin (`pixart.pipeline.bins`), or not; None means as the model is used to.
     """
     if not isinstance(prompt, str | list | tuple):
-        raise UsageError(f"The prompt must be a text or a list of texts, not {prompt!r}.")
+        raise UsageError(f"The prompt must be a text or a list of texts, not {shortened(prompt)}.")
+    negative_prompt = "" if negative_prompt is None else negative_prompt
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise UsageError("There is no prompt in the list; give at least one.")
@@ -115,7 +115,7 @@ def make_request(
     defaults = folder.defaults if sampler == own else {}
     steps = defaults.get("steps", suited.steps) if steps is None else steps
     steps = _whole(steps, "The number of steps", suited.fewest, suited.most)
-    schedule_for(sampler, folder.scheduler, steps)  # says now whether this model can be drawn so
+    schedule_for(sampler, folder.scheduler, steps)  # says now whether the sampler fits the model
     scale = defaults.get("guidance_scale", suited.guidance_scale) if guidance_scale is None else guidance_scale
     scale = _number(scale, "The guidance scale", 0, MAX_GUIDANCE, "; 1 means no guidance")
     rescale = _number(guidance_rescale, "The guidance rescale", 0, 1, "; 0 means none")
@@ -123,7 +123,7 @@ def make_request(
     guided = channels if guidance_channels is None else guidance_channels
     guided = _whole(guided, "The number of guided channels", 1, channels)
     if binning is not None and not isinstance(binning, bool):
-        raise UsageError(f"binning must be True, False or None, not {binning!r}.")
+        raise UsageError(f"binning must be True, False or None, not {shortened(binning)}.")
     binning = bins_by_itself(folder) if binning is None else binning
     width, height = (_size(folder, value, what, binning) for value, what in ((width, "width"), (height, "height")))
     negative_resolved = apply_style("", negative_prompt, styles.get(style))[1]
@@ -141,7 +141,6 @@ def make_request(
         guidance_rescale=rescale,
         guidance_channels=guided,
         null_text=null_text,
-        block_cache=_whole(block_cache, "The block cache", 1, MAX_BLOCK_CACHE, "; 1 means none"),
         width=width,
         height=height,
         bin=choose_bin(folder, height, width) if binning else None,
@@ -158,16 +157,16 @@ def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None
 
 
 def _whole(value: int, what: str, low: int, high: int, hint: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{what} must be a whole number, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):  # numpy's integers too
+        raise UsageError(f"{what} must be a whole number, not {shortened(value)}.")
     if not low <= value <= high:
-        raise UsageError(f"{what} must be from {low} to {high}, not {value}{hint}.")
-    return value
+        raise UsageError(f"{what} must be from {low} to {high}, not {shortened(int(value))}{hint}.")
+    return int(value)
 
 
 def _number(value: float, what: str, low: float, high: float, hint: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{what} must be a number, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"{what} must be a number, not {shortened(value)}.")
     if not math.isfinite(value) or not low <= value <= high:
         raise UsageError(f"{what} must be from {low:g} to {high:g}, not {value}{hint}.")
     return float(value)
@@ -180,7 +179,7 @@ def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None
         return
     if not folder.null_tokens:
         raise UsageError(
-            f"{folder.name} holds no null caption, which Diffusers' own converter drops; draw the official file (with "
+            f"{folder.name} holds no null caption, which Diffusers' own converter drops; use the official file (with "
             "--parts), or a folder that pixart convert made of it."
         )
     if negative:
@@ -190,7 +189,7 @@ def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None
 
 
 def _check_fast(request: Request, folder: ModelFolder) -> None:
-    """What a fast denoiser can be told: sampler, steps and guidance are in its weights, and no null text is asked."""
+    """What a few-step model takes: sampler, steps and guidance are in its weights, and there is no second text."""
     own = {
         **{name: folder.defaults[name] for name in ("sampler", "steps", "guidance_scale")},
         "resolved_negative_prompt": "",
@@ -200,22 +199,21 @@ def _check_fast(request: Request, folder: ModelFolder) -> None:
         "null_text": "encoded",
     }
     for name, value in own.items():
-        asked = getattr(request, name)
-        if asked != value:
+        given = getattr(request, name)
+        if given != value:
             what = name.removeprefix("resolved_").replace("_", " ")
-            of_style = name == "resolved_negative_prompt" and request.negative_prompt != asked
+            of_style = name == "resolved_negative_prompt" and request.negative_prompt != given
             why = f', which the style "{request.style}" brings' if of_style else ""
             raise UsageError(
-                f"The fast denoiser of {folder.name} cannot be told the {what} "
-                f"{json.dumps(asked, ensure_ascii=False)}{why}: it takes "
-                f"{own['steps']} steps of Euler's method, with guidance {folder.defaults[DISTILLED]:g} away from the "
-                "empty prompt in its weights. Leave that out, or draw without --fast."
+                f"The few-step model of {folder.name} takes no {what} {json.dumps(given, ensure_ascii=False)}{why}: it "
+                f"samples in {own['steps']} Euler steps, with guidance {folder.defaults[DISTILLED]:g} away from the "
+                "empty prompt in its weights. Leave that out, or leave out --fast."
             )
 
 
 def _interval(value: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise UsageError(f"The guidance interval must be two timesteps, from and to, not {value!r}.")
+        raise UsageError(f"The guidance interval must be two timesteps, from and to, not {shortened(value)}.")
     low, high = (_whole(end, "The guidance interval's timestep", 0, 1000) for end in value)
     if low > high:
         raise UsageError(f"The guidance interval must go from the lower timestep to the higher, not {low} to {high}.")
@@ -227,13 +225,14 @@ def _size(folder: ModelFolder, value: int | None, what: str, binning: bool) -> i
         return folder.native_size
     step = 1 if binning else folder.size_multiple
     low, high = -(-MIN_SIZE // step) * step, folder.max_size // step * step
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"The {what} must be a whole number of pixels, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UsageError(f"The {what} must be a whole number of pixels, not {shortened(value)}.")
+    value = int(value)
     if low <= value <= high and value % step == 0:
         return value
     nearest = min(max((value + step // 2) // step * step, low), high)
     multiple = f"a multiple of {step} " if step > 1 else ""
     raise UsageError(
-        f"This model cannot draw a {what} of {value} pixels: it must be {multiple}from {low} to {high}; "
+        f"This model cannot generate a {what} of {shortened(value)} pixels: it must be {multiple}from {low} to {high}; "
         f"the nearest is {nearest}."
     )

@@ -1,34 +1,14 @@
-"""What the text encoder is finally given: the user's words, put into a style's template where one is chosen."""
+"""The text that the encoder reads: the user's words, put into a style's template where one is chosen."""
 
-import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from pixart.errors import PixArtError, UsageError
+from pixart.checkpoints.styles import Style
+from pixart.config import shortened, unknown
+from pixart.errors import UsageError
 
 MAX_CHARACTERS = 20_000
 NO_STYLE = "No style"
-
-
-@dataclass(frozen=True)
-class Style:
-    """A template with the hole `{prompt}`, and words to steer away from."""
-
-    prompt: str
-    negative_prompt: str = ""
-
-
-def read_styles(styles: dict[str, Any], name: str) -> dict[str, Style]:
-    """Check the content of a styles.json; raises PixArtError naming the file and the style that is wrong."""
-    result = {}
-    for key, value in styles.items():
-        template = value.get("prompt") if isinstance(value, dict) else None
-        negative = value.get("negative_prompt", "") if isinstance(value, dict) else None
-        if not isinstance(template, str) or "{prompt}" not in template or not isinstance(negative, str):
-            raise PixArtError(f'{name}: the style "{key}" needs a "prompt" text with {{prompt}} in it.')
-        result[key] = Style(template, negative)
-    return result
 
 
 def apply_style(prompt: str, negative_prompt: str, style: Style | None) -> tuple[str, str]:
@@ -44,7 +24,8 @@ def apply_style(prompt: str, negative_prompt: str, style: Style | None) -> tuple
 def find_style(name: str | None, styles: dict[str, Style], listed: Iterable[str]) -> str | None:
     """The style's name as it is in `styles`; capitals do not matter. None and "No style" are none.
 
-    An unknown name is answered with those that are `listed`.
+    Raises:
+        UsageError: there is no such style; names those that are `listed`.
     """
     if name is None:
         return None
@@ -58,19 +39,10 @@ def find_style(name: str | None, styles: dict[str, Style], listed: Iterable[str]
     return by_folded[name.casefold()]
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """One sentence for a name that is not on the list: the list, and the nearest name on it where one is near."""
-    names = list(allowed)
-    by_folded = {key.casefold(): key for key in names}
-    near = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.4)
-    hint = f' Did you mean "{by_folded[near[0]]}"?' if near else ""
-    return f'There is no {kind} "{name}"; choose one of: {", ".join(names)}.{hint}'
-
-
 def check_text(text: Any, what: str) -> None:
     """Raise UsageError for what no tokenizer can read."""
     if not isinstance(text, str):
-        raise UsageError(f"The {what} must be a text, not {text!r}.")
+        raise UsageError(f"The {what} must be a text, not {shortened(text)}.")
     if len(text) > MAX_CHARACTERS:
         raise UsageError(f"The {what} is {len(text):,} characters long; at most {MAX_CHARACTERS:,} are read.")
     try:

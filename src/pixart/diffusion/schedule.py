@@ -1,4 +1,4 @@
-"""The noise levels at which a picture is drawn, as a model folder's scheduler/scheduler_config.json lays them down."""
+"""The noise levels of sampling, as a model folder's scheduler/scheduler_config.json lays them down."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import numpy as np
 
 from pixart.errors import PixArtError
 
-# What we can do, field by field; a value outside this list would silently draw another picture than stock Diffusers.
+# What we can do, field by field; a value outside this list would silently give another image than stock Diffusers.
 SUPPORTED = {
     "_class_name": ("DPMSolverMultistepScheduler",),  # and LCMScheduler: see `read_scheduler`
     "prediction_type": ("flow_prediction", "epsilon"),
@@ -29,7 +29,7 @@ SUPPORTED = {
     "euler_at_final": (True, False),
     "lower_order_final": (True, False),
     "lambda_min_clipped": (-np.inf, "-inf"),
-    "num_train_timesteps": (1000,),  # the scale of the timesteps that the denoiser is told
+    "num_train_timesteps": (1000,),  # the scale of the timesteps that the denoiser takes
     "steps_offset": (0, 1),  # with more, the first of many steps would lie beyond the last training timestep
 }
 # Fields that are numbers: the lowest and the highest with which no noise level is 0, infinite or equal to the next.
@@ -54,8 +54,8 @@ LCM_SUPPORTED = {
 class Schedule:
     """Noise levels from the first to the last step: x_t = alpha x_0 + sigma eps.
 
-    `alphas` and `sigmas` have steps + 1 entries (the last is where the picture ends), `timesteps` has one whole number
-    in 0..1000 per step, which is what the denoiser is told. Python floats throughout, so that multiplying by them
+    `alphas` and `sigmas` have steps + 1 entries (the last is that of the image), `timesteps` has one whole number
+    in 0..1000 per step, an input of the denoiser. Python floats throughout, so that multiplying by them
     leaves float32 arrays and tensors float32.
     """
 
@@ -66,7 +66,7 @@ class Schedule:
     first_order_last: bool
 
     def x_0(self, prediction, x_t, step: int):
-        """Turn the denoiser's prediction for x_t at `step` into the picture that it implies.
+        """Turn the denoiser's prediction for x_t at `step` into the clean latent that it implies.
 
         A learned variance, if there is one, is the second half of the channels and not read here.
         """
@@ -77,7 +77,7 @@ class Schedule:
 
 
 def read_scheduler(config: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A checked scheduler config as one of DPMSolverMultistepScheduler, and the drawing defaults that it implies.
+    """A checked scheduler config as one of DPMSolverMultistepScheduler, and the sampling defaults that it implies.
 
     An LCMScheduler's noise schedule is kept, and "lcm" becomes the sampler that suits the model.
 
@@ -111,7 +111,7 @@ def _refuse_others(config: dict[str, Any], supported: dict[str, tuple], name: st
     for field, allowed in supported.items():
         if field in config and config[field] not in allowed:
             values = " or ".join(repr(value) for value in allowed)
-            raise PixArtError(f"{name}: {field} is {config[field]!r}, and pixart can draw with {values} only.")
+            raise PixArtError(f"{name}: {field} is {config[field]!r}, and pixart samples with {values} only.")
 
 
 def make_schedule(config: dict[str, Any], steps: int) -> Schedule:

@@ -1,39 +1,34 @@
-"""What a model is drawn from, read and checked without torch, so that damage is named in a fraction of a second.
+"""A model that can generate, read and checked without torch, so that damage is named in a fraction of a second.
 
 A model folder has the layout that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
 `styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}; without it the general styles of
-`pixart.sampling.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model), `fast/` (a second
-transformer that draws in a few steps, see `pixart.checkpoints.fast`) and the graphs for ONNX Runtime. It may lie in the
-cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an official file or the folder of a
-transformer alone.
+`pixart.checkpoints.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model), `fast/` (a
+second, few-step transformer, see `pixart.checkpoints.fast`), `hashes.json` (`pixart.checkpoints.hashes`) and the graphs
+for ONNX Runtime. It may lie in the cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an
+official file or the folder of a transformer alone.
 """
 
 import hashlib
+import math
 import struct
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.checkpoints.diffusers import NULL_CAPTION_NAME, diffusers_config, read_settings
+from pixart.checkpoints.diffusers import CLASS_NAMES, NULL_CAPTION, NULL_CAPTION_NAME, diffusers_config, read_settings
 from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
+from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
-from pixart.checkpoints.weight_files import hash_finite, read_object, weight_files
+from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
+from pixart.checkpoints.weight_files import check_whole, read_object, weight_files
+from pixart.diffusion.schedule import read_scheduler
+from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.model_checks import (
-    check_classes,
-    check_fit,
-    check_tokenizer,
-    null_tokens_in,
-    read_defaults,
-    read_text_encoder,
-    read_vae,
-)
-from pixart.sampling.prompts import Style, read_styles
-from pixart.sampling.schedule import read_scheduler
-from pixart.sampling.styles import GENERAL_STYLES
 
 if TYPE_CHECKING:
+    import torch
+
     from pixart.checkpoints.official import Checkpoint
     from pixart.model.pixart import PixArt
 
@@ -53,6 +48,9 @@ FAST_GRAPHS = (
     "fast_denoiser_int8.onnx",
 )
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
+PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+# The classes that model_index.json may name for a part.
+CLASSES = {"text_encoder": TEXT_ENCODERS, "transformer": CLASS_NAMES, "vae": ("AutoencoderKL",)}
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,14 @@ class Source:
     image_size: int | None = None
     revision: str | None = None  # the commit, where `model`, or else `parts`, is a hub id
 
-    def for_pictures(self) -> dict[str, Any]:
-        """As picture files hold it: a path becomes its last name, for pictures are given away."""
+    def for_images(self) -> dict[str, Any]:
+        """As image files hold it: a path becomes its last name, since images are given away."""
         return asdict(self) | {"model": _shown(self.model), "parts": _shown(self.parts)}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder whose every needed file is there and whole. Sizes in pixels."""
+    """A model folder in which every needed file is there and complete. Sizes in pixels."""
 
     path: Path
     scheduler: dict[str, Any]
@@ -89,15 +87,15 @@ class ModelFolder:
     null_tokens: int  # of the null caption that the transformer was trained with; 0: it is not kept here
     weights: tuple[Path, ...]
     has_graphs: bool
-    fast: bool = False  # its fast denoiser is what is drawn with, and what transformer, defaults, weights, graphs mean
-    fast_settings: dict[str, Any] | None = None  # how its fast denoiser is drawn; None: it has none
+    fast: bool = False  # its few-step transformer is used: transformer, defaults, weights and graphs are of that one
+    fast_settings: dict[str, Any] | None = None  # how its few-step transformer samples; None: it has none
     source: Source = field(default_factory=Source)
     # The transformer of an official file or of a folder of its own; None: it is in `path`.
     checkpoint: "Checkpoint | None" = field(default=None, repr=False, compare=False)
 
     @property
     def transformer_folder(self) -> Path:
-        """Where the transformer lies that is drawn with, if it is not a `checkpoint`."""
+        """Where the transformer lies that is used, if it is not a `checkpoint`."""
         return self.path / FAST / "transformer" if self.fast else self.path / "transformer"
 
     @property
@@ -107,7 +105,7 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """What to call the model in picture files: ours by our name, a hub id by itself, others by their folder's."""
+        """What to call the model in image files: ours by our name, a hub id by itself, others by their folder's."""
         if self.path == DEFAULT_MODEL:
             return "pixart-default"
         return _shown(self.source.model) or self.path.resolve().name
@@ -129,17 +127,17 @@ def open_model_folder(
             model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
         parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
         ema, num_heads, image_size: of an official file; see `pixart.checkpoints.official.read_official`.
-        fast: to draw with the folder's fast denoiser.
+        fast: to sample with the folder's few-step transformer.
 
     Raises:
         PixArtError: names the first file that is missing or damaged and what is wrong with it, or why a hub id cannot
             be had.
-        UsageError: `parts` is needed and not given, or given and of no use; an option does not fit; there is no fast
-            denoiser.
+        UsageError: `parts` is needed and not given, or given and of no use; an option does not fit; there is no
+            few-step transformer.
     """
     if fast:
         if parts is not None:
-            raise UsageError("An official file has no fast denoiser; leave --fast or --parts out.")
+            raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
         folder = open_model_folder(model, ema=ema, num_heads=num_heads, image_size=image_size)
         return _with_fast(folder)
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
@@ -160,7 +158,7 @@ def open_model_folder(
         whole = (made / "model_index.json").is_file()
         raise UsageError(
             f"{model} is the folder of a training run"
-            + (f"; give the model that it has made: {made}" if whole else ", and there is no finished model in it.")
+            + (f"; give the model that it has made: {made}" if whole else ", and no finished model is in it.")
         )
     if parts is None and not (folder.is_file() or _is_transformer(folder)):
         if not folder.is_dir():
@@ -189,7 +187,7 @@ def open_model_folder(
     return _open_fetched(rest, source, checkpoint)
 
 
-def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "PixArt":  # noqa: F821
+def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "PixArt":
     """The transformer of a checked model folder in `dtype` (None: fp32), wherever it lies; needs torch.
 
     Raises:
@@ -204,7 +202,7 @@ def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "P
     return assemble(folder.checkpoint.config, folder.checkpoint.state, dtype or torch.float32)
 
 
-def load_null_caption(folder: ModelFolder) -> "torch.Tensor":  # noqa: F821  torch is imported by those who draw
+def load_null_caption(folder: ModelFolder) -> "torch.Tensor":
     """The null caption (L, T) of a model folder with `null_tokens`."""
     from pixart.checkpoints.diffusers import read_null_caption
 
@@ -288,12 +286,9 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
 
 
 def _with_fast(folder: ModelFolder) -> ModelFolder:
-    """The same model, drawn with its fast denoiser. UsageError where it has none, PixArtError for damage."""
+    """The same model, sampled with its few-step transformer. UsageError where it has none, PixArtError for damage."""
     if folder.fast_settings is None:
-        raise UsageError(
-            f"{folder.path} has no fast denoiser. Train one with pixart train emoji/fast --teacher {folder.path}, and "
-            f"put it there with pixart convert RUN {folder.path} --to fast; or leave --fast out."
-        )
+        raise UsageError(f"{folder.path} has no few-step transformer; leave --fast out (docs/training.md trains one).")
     path = folder.path
     where = path / FAST / "transformer"
     transformer = read_settings(where / "config.json")
@@ -310,35 +305,22 @@ def _with_fast(folder: ModelFolder) -> ModelFolder:
     )
 
 
-def hash_weights(folder: ModelFolder) -> dict[str, str]:
-    """SHA-256 of every weights file, by its name inside the folder.
-
-    Raises:
-        PixArtError: names the file and the tensors that hold NaN or infinity.
-    """
-    hashes = {}
-    for path in folder.weights:
-        inside = path.is_relative_to(folder.path)
-        name = path.relative_to(folder.path).as_posix() if inside else f"transformer/{path.name}"
-        if path.suffix == ".safetensors":
-            hashes[name] = hash_finite(path)
-        else:
-            with path.open("rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+def weight_hashes(folder: ModelFolder) -> dict[str, str]:
+    """What names the weights of a model in image metadata; see `pixart.checkpoints.hashes`."""
+    return hashes_of(folder.path, folder.weights)
 
 
 def transformer_hash(hashes: dict[str, str]) -> str:
-    """Of what `hash_weights` gives, the one that tells a model from another: of its transformer, the first file's."""
+    """Of `weight_hashes`, the one that tells a model from another: of its transformer, the first file's."""
     places = ("transformer/", f"{FAST}/transformer/")
     return next((hashes[name] for name in sorted(hashes) if name.startswith(places)), "none")
 
 
 def fingerprint(folder: Path, *, fast: bool = False) -> str:
-    """SHA-256 of what a graph takes from a model folder besides the weights' values: configs, and where each weight is.
+    """SHA-256 of what a graph takes from a model folder besides the weights' values: configs, places of the weights.
 
     A graph carries the fingerprint that it was made for, since with other files beside it it would read wrong numbers.
-    `fast`: with the fast denoiser in place of the transformer.
+    `fast`: with the few-step transformer in place of the transformer.
     """
     digest = hashlib.sha256()
     for part, name in WEIGHTS.items():
@@ -347,3 +329,101 @@ def fingerprint(folder: Path, *, fast: bool = False) -> str:
         with (folder / part / name).open("rb") as file:
             digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
     return digest.hexdigest()
+
+
+def check_classes(index: dict[str, Any], path: Path) -> None:
+    """The pipeline and the class of each part, as model_index.json names them."""
+    if index.get("_class_name") not in PIPELINES:
+        raise PixArtError(
+            f"{path} describes {index.get('_class_name')!r}; pixart runs {' and '.join(PIPELINES)}, so give the "
+            "folder of such a model."
+        )
+    for part, allowed in CLASSES.items():
+        match index.get(part):
+            case [str(), str(name)] if name in allowed:
+                pass
+            case [str(), str(name)]:
+                raise PixArtError(
+                    f"{path} says {part} is a {name}, and pixart reads {' or '.join(allowed)}; give a model folder "
+                    "whose parts are of these classes."
+                )
+            case other:
+                raise PixArtError(
+                    f"The model folder is damaged: {path} says {part} is {other!r}; it must be a list of a library and "
+                    "a class."
+                )
+
+
+def read_text_encoder(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    if config.get("model_type", "t5") not in ("bert", "t5"):
+        raise PixArtError(
+            f"{path} describes a text encoder of type {config['model_type']!r}, and pixart reads bert and t5; put the "
+            "text encoder there that the transformer was trained with."
+        )
+    return config
+
+
+def read_vae(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise PixArtError(
+            f"{path} describes {config['_class_name']!r}, and pixart reads AutoencoderKL; put the autoencoder there "
+            "that the transformer was trained with."
+        )
+    levels = config.get("block_out_channels")
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+        raise PixArtError(
+            f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."
+        )
+    return config
+
+
+def check_fit(
+    folder: Path, where: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]
+) -> None:
+    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
+    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
+    if transformer["caption_channels"] != width:
+        raise PixArtError(
+            f"{folder / 'text_encoder' / 'config.json'} does not fit {where}: the transformer reads text states of "
+            f"width {transformer['caption_channels']}, and this text encoder gives {width}; put the one there that the "
+            "transformer was trained with."
+        )
+    if transformer["in_channels"] != vae.get("latent_channels"):
+        raise PixArtError(
+            f"{folder / 'vae' / 'config.json'} does not fit {where}: the transformer has {transformer['in_channels']} "
+            f"latent channels, and this autoencoder {vae.get('latent_channels')}; put the one there that the "
+            "transformer was trained with."
+        )
+
+
+def check_tokenizer(folder: Path) -> None:
+    names = ("tokenizer.json", "spiece.model")
+    if not any((folder / name).is_file() for name in names):
+        raise PixArtError(f"The model folder is not complete: {folder / names[0]} is missing.")
+
+
+def null_tokens_in(path: Path) -> int:
+    """How long the null caption in this file is; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    shape = check_whole(path).get(NULL_CAPTION, {}).get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
+        raise PixArtError(f"The model folder is damaged: {path} holds no {NULL_CAPTION} of 2 dimensions.")
+    return shape[0]
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    defaults = read_object(path)
+    checks = {
+        "steps": lambda value: type(value) is int and value > 0,
+        "guidance_scale": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+        "sampler": lambda value: isinstance(value, str),
+    }
+    for key, value in defaults.items():
+        if key in checks and not checks[key](value):
+            raise PixArtError(f"The model folder is damaged: {path} says {key} is {value!r}.")
+    return {key: defaults[key] for key in checks if key in defaults}

@@ -12,9 +12,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixart.checkpoints.model_folder import ModelFolder
 from pixart.checkpoints.weight_files import check_whole, read_object
-from pixart.sampling.memory import Memory
-from pixart.sampling.model_folder import ModelFolder
+from pixart.runtime.memory import Memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I64": 8, "I32": 4, "BOOL": 1}

@@ -1,10 +1,10 @@
-"""Where in the picture each word was read: the cross-attention of the denoiser, word by word.
+"""Where in the image each word was read: the cross-attention of the denoiser, word by word.
 
 The idea is DAAM's (Tang et al. 2022, arXiv 2210.04885): the softmax weights of cross-attention, averaged over heads,
 layers and steps. There they are stretched from the many sizes of a U-Net; here all blocks see the same grid of tokens.
-Only the pass with the prompt is looked at, not that with the null text. The network is shown every x_t of a finished
-drawing once more, so that any engine may have drawn it, and the picture cannot have changed by it. Needs the extra
-`torch`.
+Only the rows with the prompt count, not the unconditional ones. The network computes every x_t of a finished
+generation once more, so that any engine may have generated it, and the image cannot have changed by it. Needs the
+extra `torch`.
 """
 
 import threading
@@ -18,15 +18,16 @@ import numpy as np
 
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import UsageError
-from pixart.sampling.pipeline import Pipeline
-from pixart.sampling.trace import Trace
+from pixart.pipeline.networks import choose_runtime, load_networks
+from pixart.pipeline.pipeline import Pipeline
+from pixart.pipeline.trace import Trace
 
 MARKS = {"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Sc", "Sk", "Sm"}  # punctuation and such, but no emoji
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """How the picture's tokens share their attention among the words, at each of S steps.
+    """How the image's tokens share their attention among the words, at each of S steps.
 
     Attributes:
         words: W words of the prompt, in order.
@@ -40,38 +41,39 @@ class AttentionMaps:
     rest: np.ndarray
 
 
-def open_eye(pipeline: Pipeline) -> Any:
-    """The torch engine that looks: the pipeline's own, or, where ONNX Runtime draws, one loaded from the same folder.
+def torch_networks(pipeline: Pipeline) -> Any:
+    """The pipeline's own networks in torch, or, where ONNX Runtime computes, others loaded from the same folder.
 
     Raises:
         ModuleNotFoundError: the extra `torch` is not installed.
     """
-    from pixart.sampling.torch_engine import TorchEngine
+    from pixart.pipeline.torch_networks import TorchNetworks
 
-    return pipeline.engine if isinstance(pipeline.engine, TorchEngine) else TorchEngine(pipeline.folder)
+    if isinstance(pipeline.networks, TorchNetworks):
+        return pipeline.networks
+    return load_networks(pipeline.folder, choose_runtime(pipeline.folder, "torch", "float32", device="cpu"))
 
 
 def attention_maps(
-    eye: Any, trace: Trace, *, blocks: Sequence[int] | None = None, on_step: Callable[[int], None] | None = None
+    networks: Any, trace: Trace, *, blocks: Sequence[int] | None = None, on_step: Callable[[int], None] | None = None
 ) -> AttentionMaps:
-    """Show the network of `eye` (see `open_eye`) every step of a drawing again and watch how it reads the prompt.
+    """Compute every step of a trace again and keep the weights with which the network reads the prompt.
 
     Args:
-        eye: a torch engine with the weights that drew the picture.
-        trace: the drawing.
+        networks: in torch, with the weights that generated the image; see `torch_networks`.
+        trace: the image's steps.
         blocks: which blocks to average over; None means all.
-        on_step: called with the index of every step before it is looked at; may raise to stop.
+        on_step: called with the index of every step before it is computed; may raise to stop.
 
     Raises:
         UsageError: the network has no such block.
     """
-    prompt, folder = trace.picture.settings["resolved_prompt"], eye.folder
-    text, _ = eye.read(prompt)
+    prompt, folder = trace.generated.settings["resolved_prompt"], networks.folder
+    text, _ = networks.encode(prompt)
     words, members = words_of(
         Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens), prompt
     )
-    predict = eye.predictor([text], 1, trace.height, trace.width)
-    denoiser = eye.denoiser  # after `predictor`: an engine that has one part at a time in memory has loaded it now
+    denoiser = networks.denoiser
     depth, patch = len(denoiser.blocks), denoiser.config.patch_size
     chosen = tuple(range(depth)) if blocks is None else tuple(blocks)
     if not chosen or not set(chosen) <= set(range(depth)):
@@ -84,7 +86,7 @@ def attention_maps(
         if on_step is not None:
             on_step(step)
         with _watched(layers) as seen:
-            predict(eye.latents(x_t[None]), timestep)
+            networks.denoise(networks.latents(x_t[None]), [timestep], [text], [0])
         tokens = np.mean(seen, axis=0)  # (N, L)
         for word, places in enumerate(members):
             shares[step, word] = tokens[:, places].sum(axis=1).reshape(grid)
@@ -99,7 +101,7 @@ def _watched(layers: list[Any]) -> Iterator[list[np.ndarray]]:
     me = threading.get_ident()
 
     def look(layer, inputs) -> None:
-        if threading.get_ident() == me:  # somebody else may be drawing with the same network
+        if threading.get_ident() == me:  # another thread may be using the same network
             x, key, _, mask = inputs
             seen.append(attention_weights(layer, x, key, mask).mean(dim=1)[0].cpu().numpy())
 
@@ -124,7 +126,7 @@ def attention_weights(layer, x, key, mask):
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The words of a text as the tokenizer splits it, and the places of each word's tokens in what the network reads.
+    """The words of a text as the tokenizer splits it, and the places of each word's tokens in the network's input.
 
     Punctuation and special tokens belong to no word; nor do words that were cut.
     """

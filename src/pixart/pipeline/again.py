@@ -1,4 +1,4 @@
-"""Drawing a picture again from the record in its file: the model by its hash, engine, dtype and threads as they were.
+"""Generating an image again from the record in its file: the same model, engine, dtype and threads, if they are here.
 
 The record is what a file says, and not trusted: whatever in it cannot be is refused in one sentence.
 """
@@ -7,38 +7,27 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from pixart.checkpoints.hub import USERS_OFFLINE, looks_like_hub_id
+from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.engine import choose_engine
-from pixart.sampling.memory import PLAIN, Memory, check_memory
-from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder, transformer_hash
+from pixart.pipeline.networks import Runtime, choose_runtime
+from pixart.pipeline.prompts import check_text
+from pixart.pipeline.request import Request, make_request
+from pixart.runtime.memory import PLAIN, Memory, check_memory
 from pixart.sampling.picture_texts import shown
-from pixart.sampling.prompts import check_text
-from pixart.sampling.request import Request, make_request
 from pixart.sampling.restore import FIELDS
 
 MAX_THREADS = 256
 MAX_RESOLVED = 100_000  # characters of a prompt with the words of its style
 # Of a record: what besides the request may change pixels.
-CONDITIONS = ("weights", "engine", "device", "dtype", "memory", "threads", "versions", "bin")
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How to draw: the arguments of `Pipeline`, and the number of threads (None: as many as there are cores)."""
-
-    engine: str
-    dtype: str
-    memory: Memory
-    device: str
-    threads: int | None
+CONDITIONS = ("weights", "engine", "device", "dtype", "arithmetic", "memory", "threads", "versions", "bin")
 
 
 def find_model(record: dict[str, Any], model: str | None, parts: str | None) -> ModelFolder:
-    """The model that drew a picture: `model` if it is named; else the shipped one, or one in the Hub's cache, by hash.
+    """The model of an image: `model` if it is named; else the shipped one, or one in the Hub's cache, by hash.
 
     Raises:
         PixArtError: it is neither of these, or the named one cannot be opened.
@@ -52,7 +41,7 @@ def find_model(record: dict[str, Any], model: str | None, parts: str | None) -> 
         return open_model_folder(model, parts=parts, fast=fast, **options)
     wanted = _hashes(record)
     folder = _shipped(fast)
-    if folder is not None and transformer_hash(hash_weights(folder)) == transformer_hash(wanted):
+    if folder is not None and transformer_hash(weight_hashes(folder)) == transformer_hash(wanted):
         return folder
     name = source.get("model")
     if isinstance(name, str) and len(name) < 200 and looks_like_hub_id(name):
@@ -61,18 +50,18 @@ def find_model(record: dict[str, Any], model: str | None, parts: str | None) -> 
         with _hub_offline():
             try:
                 folder = open_model_folder(pinned if looks_like_hub_id(pinned) else name, fast=fast)
-                if transformer_hash(hash_weights(folder)) == transformer_hash(wanted):
+                if transformer_hash(weight_hashes(folder)) == transformer_hash(wanted):
                     return folder
             except PixArtError:
-                pass  # not in the cache; a picture must not start a download
+                pass  # not in the cache; an image file must not start a download
     raise PixArtError(
-        f'It was drawn with the model "{shown(record.get("model"))}" (transformer '
+        f'It was generated with the model "{shown(record.get("model"))}" (transformer '
         f"{shown(transformer_hash(wanted), 12)}), which is not the shipped one; name it with --model."
     )
 
 
 def _shipped(fast: bool) -> ModelFolder | None:
-    """The model that comes with the package; None where its fast denoiser is asked for and it has none."""
+    """The model that comes with the package; None where its few-step model is wanted and it has none."""
     folder = open_model_folder()
     if not fast:
         return folder
@@ -80,7 +69,7 @@ def _shipped(fast: bool) -> ModelFolder | None:
 
 
 def request_of(record: dict[str, Any], folder: ModelFolder) -> Request:
-    """What to draw, with the texts as the model got them, whatever has become of the styles since.
+    """The request of a record, with the texts as the model got them, whatever has become of the styles since.
 
     Raises:
         UsageError: names the first setting that cannot be.
@@ -108,10 +97,12 @@ def request_of(record: dict[str, Any], folder: ModelFolder) -> Request:
     )
 
 
-def manner_of(record: dict[str, Any], folder: ModelFolder) -> Manner:
-    """Engine, dtype, memory, device and threads of the record where they can be had here; else what can be."""
-    engine, dtype = (record[key] if isinstance(record.get(key), str) else "auto" for key in ("engine", "dtype"))
-    memory, device = _memory(record.get("memory")), _device(record.get("device"))
+def runtime_of(record: dict[str, Any], folder: ModelFolder) -> tuple[Runtime, int | None]:
+    """Engine, dtype, memory and device of the record where they are to be had here, else what is; and its threads."""
+    engine, dtype, device = (
+        record[key] if isinstance(record.get(key), str) else "auto" for key in ("engine", "dtype", "device")
+    )
+    memory = _memory(record.get("memory"))
     threads = record.get("threads")
     threads = threads if type(threads) is int and 1 <= threads <= MAX_THREADS else None
     for wanted in (
@@ -121,13 +112,10 @@ def manner_of(record: dict[str, Any], folder: ModelFolder) -> Manner:
         ("auto", "float32", PLAIN, "cpu"),
     ):
         try:
-            engine = choose_engine(folder, *wanted)
-        except PixArtError:
-            if wanted[1:] == ("float32", PLAIN, "cpu") and wanted[0] == "auto":
-                raise
-            continue
-        return Manner(engine, *wanted[1:], threads)
-    raise AssertionError("the last way was taken or has raised")
+            return choose_runtime(folder, *wanted), threads
+        except PixArtError as error:
+            refusal = error
+    raise refusal
 
 
 @contextmanager
@@ -154,7 +142,7 @@ def with_threads(threads: int | None) -> Iterator[None]:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of two records of one picture, besides the request, is not the same; a phrase each."""
+    """What of two records of one image, besides the request, is not the same; a phrase each."""
     found = []
     for key in CONDITIONS:
         old, new = then.get(key), now.get(key)
@@ -164,20 +152,20 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 if key == "weights":
                     found.append(f"{shown(name)} is another file")
                 else:
-                    found.append(f"{shown(name)}: {_said(old, name)} then, {_said(new, name)} now")
+                    found.append(f"{shown(name)}: {_value(old, name)} then, {_value(new, name)} now")
         elif old is not None and old != new:  # an older record may not say
             found.append(f"{key}: {shown(old)} then, {shown(new)} now")
     return found
 
 
-def _said(values: dict[str, Any], name: str) -> str:
+def _value(values: dict[str, Any], name: str) -> str:
     return shown(values[name]) if name in values else "nothing"
 
 
 def _hashes(record: dict[str, Any]) -> dict[str, str]:
     hashes = record.get("weights")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise UsageError("Its settings do not say which weights drew it.")
+        raise UsageError("Its settings do not name its weights.")
     return hashes
 
 
@@ -188,16 +176,6 @@ def _memory(values: Any) -> Memory:
         return check_memory(Memory(**{key: value for key, value in values.items() if known.get(key) is type(value)}))
     except UsageError:
         return PLAIN
-
-
-def _device(name: Any) -> str:
-    if name != "cuda":
-        return "cpu"
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -4,7 +4,31 @@ A model folder's `styles.json` says what that model was trained on and comes fir
 weights) gets these. By name they are taken with every model, with a notice where the model has other styles.
 """
 
-from pixart.sampling.prompts import Style
+from dataclasses import dataclass
+from typing import Any
+
+from pixart.errors import PixArtError
+
+
+@dataclass(frozen=True)
+class Style:
+    """A template with the hole `{prompt}`, and words to steer away from."""
+
+    prompt: str
+    negative_prompt: str = ""
+
+
+def read_styles(styles: dict[str, Any], name: str) -> dict[str, Style]:
+    """Check the content of a styles.json; raises PixArtError naming the file and the style that is wrong."""
+    result = {}
+    for key, value in styles.items():
+        template = value.get("prompt") if isinstance(value, dict) else None
+        negative = value.get("negative_prompt", "") if isinstance(value, dict) else None
+        if not isinstance(template, str) or "{prompt}" not in template or not isinstance(negative, str):
+            raise PixArtError(f'{name}: the style "{key}" needs a "prompt" text with {{prompt}} in it.')
+        result[key] = Style(template, negative)
+    return result
+
 
 GENERAL_STYLES = {
     "Cinematic": Style(
@@ -52,7 +76,7 @@ def known_styles(own: dict[str, Style]) -> dict[str, Style]:
 
 
 def style_notice(style: str | None, own: dict[str, Style]) -> str | None:
-    """What to say of a style that the model was not trained on; None if there is nothing to say."""
+    """A notice for a style that the model was not trained on; None if there is nothing to say."""
     if style is None or style in own:
         return None
     return f'"{style}" is a general style; this model was trained on its own: {", ".join(own)}.'

@@ -1,26 +1,26 @@
-"""Drawing at a size that the model was trained on, and fitting the picture to the size that was asked for.
+"""Generating at a size that the model was trained on, and fitting the image to the size that was requested.
 
 What stock Diffusers calls `use_resolution_binning` (PixArtAlphaPipeline, PixArtSigmaPipeline): the released models know
-the shapes of the official bucket tables only, so the nearest of these is drawn, resized to cover the size that was
-asked for, and what is over is cut off on both sides.
+the shapes of the official bucket tables only, so the nearest of these is generated, resized to cover the
+requested size, and the rest is cut off on both sides.
 """
 
 from pixart.buckets import OFFICIAL_SIZES, Bucket, BucketTable, cover, official_table
+from pixart.checkpoints.model_folder import ModelFolder
 from pixart.errors import UsageError
-from pixart.sampling.model_folder import ModelFolder
 
 
 def bins_of(folder: ModelFolder) -> BucketTable | None:
-    """The official table for drawing at the model's own size, 33 shapes (40 at 2048 px); None where there is none."""
+    """The official table for sampling at the model's own size, 33 shapes (40 at 2048 px); None where there is none."""
     if folder.vae_factor != 8 or folder.native_size not in OFFICIAL_SIZES:
         return None
     return official_table(folder.native_size, drawing=True)
 
 
 def bins_by_itself(folder: ModelFolder) -> bool:
-    """Whether this model is drawn in bins if nothing is said: every released PixArt, which all predict eps.
+    """Whether this model uses bins if nothing is given: every released PixArt, which all predict eps.
 
-    Flow models, the shipped one among them, are drawn at the size that is asked for.
+    Flow models, the shipped one among them, generate the requested size itself.
     """
     return bins_of(folder) is not None and folder.scheduler.get("prediction_type", "epsilon") == "epsilon"
 

@@ -1,4 +1,4 @@
-"""Picture files: PNG with every setting inside, under a free name, written whole or not at all."""
+"""Image files: PNG, JPEG or WebP with every setting inside, under a free name, written completely or not at all."""
 
 import contextlib
 import hashlib
@@ -10,13 +10,16 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from pixart.checkpoints.hashes import SAMPLED
+from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
 from pixart.sampling.picture_texts import PictureTexts, parse_json, read_texts
-from pixart.sampling.samplers import SAMPLERS
 
-OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
+EXIF_FOLDER, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 CHUNK = "pixart"
-# What says that a machine made the picture: a code of the IPTC Photo Metadata Standard (Digital Source Type), in
+# The mark that a machine made the image: a code of the IPTC Photo Metadata Standard (Digital Source Type), in
 # XMP. It names neither a person nor the prompt.
 XMP_KEYWORD = "XML:com.adobe.xmp"
 AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -34,8 +37,8 @@ XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
     """The path to write to, before looking for a free name.
 
-    `output` may be a file (it ends in .png), a folder, or None for the current folder; in a folder the file is called
-    after the prompt and the seed. Raises UsageError for the name of another image format, or of no file at all.
+    `output` may be a file (.png, .jpg, .jpeg or .webp), a folder, or None for the current folder; in a folder the file
+    is a PNG, called after the prompt and the seed. Raises UsageError for another image format, or no possible name.
     """
     if "\0" in str(output):
         raise UsageError("The output path has a NUL character in it, which no file name can have.")
@@ -46,8 +49,8 @@ def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
     if os.path.isdir(path) or str(output).endswith(("/", os.sep)):
         return path / name
     if path.suffix.lower() in OTHER_FORMATS:
-        raise UsageError(f"Pictures are written as PNG, not {path.suffix}; give a name that ends in .png, or a folder.")
-    return path if path.suffix.lower() == ".png" else path / name
+        raise UsageError(f"Images are written as PNG, JPEG or WebP, not {path.suffix}; give such a name, or a folder.")
+    return path if path.suffix.lower() in FORMATS else path / name
 
 
 def slug(prompt: str) -> str:
@@ -55,11 +58,11 @@ def slug(prompt: str) -> str:
     plain = unicodedata.normalize("NFKC", prompt).lower()
     words = re.sub(r"[^\w]+|_+", "-", plain).strip("-")
     # At most 60 characters and, for scripts of several bytes a letter, well under the usual 255 bytes of a file name.
-    return words[:60].encode()[:180].decode(errors="ignore").strip("-") or "picture"
+    return words[:60].encode()[:180].decode(errors="ignore").strip("-") or "image"
 
 
 def check_output(path: Path) -> None:
-    """Make the folder and try to write in it, so that a person hears about it before the drawing, not after."""
+    """Make the folder and try to write in it, so that a person hears about it before the work, not after."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -67,50 +70,72 @@ def check_output(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except (FileExistsError, NotADirectoryError):
-        raise PixArtError(f"The picture cannot be written to {path}: {path.parent} is not a folder.") from None
+        raise PixArtError(f"The image cannot be written to {path}: {path.parent} is not a folder.") from None
     except OSError as error:
-        raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
+        raise PixArtError(f"The image cannot be written to {path}: {error.strerror or error}.") from None
 
 
-def write_png(image, settings: dict[str, Any] | None, path: Path, *, metadata: bool = True) -> Path:
+def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata: bool = True) -> Path:
     """Write an RGB or RGBA PIL image with its settings and return the path used: `path`, or a free name beside it.
 
-    An existing file is never overwritten: name.png, name-1.png, name-2.png, ... is tried in turn. The file appears
-    under its name only when all of it is on disk. Settings of None are for sheets of several pictures, which have no
-    settings of their own but the mark that they are AI-made. `metadata` False leaves out all texts: the settings, their
-    copy for other tools, and the mark that the picture is AI-made. Raises PixArtError if the disk says no.
+    PNG, JPEG (quality 95) or WebP (lossless), by the suffix. An existing file is never overwritten: name.png,
+    name-1.png, name-2.png, ... is tried in turn. The file appears under its name only when all of it is on disk.
+
+    Args:
+        settings: None for sheets of several images, which have no settings of their own but are marked as AI-made.
+        metadata: False leaves out the settings, their copy for other tools, and the mark that the image is AI-made.
+
+    Raises:
+        UsageError: JPEG has no transparency. PixArtError: the disk refuses.
     """
-    info = _texts(image, settings) if metadata else None
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "JPEG" and image.mode != "RGB":
+        raise UsageError("JPEG has no transparency; write a .png or .webp file.")
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    if metadata:
+        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
+        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixart-", suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            image.save(file, format="PNG", pnginfo=info)
+            image.save(file, format=kind, **options)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         return _take_free_name(temporary, path)
-    except OSError as error:
-        raise PixArtError(f"The picture cannot be written to {path}: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:  # ValueError: more metadata than a JPEG segment holds
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise PixArtError(f"The image cannot be written to {path}: {reason}.") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def _texts(image, settings: dict[str, Any] | None):
+def _png_texts(record: dict[str, Any] | None):
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    if settings is not None:
-        record = {**settings, "pixels_sha256": pixel_hash(image)}
+    if record is not None:
         info.add_text("parameters", parameters_text(record))
         info.add_text(CHUNK, json.dumps(record))
     info.add_itxt(XMP_KEYWORD, XMP)
     return info
 
 
+def _exif(record: dict[str, Any] | None) -> bytes:
+    """As other tools write JPEG and WebP: `parameters` is the UserComment; ours is an image description."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if record is not None:
+        exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = b"UNICODE\0" + parameters_text(record).encode("utf-16-be")
+        exif[IMAGE_DESCRIPTION] = f"{CHUNK}:{json.dumps(record)}"  # JSON of ASCII characters
+    return exif.tobytes()
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings that `write_png` put into a picture; raises PixArtError where there are none.
+    """The settings that `write_image` put into an image file; raises PixArtError where there are none.
 
     They are what the file says: nothing in them is checked. `pixart.sampling.restore` does that.
     """
@@ -121,7 +146,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def read_record(texts: PictureTexts) -> dict[str, Any] | None:
-    """Our JSON record among the texts of a picture, or None; raises PixArtError if it is damaged."""
+    """Our JSON record among the texts of an image file, or None; raises PixArtError if it is damaged."""
     if CHUNK not in texts.texts:
         return None
     try:
@@ -134,7 +159,7 @@ def read_record(texts: PictureTexts) -> dict[str, Any] | None:
 
 
 def pixel_hash(image) -> str:
-    """SHA-256 of the raw RGB bytes, row by row; of a picture with transparent parts, as it looks on white."""
+    """SHA-256 of the raw RGB bytes, row by row; of an image with transparent parts, as it looks on white."""
     return hashlib.sha256(on_white(image).tobytes()).hexdigest()
 
 
@@ -160,7 +185,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         "CFG scale": f"{record['guidance_scale']:g}",
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
-        "Model hash": record["model_hash"][:10],
+        "Model hash": record["model_hash"].removeprefix(SAMPLED)[:10],
         "Model": record["model"],
         "Version": f"pixart {record['versions']['pixart']}",
     }
