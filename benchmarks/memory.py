@@ -216,7 +216,7 @@ def make_model(folder: Path, text_encoder: Path) -> None:
         return
     import torch
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
-    from pixart.encode import read_texts
+    from pixart.commands.encode import read_texts
 
     from pixart.checkpoints.diffusers import save_transformer
     from pixart.checkpoints.model_folder import open_model_folder

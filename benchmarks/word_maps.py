@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import pixart
-from pixart.pipeline.attention_maps import AttentionMaps, attention_maps, open_eye
+from pixart.pipeline.attention_maps import AttentionMaps, attention_maps, torch_networks
 from pixart.pipeline.request import make_request
 from pixart.pipeline.trace import Trace, trace
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     pipeline = pixart.Pipeline.from_pretrained()
-    eye = open_eye(pipeline)
+    eye = torch_networks(pipeline)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     shown = []
     for prompt in PROMPTS:

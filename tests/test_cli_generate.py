@@ -183,7 +183,7 @@ def test_pictures_that_are_drawn_together_share_the_time_of_their_steps(monkeypa
 
 
 def test_ctrl_c_is_130_without_a_traceback(tiny_model, tmp_path, monkeypatch, capsys):
-    from pixart.drawing_progress import DrawingProgress
+    from pixart.progress import DrawingProgress
 
     def press_ctrl_c(self, picture, step):
         raise KeyboardInterrupt

@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pixart
 from pixart.checkpoints.diffusers import load_transformer
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, open_model_folder
 from pixart.cli import main
 from pixart.data import features
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.noise import initial_noise
 from pixart.encoders import autoencoder
 from pixart.errors import PixArtError, UsageError
-from pixart.checkpoints.model_folder import DEFAULT_MODEL, open_model_folder
-from pixart.diffusion.noise import initial_noise
 from pixart.training import recipe as recipes
 from pixart.training.batches import Phase
 from pixart.training.checkpoint_model import find_checkpoint

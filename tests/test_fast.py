@@ -14,10 +14,10 @@ from tiny_fast import recipe, train_fast, write_teacher
 import pixart
 from pixart.checkpoints.diffusers import load_transformer
 from pixart.checkpoints.fast import weights_hash
-from pixart.cli import main
-from pixart.errors import PixArtError, UsageError
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
+from pixart.cli import main
 from pixart.diffusion.noise import initial_noise
+from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.request import make_request
 from pixart.sampling.restore import fit_to_model, restore_settings
 from pixart.training import recipe as recipes
@@ -64,7 +64,7 @@ def test_the_teacher_draws_what_the_pipeline_draws_and_passes_the_students_noise
     """Its path is that of `pixart generate` with as many steps, and its levels are those of so few."""
     folder = open_model_folder(home / "teacher")
     pipeline = pixart.Pipeline(folder, engine="torch")
-    read = [pipeline.engine.read(text)[0] for text in ("red circle, flat", "")]
+    read = [pipeline.networks.read(text)[0] for text in ("red circle, flat", "")]
     null = read[1].states[read[1].mask]  # without its padding
     teacher = Teacher(load_denoiser(folder), null, folder.scheduler, Distillation(2, 8, 2.0))
     assert teacher.schedule.sigmas[::4] == pytest.approx(teacher.students.sigmas)

@@ -48,7 +48,7 @@ def test_the_slider_ends_with_the_picture_itself_and_the_mean_of_the_maps(pipeli
     assert looked.words == ("a", "red", "apple") and len(looked.frames) == 4
     np.testing.assert_array_equal(picture(looked.frames[-1].picture), np.asarray(alone))
     maps = attention_maps(
-        pipeline.engine, trace(pipeline, make_request(pipeline.folder, "a red apple", **SMALL))
+        pipeline.networks, trace(pipeline, make_request(pipeline.folder, "a red apple", **SMALL))
     ).shares.mean(axis=0)
     frame = looked.frames[-1]
     np.testing.assert_allclose(frame.lows, maps.min(axis=(1, 2)), atol=1e-6)

@@ -16,16 +16,16 @@ from conftest import write_graphs_into, write_tiny_model
 from safetensors.torch import load_file, save_file
 
 import pixart
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
 from pixart.graphs.decoder import build_decoder
 from pixart.graphs.denoiser import build_denoiser
+from pixart.graphs.engine import GraphNetworks
 from pixart.graphs.text import build_text
 from pixart.graphs.write import write_graphs
 from pixart.model.embed import sincos_positions as torch_positions
 from pixart.model.positions import sincos_positions
-from pixart.checkpoints.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
-from pixart.graphs.engine import OnnxEngine
 
 SMALL = {"width": 64, "height": 64, "steps": 3}
 
@@ -192,7 +192,7 @@ def test_a_batch_gives_each_picture_the_bytes_that_it_has_alone_with_any_number_
 
 def test_longer_padding_does_not_change_a_byte(tiny_model_with_graphs):
     """A prompt is padded to the length of the negative prompt beside it; the same prompt must still mean the same."""
-    engine = OnnxEngine(open_model_folder(tiny_model_with_graphs))
+    engine = GraphNetworks(open_model_folder(tiny_model_with_graphs))
     (short, _), (long, _) = engine.read("a red apple"), engine.read("red fox " * 30)
     x_t = np.random.default_rng(1).standard_normal((1, 8, 8, 8), np.float32)
     alone = engine.predictor([short], 1, 64, 64)(x_t, 500)[0]

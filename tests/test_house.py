@@ -98,7 +98,7 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
     from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs
 
     from pixart.cli import DataEmoji, main
-    from pixart.generate import Generate
+    from pixart.commands.generate import Generate
 
     monkeypatch.chdir(tmp_path)
     config = (PositionalRequiredArgs, FlagCreatePairsOff)

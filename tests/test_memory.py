@@ -6,19 +6,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from pixart.encoders.strips import decode_in_strips
 from safetensors.torch import load_file, save_file
 
 import pixart
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
 from pixart.encoders.eight_bit import Linear8bit
-from pixart.encoders.strips import decode_in_strips
 from pixart.encoders.text import TextEncoder
 from pixart.encoders.text_states import read_head
 from pixart.encoders.vae import Decoder
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.networks import choose_engine
 from pixart.runtime.memory import Memory
-from pixart.checkpoints.model_folder import open_model_folder
 
 SMALL = {"seed": 3, "width": 64, "height": 64, "steps": 2}
 PROMPTS = ["a red apple", "a green fox, flat"]
@@ -43,12 +43,12 @@ def furthest(first, second) -> int:
 
 def test_in_stages_one_part_is_there_at_a_time_and_every_byte_is_the_same(tiny_model, plain):
     pipe = opened(tiny_model, staged=True)
-    assert pipe.engine.parts.loaded == ()
+    assert pipe.networks.parts.loaded == ()
     seen = []
     given = {**SMALL, "num_images": 2, "negative_prompt": "blurry", "on_step": lambda index, step: seen.append(here())}
 
     def here():
-        return pipe.engine.parts.loaded
+        return pipe.networks.parts.loaded
 
     staged = pipe(PROMPTS, **given)
     assert set(seen) == {("denoiser",)} and len(seen) == 8
@@ -184,8 +184,8 @@ def test_what_may_change_bytes_is_named_recorded_and_near(tiny_model, plain, mem
     pipe = opened(tiny_model, **memory)
     result = pipe("a red apple", **SMALL)
     assert result.settings[0]["memory"] == memory
-    assert Memory(**result.settings[0]["memory"]) == pipe.engine.memory
-    assert set(pipe.engine.memory.changes_bytes) == set(memory) - {"staged"}
+    assert Memory(**result.settings[0]["memory"]) == pipe.networks.memory
+    assert set(pipe.networks.memory.changes_bytes) == set(memory) - {"staged"}
     difference = np.abs(pixels(result)[0] - pixels(plain("a red apple", **SMALL))[0])
     assert difference.mean() < 12, "another picture"
     dtypes = {name: next(part.model.parameters()).dtype for name, part in kept_parts(pipe)}
@@ -194,7 +194,7 @@ def test_what_may_change_bytes_is_named_recorded_and_near(tiny_model, plain, mem
 
 
 def kept_parts(pipe):
-    return [(name, part) for name, part in pipe.engine.parts._loaded.items() if name != "denoiser"]
+    return [(name, part) for name, part in pipe.networks.parts._loaded.items() if name != "denoiser"]
 
 
 def encode_to(path, folder, *options):
@@ -208,7 +208,7 @@ def test_stored_texts_draw_the_same_bytes_without_a_text_encoder(tiny_model, pla
     head, width = read_head(path)
     assert head.prompts == ("a red apple, 3d", "a green fox, flat, 3d") and width == 32
     pipe = opened(tiny_model, text_states=path)
-    assert not isinstance(pipe.engine.text_encoder, TextEncoder)
+    assert not isinstance(pipe.networks.text_encoder, TextEncoder)
     given = {**SMALL, "negative_prompt": "blurry", "style": "3D"}
     result = pipe(PROMPTS, **given)
     assert furthest(result, plain(PROMPTS, **given)) == 0

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from pixart.cli import main
-from pixart.runtime.memory import Memory
-from pixart.pipeline.memory_estimate import PROGRAM, PROGRAM_OWN, WAYS, estimate, free_memory
 from pixart.checkpoints.model_folder import open_model_folder
+from pixart.cli import main
+from pixart.pipeline.memory_estimate import PROGRAM, PROGRAM_OWN, WAYS, estimate, free_memory
+from pixart.runtime.memory import Memory
 
 TOLERANCE = 0.25  # of what drawing adds to the program itself, whose size is another's with every build of torch
 SIZE = 384

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import pixart
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
-from pixart.checkpoints.model_folder import open_model_folder
 
 
 @pytest.mark.parametrize(

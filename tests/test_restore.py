@@ -14,14 +14,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import pixart
-from pixart.errors import PixArtError, UsageError
-from pixart.sampling.foreign_settings import read_pairs
-from pixart.pipeline.image_files import AI_MADE, XMP_KEYWORD, parameters_text, read_settings, write_image
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.diffusion.noise import MAX_SEED
-from pixart.sampling.picture_texts import MAX_TEXT, MAX_TEXTS, read_texts
+from pixart.errors import PixArtError, UsageError
+from pixart.pipeline.image_files import AI_MADE, XMP_KEYWORD, parameters_text, read_settings, write_image
 from pixart.pipeline.prompts import MAX_CHARACTERS
 from pixart.pipeline.request import make_request
+from pixart.sampling.foreign_settings import read_pairs
+from pixart.sampling.picture_texts import MAX_TEXT, MAX_TEXTS, read_texts
 from pixart.sampling.restore import FIELDS, fit_to_model, restore_settings
 
 RECORD = {

@@ -14,7 +14,7 @@ MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a model folder; PixArtError naming the file if there is none."""
     try:
-        return read_json_object(path)
+        return read_json_object(path, nonfinite=True)
     except PixArtError as error:
         state = "damaged" if path.exists() else "not complete"
         raise PixArtError(f"The model folder is {state}: {error}") from None

@@ -83,7 +83,8 @@ class Runtime:
     @property
     def line(self) -> str:
         engine = "ONNX Runtime" if self.engine == "onnx" else "torch"
-        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason})."
+        offload = " Offloading does nothing on a CPU." if self.memory.offload and self.device.type == "cpu" else ""
+        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason}).{offload}"
 
 
 def choose_runtime(
