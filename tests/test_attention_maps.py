@@ -17,7 +17,7 @@ SMALL = {"width": 64, "height": 96, "steps": 3, "seed": 4}
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_model) -> pixart.Pipeline:
-    return pixart.Pipeline.from_pretrained(tiny_model, engine="torch")
+    return pixart.Pipeline.from_pretrained(tiny_model, engine="torch", dtype="float32")
 
 
 def drawn(pipeline, prompt=PROMPT, **settings):
@@ -95,9 +95,9 @@ def test_an_empty_prompt_has_no_words_and_all_attention_is_the_rest(pipeline):
 
 
 def test_an_engine_with_one_part_in_memory_at_a_time_can_look_too(pipeline, tiny_model):
-    staged = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", memory=Memory(staged=True))
+    staged = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", dtype="float32", memory=Memory(staged=True))
     there = attention_maps(pipeline.networks, drawn(pipeline, steps=2))
-    np.testing.assert_array_equal(attention_maps(staged.engine, drawn(staged, steps=2)).shares, there.shares)
+    np.testing.assert_array_equal(attention_maps(staged.networks, drawn(staged, steps=2)).shares, there.shares)
 
 
 def test_a_block_that_is_not_there_is_refused(pipeline):
@@ -111,14 +111,14 @@ def test_looking_changes_no_byte_and_leaves_no_hook(pipeline, sampler):
     looked = drawn(pipeline, sampler=sampler)
     attention_maps(pipeline.networks, looked)
     again = pipeline(PROMPT, **SMALL, sampler=sampler)
-    assert alone.images[0].tobytes() == looked.picture.image.tobytes() == again.images[0].tobytes()
-    assert alone.settings[0]["pixels_sha256"] == looked.picture.settings["pixels_sha256"]
+    assert alone.images[0].tobytes() == looked.generated.image.tobytes() == again.images[0].tobytes()
+    assert alone.settings[0]["pixels_sha256"] == looked.generated.settings["pixels_sha256"]
     assert not any(block.cross_attn._forward_pre_hooks for block in pipeline.networks.denoiser.blocks)
 
 
 @pytest.mark.parametrize("sampler", ["dpm-solver", "sa-solver", "euler"])
 def test_the_kept_x_t_is_what_the_network_was_shown(tiny_model, sampler):
-    pipeline = pixart.Pipeline.from_pretrained(tiny_model, engine="torch")
+    pipeline = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", dtype="float32")
     shown, denoise = [], pipeline.networks.denoiser.denoise
 
     def spy(x_t, *rest):
@@ -139,11 +139,11 @@ def test_steps_become_pictures_and_the_last_belief_is_the_picture(pipeline):
     assert [picture.size for picture in pictures] == [(64, 96)] * 3
     assert pictures[0].tobytes() != pictures[1].tobytes()
     # The flow ends at sigma 0, where the solver is left with the last x_0 itself.
-    assert pictures[2].tobytes() == looked.picture.image.tobytes()
+    assert pictures[2].tobytes() == looked.generated.image.tobytes()
 
 
 def test_only_one_picture_can_be_looked_into(pipeline):
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         drawn(pipeline, num_images=2)
 
 
@@ -152,8 +152,8 @@ def test_what_onnx_drew_is_looked_at_by_torch(tiny_model_with_graphs, tiny_model
     looked = drawn(pipeline)
     eye = torch_networks(pipeline)
     assert eye.name == "torch" and pipeline.networks.name == "onnx"
-    same = pixart.Pipeline.from_pretrained(tiny_model, engine="torch")
-    assert torch_networks(same) is same.engine
+    same = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", dtype="float32")
+    assert torch_networks(same) is same.networks
     np.testing.assert_allclose(
-        attention_maps(eye, looked).shares, attention_maps(same.engine, drawn(same)).shares, atol=1e-3
+        attention_maps(eye, looked).shares, attention_maps(same.networks, drawn(same)).shares, atol=1e-3
     )
