@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from pixart.training.strip import draw_checkpoint
 
 import pixart
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.encoders.vae import Decoder
-from pixart.sampling.model_folder import DEFAULT_MODEL
 
 SIDE, MARGIN = 128, 18
 APPLE = "a red apple, 3D"

@@ -120,9 +120,9 @@ def child(folder: Path, what: dict) -> None:
         import diffusers
         import transformers
 
-        import pixart.sampling.torch_engine
+        import pixart.pipeline.torch_networks
 
-        _ = (diffusers.AutoencoderKL, transformers.T5EncoderModel, pixart.sampling.torch_engine)
+        _ = (diffusers.AutoencoderKL, transformers.T5EncoderModel, pixart.pipeline.torch_networks)
     print(json.dumps({"peak": status("VmHWM"), "own": watch.stop()}))
 
 
@@ -141,7 +141,7 @@ def encode(folder: Path, memory: dict) -> None:
 
 def draw(folder: Path, what: dict) -> None:
     from pixart import Pipeline
-    from pixart.sampling.memory import Memory
+    from pixart.runtime.memory import Memory
 
     memory = Memory(**what["memory"], text_states=folder.parent / "texts.safetensors")
     pipe = Pipeline.from_pretrained(folder, engine="torch", dtype=what["dtype"], memory=memory)
@@ -218,11 +218,11 @@ def make_model(folder: Path, text_encoder: Path) -> None:
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
     from pixart.checkpoints.diffusers import save_transformer
-    from pixart.encode import read_texts
+    from pixart.checkpoints.model_folder import open_model_folder
+    from pixart.commands.encode import read_texts
     from pixart.encoders.text_states import write_text_states
     from pixart.model.pixart import PixArt, PixArtConfig
-    from pixart.sampling.memory import Memory
-    from pixart.sampling.model_folder import open_model_folder
+    from pixart.runtime.memory import Memory
 
     torch.manual_seed(0)
     make_text_encoder(text_encoder, 1)

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from pixart.model.packed import pack
+from pixart.sampling.block_cache import BlockCache
 
 from pixart.checkpoints.diffusers import diffusers_config, to_diffusers_names
-from pixart.model.packed import pack
 from pixart.model.pixart import PixArt, PixArtConfig, TextContext
-from pixart.sampling.block_cache import BlockCache
 
 WIDTH, TOKENS, PADDED = 1152, (20, 2), 120
 INTERVAL, CACHE = (400, 1000), 4  # the options of --draw

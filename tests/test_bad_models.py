@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pixart
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.checkpoints.weight_files import hash_finite
 from pixart.cli import main
 from pixart.errors import PixArtError
-from pixart.sampling.model_folder import open_model_folder
 
 SMALL = {"seed": 1, "steps": 2, "width": 64, "height": 64}
 WEIGHTS = {

@@ -228,16 +228,16 @@ def test_killed_then_short_of_memory_then_whole(tiny_model_with_graphs, tmp_path
 def test_settings_of_generate_are_settings_of_a_model(tiny_model, tmp_path):
     from pixart import Pipeline
     from pixart.evaluation.comparison.worker import open_generator
-    from pixart.sampling.memory import Memory
+    from pixart.runtime.memory import Memory
 
     (given,) = read_models(
-        [f"{tiny_model},block-cache=2,staged=true,dtype=bfloat16,binning=false"],
+        [f"{tiny_model},staged=true,dtype=bfloat16,binning=false"],
         Settings(steps=3, width=64, height=64, device="cpu", staged=False, decode="tiled"),
     )
     generator = open_generator(given.kind, given.source, given.settings.given())
     how = {"memory": Memory(staged=True, decode="tiled"), "dtype": "bfloat16", "engine": "torch"}
     pipe = Pipeline.from_pretrained(tiny_model, **how)
-    expected = pipe("a fox", seed=3, steps=3, width=64, height=64, block_cache=2, binning=False).images[0]
+    expected = pipe("a fox", seed=3, steps=3, width=64, height=64, binning=False).images[0]
     assert generator.generate("a fox", "", 3).tobytes() == expected.tobytes()
     assert (
         generator.settings["memory"] == {"staged": True, "decode": "tiled"} and generator.settings["block_cache"] == 2
@@ -598,7 +598,6 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, named):
         ["default,dtype=int4", "--prompts", "styles"],
         ["default,sampler=ddim", "--prompts", "styles"],
         ["default", "--device", "gpu", "--prompts", "styles"],
-        ["default,block_cache=2,engine=onnx", "--prompts", "styles"],
         ["default,guidance_interval=800-200", "--prompts", "styles"],
         ["default", "--guidance-channels", "9", "--prompts", "styles"],
         ["default,null_text=caption", "--prompts", "styles"],

@@ -90,7 +90,7 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
 
     from make import main as make
     from pixart.cli import main
-    from pixart.generate import Generate
+    from pixart.commands.generate import Generate
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "projects").symlink_to(ROOT / "projects")

@@ -12,7 +12,7 @@ from test_sentencepiece import train_sentencepiece
 
 import pixart
 from pixart.cli import main
-from pixart.sampling.noise import noise_stream
+from pixart.diffusion.noise import noise_stream
 
 PROMPT = "An astronaut riding a green horse; photo, 35 mm"
 

@@ -15,7 +15,7 @@ from emojis.measures import CANDIDATES, Estimate, check_enough, mean, per_image,
 from emojis.reference import Reference, choose, look
 from pixart import Pipeline
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.image_files import read_settings, slug, write_png
+from pixart.pipeline.image_files import read_settings, slug, write_png
 
 # Of an image's settings: what says how it was generated, and what says by which model.
 HOW = ("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "width", "height")

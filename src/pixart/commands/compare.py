@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from pixart.config import shown, unknown
+from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison import record
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
@@ -17,7 +17,6 @@ from pixart.evaluation.comparison.run import match, sample, take
 from pixart.evaluation.comparison.worker import DIFFUSERS_DTYPES, joined, split_settings
 from pixart.files import locked
 from pixart.progress import Progress
-from pixart.runtime.device import DEVICES
 
 MAX_SEEDS = 100
 
@@ -118,22 +117,33 @@ def _settled(model: Model, output: Path) -> Model:
     """A run's model with its checkpoint named, since a run may go on; a comparison begun earlier keeps its own."""
     if model.kind != "run":
         return model
-    from pixart.training.checkpoint_model import find_checkpoint
+    from pixart.training.run import find_checkpoint
 
-    settings = model.settings
+    run, settings = _run_and_step(model)
     if (output / record.PLAN).is_file():
         for earlier in record.read(output).models:
             if (earlier.folder, earlier.source) == (model.folder, model.source):
                 checkpoint = settings.checkpoint or earlier.settings.checkpoint
                 settings = replace(settings, checkpoint=checkpoint, ema=settings.ema or earlier.settings.ema)
-                if (outcome(output, model.folder).folder / "model").is_dir():
+                if (outcome(output, model.folder).folder / "export" / "model").is_dir():
                     return replace(model, settings=settings)
-    _, step, ema = find_checkpoint(Path(model.source), step=settings.checkpoint, ema=settings.ema)
-    return replace(model, settings=replace(settings, checkpoint=step, ema=ema))
+    step, _ = find_checkpoint(run, step=settings.checkpoint, ema=settings.ema)
+    return replace(model, settings=replace(settings, checkpoint=step))
+
+
+def _run_and_step(model: Model) -> tuple[Path, Settings]:
+    """The run folder of a run or of one of its checkpoints, and the settings with the step that the latter names."""
+    path, settings = Path(model.source), model.settings
+    if (path / "config.json").is_file() or not path.name.startswith("checkpoint-"):
+        return path, settings
+    step = int(path.name.removeprefix("checkpoint-"))
+    if settings.checkpoint not in (None, step):
+        raise UsageError(f"{path} is step {step}, not {settings.checkpoint}; give the run folder to choose another.")
+    return path.parent, replace(settings, checkpoint=step)
 
 
 def _styles(models: list[Model]) -> dict:
-    from pixart.sampling.model_folder import open_model_folder
+    from pixart.checkpoints.model_folder import open_model_folder
 
     for model in models:
         source = Path(model.source) / "model" if model.kind == "run" else model.source
@@ -152,25 +162,21 @@ def _checked(plan: Plan, model: Model, folder: Path | None = None) -> str:
         if given.get("dtype", "float32") not in DIFFUSERS_DTYPES:
             raise UsageError(f"A Diffusers pipeline is loaded in {', '.join(DIFFUSERS_DTYPES)}, not {given['dtype']}.")
         return source
-    from pixart.sampling.engine import check_block_cache, choose_engine
-    from pixart.sampling.model_folder import open_model_folder
-    from pixart.sampling.request import check_text_states, make_request
+    from pixart.checkpoints.model_folder import open_model_folder
+    from pixart.pipeline.networks import choose_runtime
+    from pixart.pipeline.request import check_text_states, make_request
 
     loading, call = split_settings(given)
-    if loading.get("device", "cpu") not in DEVICES:
-        raise UsageError(unknown("device", loading["device"], DEVICES))
     opened = open_model_folder(
         None if source == SHIPPED else source, parts=loading.pop("parts", None), fast=loading.pop("fast", False)
     )
-    engine = choose_engine(opened, **loading)
+    engine = choose_runtime(opened, **loading).engine
     own_negative = call.pop("negative_prompt", "")
     for row in plan.rows:
         negative = joined(row.negative_prompt, own_negative)
         request = make_request(opened, row.text, negative_prompt=negative, seed=max(plan.seeds), **call)
         if loading["memory"].text_states is not None:
             check_text_states(opened, request, loading["memory"].text_states)
-    if request.block_cache > 1:
-        check_block_cache(engine)
     if request.null_text != "encoded" and engine != "torch":
         raise UsageError(f"The engine {engine} takes no null caption; null_text={request.null_text} needs torch.")
     return source
@@ -187,21 +193,21 @@ def _complete(plan: Plan, model: Model, source: str | None, output: Path, progre
     known = outcome(output, model.folder)
     if len(known.images) == len(plan.cells):
         return
-    own = known.folder / "model"
+    own = known.folder / "export" / "model"
     if model.kind == "run":
         if not own.is_dir():
-            from pixart.training.checkpoint_model import find_checkpoint, write_checkpoint_model
+            from pixart.training.run import export, find_checkpoint
 
-            run, step, ema = find_checkpoint(Path(model.source), step=model.settings.checkpoint, ema=model.settings.ema)
-            progress.say(f"{model.name}: preparing step {step:,}, EMA {ema:g}.")
-            own.parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint_model(run, own, step=step, ema=ema)
+            run, settings = _run_and_step(model)
+            step, average = find_checkpoint(run, step=settings.checkpoint, ema=settings.ema)
+            progress.say(f"{model.name}: preparing step {step:,}, average {average}.")
+            own = export(run, known.folder / "export", step=step, average=average, only="text_to_image")
         source = _checked(plan, model, own)
     progress.start(model.name, len(plan.cells), unit="images", done=len(known.images))
     kind = "diffusers" if model.kind == "diffusers" else "pixart"
     session = sample(plan, model, kind, source, output, progress.advance)
     if session.ended == "done" and own.is_dir():
-        shutil.rmtree(own)
+        shutil.rmtree(own.parent)
 
 
 def _refuse_gaps(plan: Plan, output: Path) -> None:

@@ -175,8 +175,8 @@ def layout(options: Layout) -> int:
     """Run `pixart layout`."""
     from pixart.evaluation.metrics.layouts import LAYOUTS, places
     from pixart.evaluation.prompt_sets import read_prompts
-    from pixart.sampling.image_files import read_settings, write_png
-    from pixart.sampling.pipeline import Pipeline
+    from pixart.pipeline.image_files import read_settings, write_png
+    from pixart.pipeline.pipeline import Pipeline
 
     prompts = read_prompts(options.prompts)
     images = options.num_images if options.num_images is not None else LAYOUTS[options.layout]

@@ -1,10 +1,12 @@
-"""Words to token ids, for both engines: no torch here."""
+"""Words to token ids, without torch."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pixart.encoders.sentencepiece_file import read_sentencepiece
 from pixart.errors import PixArtError
+from pixart.files import read_json_object
 
 MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
 PAD_TO = 16
@@ -22,18 +24,23 @@ class Tokenizer:
         Raises:
             PixArtError: one of them does not hold what it should; names it.
         """
-        self.tokenizer = _load(folder)
-        try:
-            positions = json.loads((encoder_folder / "config.json").read_text()).get("max_position_embeddings")
-        except (OSError, ValueError, AttributeError) as error:
-            raise PixArtError(f"{encoder_folder / 'config.json'} cannot be read: {error}") from None
+        self.folder, self.tokenizer = folder, _load(folder)
+        config = read_json_object(encoder_folder / "config.json")
+        positions, words = (_count(config, name) for name in ("max_position_embeddings", "vocab_size"))
         # BERT has a table of positions, T5 has none and takes any length.
         self.positions = positions or max_tokens + PAD_TO
+        self.words = words
         self.max_tokens = min(max_tokens, self.positions)
 
     def tokenize(self, text: str) -> tuple[list[int], str]:
         """Token ids with the special tokens, at most `max_tokens`, and the words that did not fit."""
-        encoding = self.tokenizer.encode(text)
+        with _panics(self.folder):
+            encoding = self.tokenizer.encode(text)
+        if self.words is not None and max(encoding.ids, default=0) >= self.words:
+            raise PixArtError(
+                f"The tokenizer in {self.folder} has the token {max(encoding.ids)}, and the text encoder knows "
+                f"{self.words}; put the one there that the text encoder was trained with."
+            )
         if len(encoding.ids) <= self.max_tokens:
             return encoding.ids, ""
         closing = 0  # special tokens at the end (BERT's [SEP], T5's </s>), which stay
@@ -68,13 +75,25 @@ def _load(folder: Path):
     from tokenizers import Tokenizer as Loaded
 
     file = folder / "tokenizer.json"
-    try:
+    with _panics(folder):
         tokenizer = Loaded.from_file(str(file)) if file.is_file() else read_sentencepiece(folder / "spiece.model")
-    except PixArtError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     return tokenizer
+
+
+@contextmanager
+def _panics(folder: Path) -> Iterator[None]:
+    """One sentence for what tokenizers raises: bare Exceptions, and panics of Rust, which are BaseExceptions."""
+    try:
+        yield
+    except (PixArtError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"The tokenizer in {folder} cannot be used: {reason}") from None
+
+
+def _count(config: dict, name: str) -> int | None:
+    value = config.get(name)
+    return value if type(value) is int and value > 0 else None

@@ -185,7 +185,7 @@ def _add_exif(found: PictureTexts, data: bytes) -> None:
         text = raw.decode("utf-8", "replace").rstrip("\0")
         if tag == MAKER_NOTE:
             found.add("fooocus_scheme", text[:80], len(raw))
-        elif text.lower().startswith(("prompt:", "workflow:")):
+        elif text.lower().startswith(("prompt:", "workflow:", "pixart:")):
             keyword, _, value = text.partition(":")
             found.add(keyword.lower(), value, len(raw))
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixart.checkpoints.model_folder import ModelFolder
+from pixart.diffusion.noise import MAX_SEED
+from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
+from pixart.pipeline.image_files import read_record
+from pixart.pipeline.prompts import MAX_CHARACTERS
+from pixart.pipeline.request import MAX_GUIDANCE, MIN_SIZE, NULL_TEXTS, make_request
 from pixart.sampling.foreign_settings import Raw, read_foreign
-from pixart.sampling.image_files import read_record
-from pixart.sampling.model_folder import ModelFolder
-from pixart.sampling.noise import MAX_SEED
 from pixart.sampling.picture_texts import PictureTexts, read_texts, shown
-from pixart.sampling.prompts import MAX_CHARACTERS
-from pixart.sampling.request import MAX_GUIDANCE, MIN_SIZE, NULL_TEXTS, make_request
-from pixart.sampling.samplers import SAMPLERS
 
 MAX_SIDE = 65_535  # pixels; which of them a model can draw, `fit_to_model` says
 MAX_STEPS = 500

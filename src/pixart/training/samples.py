@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.noise import initial_noise
+from pixart.diffusion.schedule import Schedule, make_schedule
+from pixart.diffusion.solvers import dpm_solver, euler
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
 from pixart.files import replacing
-
-# The solvers of the pipeline; nothing else here or in the tasks imports them.
-from pixart.sampling.dpm_solver import dpm_solver
-from pixart.sampling.euler import euler
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import Schedule, make_schedule
 
 __all__ = ["Sampler", "SamplesConfig", "Schedule", "make_schedule", "trajectory"]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoints.diffusers import read_config
+from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
 from pixart.checkpoints.sources import read_source
 from pixart.config import structure
 from pixart.data.encode import load_vae
@@ -16,7 +17,6 @@ from pixart.files import read_json_object
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.model.reparameterize import reparameterize
-from pixart.sampling.model_folder import load_denoiser, open_model_folder
 from pixart.training import checkpoints
 from pixart.training.recipe import CONFIG
 

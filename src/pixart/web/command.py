@@ -30,10 +30,10 @@ class App:
     """Port to listen on."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx, torch, or auto."""
-    dtype: Annotated[str, arg(metavar="NAME")] = "float32"
-    """float32, int8 (onnx) or bfloat16 (torch)."""
-    device: Annotated[str, arg(metavar="NAME")] = "cpu"
-    """cpu, or with torch cuda."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32, int8 (onnx), bfloat16 or float16 (torch), or auto."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cpu, with torch cuda or mps, or auto."""
     no_metadata: bool = False
     """Write pictures without settings in them. They cannot be drawn again from the file."""
     open: bool = False
@@ -50,7 +50,7 @@ def _run(options: App) -> int:
         raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
     import gradio  # noqa: F401  so that a missing extra is said before anything is loaded
 
-    from pixart.sampling.engine import choose_engine
+    from pixart.pipeline.networks import choose_runtime
     from pixart.web.models import Choice
     from pixart.web.serve import serve, temporary_folder
     from pixart.web.studio import Studio
@@ -60,7 +60,7 @@ def _run(options: App) -> int:
         options.outputs,
         metadata=not options.no_metadata,
     )
-    choose_engine(studio.models.folder, options.engine, options.dtype, device=options.device)
+    choose_runtime(studio.models.folder, options.engine, options.dtype, device=options.device)
     studio.warm_up()
     page, address = serve(studio, host=options.host, port=options.port, open_browser=options.open)
     print(address, flush=True)

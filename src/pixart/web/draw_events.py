@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from pixart.errors import PixArtError
-from pixart.sampling.image_files import read_settings
-from pixart.sampling.prompts import NO_STYLE
+from pixart.pipeline.image_files import read_settings
+from pixart.pipeline.prompts import NO_STYLE
 from pixart.web import markup
 from pixart.web.draw_tab import DrawTab, samples
 from pixart.web.examples import examples_for
@@ -194,7 +194,7 @@ async def stream(studio: Studio, tab_id: str) -> AsyncIterator[list]:
 
 def head_line(studio: Studio) -> str:
     loaded = studio.models.loaded
-    return markup.model_line(studio.models.folder.name, loaded.pipeline.engine.name if loaded else "")
+    return markup.model_line(studio.models.folder.name, loaded.pipeline.networks.name if loaded else "")
 
 
 def field_updates(studio: Studio, form: Form) -> list:

@@ -39,8 +39,6 @@ class Settings:
     """As in pixart generate."""
     binning: bool | None = None
     """Whether to generate at the official size of the nearest shape and fit the image, as in pixart generate."""
-    block_cache: int | None = None
-    """With torch: compute the middle blocks at every Nth step only."""
     guidance_interval: tuple[int, int] | None = None
     """Timesteps at which guidance acts; for one model FROM-TO."""
     guidance_rescale: float | None = None
@@ -52,9 +50,9 @@ class Settings:
     engine: str | None = None
     """onnx, torch, or auto."""
     dtype: str | None = None
-    """float32; int8 with onnx; bfloat16 with torch; for pipelines of Diffusers float32, float16, bfloat16."""
+    """auto, float32, bfloat16 or float16; int8 with onnx."""
     device: str | None = None
-    """cpu, or with torch cuda."""
+    """cpu; with torch also cuda or mps; auto."""
     staged: bool | None = None
     """Load the networks one after another, for less memory."""
     offload: bool | None = None

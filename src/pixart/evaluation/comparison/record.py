@@ -146,7 +146,7 @@ class Outcome:
 
 def make_rows(prompts: list[Prompt], styles: dict[str, Any] | None) -> tuple[Row, ...]:
     """The prompts; or each of them in each style (name -> Style)."""
-    from pixart.sampling.prompts import apply_style
+    from pixart.pipeline.prompts import apply_style
 
     if styles is None:
         return tuple(Row(prompt.text, prompt.set, prompt.category) for prompt in prompts)

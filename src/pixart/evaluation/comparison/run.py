@@ -25,7 +25,7 @@ from pixart.evaluation.comparison.record import (
     save_session,
 )
 from pixart.evaluation.comparison.worker import NO_MEMORY
-from pixart.sampling.image_files import slug
+from pixart.pipeline.image_files import slug
 
 LOG = "worker.log"
 NAMED = 4  # mismatches that a message names

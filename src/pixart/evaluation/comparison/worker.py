@@ -45,14 +45,14 @@ def open_generator(kind: str, source: str, settings: dict[str, Any]) -> Generato
 
 def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `Pipeline.from_pretrained` takes, and what a call of the pipeline takes."""
-    from pixart.sampling.memory import Memory
+    from pixart.runtime.memory import Memory
 
     memory = {name: settings[name] for name in OF_MEMORY if name in settings}
     if "text_states" in memory:
         memory["text_states"] = Path(memory["text_states"])
     loading = {name: settings[name] for name in OF_LOADING if name in settings} | {"memory": Memory(**memory)}
-    # As in pixart generate: only torch can leave blocks out, or take an unconditional caption.
-    if settings.get("block_cache", 1) > 1 or settings.get("null_text", "encoded") != "encoded":
+    # As in pixart generate: only torch takes a null caption.
+    if settings.get("null_text", "encoded") != "encoded":
         loading.setdefault("engine", "torch")
     call = {k: v for k, v in settings.items() if k not in (*OF_LOADING, *OF_MEMORY, *FOR_RUNS)}
     return loading, call

@@ -94,7 +94,7 @@ def sampling_settings(folder: Folder) -> dict[str, Any]:
 
     A value that differs between images is a list; None stands for what is not known.
     """
-    from pixart.sampling.image_files import read_settings
+    from pixart.pipeline.image_files import read_settings
 
     plan = _comparison_of(folder.path)
     if plan is not None:
@@ -125,7 +125,7 @@ def _comparison_of(folder: Path) -> record.Plan | None:
 
 
 def _prompt(file: Path) -> str:
-    from pixart.sampling.image_files import read_settings
+    from pixart.pipeline.image_files import read_settings
 
     try:
         return str(read_settings(file)["resolved_prompt"])

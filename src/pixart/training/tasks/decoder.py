@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoints.folder import write_with_vae
+from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
 from pixart.data.bucket_batches import in_order
 from pixart.data.dropped import ALLOWED
 from pixart.data.encode import encode_captions, load_text_encoder, load_vae
@@ -26,7 +27,6 @@ from pixart.diffusion import flow
 from pixart.encoders import autoencoder
 from pixart.errors import UsageError
 from pixart.files import replacing
-from pixart.sampling.model_folder import load_denoiser, open_model_folder
 from pixart.training.batches import Phase, Source
 from pixart.training.loop import autocast
 from pixart.training.recipe import Recipe

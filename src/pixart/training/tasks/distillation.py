@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.fast import weights_hash, write_fast
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
 from pixart.data.dropped import ALLOWED
 from pixart.data.encode import load_text_encoder, load_vae
 from pixart.diffusion.guidance import guide
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArt
-from pixart.sampling.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
 from pixart.training.batches import Phase, Source
 from pixart.training.latents import LatentRows
 from pixart.training.loop import autocast
