@@ -80,11 +80,12 @@ class Judge:
         from emojis.judge import open_judge
         from emojis.reference import build, save
         from emojis.train_judge import train_judge
+        from pixart.training.batches import Phase
 
         if min(*self.steps, self.batch_size) < 1:
             raise UsageError(f"--steps {self.steps} and --batch-size {self.batch_size} must be at least 1.")
-        phases = tuple(zip(self.steps, (64, 128), strict=True))
-        folder = train_judge(self.data, self.run_folder, phases=phases, batch_size=self.batch_size, report=_report)
+        phases = tuple(Phase(n, self.batch_size, size=size) for n, size in zip(self.steps, (64, 128), strict=True))
+        folder = train_judge(self.data, self.run_folder, phases=phases)
         save(build(self.data, open_judge(folder), _report), folder)
         print(folder)
         return 0

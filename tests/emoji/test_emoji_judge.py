@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from emojis.judge import JudgeConfig, JudgeNetwork, open_judge, prepared
 from emojis.measures import scores
 from emojis.records import read_split
 from emojis.reference import FEATURES, build, choose, look, open_reference, save
-from emojis.train_judge import Batches, loss, moved_about
+from emojis.train_judge import Images, Judge, moved_about
 from make import main
 from pixart.errors import PixArtError, UsageError
-from pixart.training.rows import Share
+from pixart.training.batches import Batches, Phase
+from pixart.training.rows import MicrobatchSlice
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,8 @@ def test_a_row_of_the_same_image_is_no_wrong_answer():
     rows = [-(logits[k, k] - logits[k, kept[k]].logsumexp(0)) for k in range(3)]
     columns = [-(logits[k, k] - logits[kept[k], k].logsumexp(0)) for k in range(3)]
     expected = (sum(rows) + sum(columns)) / 6
-    assert loss(network, batch, config=config).item() == pytest.approx(expected.item(), abs=1e-4)
+    task = Judge(Path("none"), config)
+    assert task.loss(network, batch).mean().item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_images_are_moved_on_white_and_stay_without_moves():
@@ -155,11 +158,14 @@ def test_images_are_moved_on_white_and_stay_without_moves():
     assert moved.max() == 1.0 and moved.min() == -1.0 and (moved[:, :, 7:9, 7:9] < 0).all()
 
 
-def test_a_batch_is_the_same_alone_and_in_shares(data, home, built):
+def test_a_batch_is_the_same_alone_and_in_microbatches(data, home, built):
     """So that accumulation and continued runs see what one unbroken run sees."""
-    batches = Batches(data, home / "judge-run" / "cache", ((5, 32), (5, 64)), 64, 0, lambda line: None)
+    task = Judge(data)
+    task.images = Images(data, home / "judge-run" / "cache")
+    phases = (Phase(5, 64, size=32), Phase(5, 64, size=64))
+    batches = Batches(phases, [task.source(phase) for phase in phases], 0)
     batch, again = batches(7), batches(7)
-    halves = [batches(7, Share(part, 2)) for part in range(2)]
+    halves = [batches(7, MicrobatchSlice(part, 2)) for part in range(2)]
     for name in ("pixels", "text", "styles", "indices", "moves"):
         assert torch.equal(batch[name], again[name])
         assert torch.equal(batch[name], torch.cat([half[name] for half in halves]))
@@ -167,7 +173,7 @@ def test_a_batch_is_the_same_alone_and_in_shares(data, home, built):
     assert not torch.equal(batch["indices"], batches(8)["indices"]) and len(set(batch["indices"].tolist())) > 40
     records = read_split(data / "train")
     row = int(batch["indices"][0])
-    assert batches.styles[batch["styles"][0]] == records[row].style
+    assert task.images.styles[batch["styles"][0]] == records[row].style
     assert np.array_equal(prepared(records[row].open(), 64), ((batch["pixels"][0] + 1) * 127.5).round().numpy())
 
 

@@ -4,12 +4,13 @@ import colorsys
 import json
 from pathlib import Path
 
-from pixart.training.optimizers.optimizer import OptimizerConfig
 from tiny_data import SHAPES, STYLES, add, draw
 
 from emojis.judge import JudgeConfig
 from emojis.train_judge import train_judge
+from pixart.training.batches import Phase
 from pixart.training.loop import LoopConfig
+from pixart.training.optimizers import OptimizerConfig
 
 SIZES = {"tiny": 1 / 3, "small": 1 / 4, "big": 1 / 16}
 HUES = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "green": 0.36, "blue": 0.62, "purple": 0.78}
@@ -63,10 +64,8 @@ def train_tiny_judge(home: Path, data: Path, *, steps: int = 120) -> Path:
     return train_judge(
         data,
         home / "judge-run",
-        phases=((steps, 32),),
-        batch_size=64,
+        phases=(Phase(steps, 64, size=32),),
         config=JudgeConfig(widths=(16, 32), text_width=32, embedding=32, zoom=0.0, shift=0.02),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=10, decay_share=0.5, weight_decay=0.01),
-        loop=LoopConfig(precision="fp32", ema_decay=0.9, log_every=20, evaluate_every=60, save_every=60),
-        report=lambda line: None,
+        loop=LoopConfig(precision="float32", log_every=20, validate_every=60, save_every=60),
     )

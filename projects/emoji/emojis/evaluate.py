@@ -15,7 +15,7 @@ from emojis.measures import CANDIDATES, Estimate, check_enough, mean, per_image,
 from emojis.reference import Reference, choose, look
 from pixart import Pipeline
 from pixart.errors import PixArtError, UsageError
-from pixart.pipeline.image_files import read_settings, slug, write_png
+from pixart.pipeline.image_files import read_settings, slug, write_image
 
 # Of an image's settings: what says how it was generated, and what says by which model.
 HOW = ("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "width", "height")
@@ -110,7 +110,7 @@ def generate(
     for count, number in enumerate(missing, 1):
         result = pipeline(captions[number], seed=seed + number, **settings)
         paths[number].unlink(missing_ok=True)
-        write_png(result.images[0], result.settings[0], paths[number])
+        write_image(result.images[0], result.settings[0], paths[number])
         if count % 16 == 0 or count == len(missing):
             report(f"generated {count:,} of {len(missing):,}")
     return paths, shared

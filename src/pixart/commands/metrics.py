@@ -175,7 +175,7 @@ def layout(options: Layout) -> int:
     """Run `pixart layout`."""
     from pixart.evaluation.metrics.layouts import LAYOUTS, places
     from pixart.evaluation.prompt_sets import read_prompts
-    from pixart.pipeline.image_files import read_settings, write_png
+    from pixart.pipeline.image_files import read_settings, write_image
     from pixart.pipeline.pipeline import Pipeline
 
     prompts = read_prompts(options.prompts)
@@ -210,7 +210,7 @@ def layout(options: Layout) -> int:
         for number, image, path in missing:
             result = pipeline(prompts[number].text, seed=options.seed + image, **wanted)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(result.images[0], result.settings[0], path)
+            write_image(result.images[0], result.settings[0], path)
             progress.advance()
         progress.result(str(options.dest))
     return 0
