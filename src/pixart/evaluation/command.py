@@ -160,7 +160,7 @@ def _one(pipeline, judge, reference, asked, pictures: Path | None, output: Path 
     drawn = drawing.draw(pipeline, reference, asked, folder, _say)
     _say(f"judging {len(drawn.paths):,} pictures")
     told = report(
-        drawn, look(drawing.read(drawn.paths), judge), judge, reference, pipeline.networks.provenance()["versions"]
+        drawn, look(drawing.read(drawn.paths), judge), judge, reference, pipeline.provenance["versions"]
     )
     told["seconds"] = round(time.monotonic() - begun, 1)
     path = output or folder / f"scores-{asked.num}.json"

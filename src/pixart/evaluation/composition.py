@@ -209,7 +209,7 @@ def evaluate(
             "reference": reference.sha256,
         },
         **{key: settings[key] for key in ("model", "model_hash", "engine", "dtype")},
-        "versions": pipeline.networks.provenance()["versions"],
+        "versions": pipeline.provenance["versions"],
         "scores": {
             column: {group: {name: asdict(e) for name, e in found.items()} for group, found in groups.items()}
             for column, groups in columns.items()

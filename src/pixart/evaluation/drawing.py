@@ -61,7 +61,7 @@ def settings_of(pipeline: "Pipeline", asked: Asked) -> dict:
 
     request = asked.request(pipeline, "", 0)
     hashes = weight_hashes(pipeline.folder)
-    engine = pipeline.networks.provenance()
+    engine = pipeline.provenance
     return {
         "num": asked.num,
         "seed": asked.seed,
