@@ -30,7 +30,7 @@ def eps_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eps_pipe(eps_model):
-    return pixart.Pipeline.from_pretrained(eps_model)
+    return pixart.Pipeline.from_pretrained(eps_model, dtype="float32")
 
 
 @pytest.mark.parametrize("base_size", [256, 512, 1024, 2048])
@@ -110,7 +110,7 @@ def test_micro_conditions_get_the_size_and_ratio_of_the_bin(eps_model, tmp_path)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_transformer(network.state_dict(), told, folder / "transformer", None)
-    pipe = pixart.Pipeline.from_pretrained(folder)
+    pipe = pixart.Pipeline.from_pretrained(folder, dtype="float32")
     seen = []
     pipe.networks.denoiser.csize_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
     pipe.networks.denoiser.ar_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))

@@ -165,7 +165,8 @@ def test_both_engines_and_diffusers_draw_it_and_the_picture_is_verified(model, t
     drawn = []
     for engine in ("onnx", "torch"):
         path = tmp_path / f"{engine}.png"
-        asked = ["--model", str(model), "--fast", "--engine", engine, "--dtype", "float32", "--output", str(path), *SIZE]
+        asked = ["--model", str(model), "--fast", "--engine", engine, "--dtype", "float32", *SIZE]
+        asked += ["--output", str(path)]
         assert main(["generate", "red circle, flat", *asked]) == 0
         drawn.append(np.asarray(Image.open(path)).astype(int))
         assert main(["verify", str(path), "--model", str(model)]) == 0

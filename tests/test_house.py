@@ -46,7 +46,7 @@ def test_the_layers_would_notice_a_network_that_imports_the_training(tmp_path):
 
 def test_every_folder_of_the_package_has_its_layer():
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    named = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
+    named = {name.strip() for layer in contract["layers"] for name in re.split("[|:]", layer)}
     folders = {f"pixart.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
     assert folders <= named
 

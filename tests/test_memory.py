@@ -210,7 +210,8 @@ def test_a_file_of_one_prompt_needs_no_prompt_and_tells_how_it_was_made(tiny_mod
     command = ["generate", "--model", str(tiny_model), "--steps", "1", "--width", "64", "--height", "64"]
     assert main([*command, "--text-states", str(path), "--output", str(tmp_path), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["prompt"] == "a fox" and record["memory"] == {"text_encoder_8bit": True, "text_encoder_dtype": "float32"}
+    assert record["prompt"] == "a fox"
+    assert record["memory"] == {"text_encoder_8bit": True, "text_encoder_dtype": "float32"}
     assert main(command) == 2
     assert "There is no prompt" in capsys.readouterr().err
 

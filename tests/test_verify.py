@@ -66,6 +66,7 @@ def test_a_picture_of_the_shipped_model_needs_no_name(tmp_path, capsys, monkeypa
     out = verify(capsys, path, code=0)
     assert out.startswith(f"{path}: identical") and "pixart-default, onnx, float32" in out
     assert main(["generate", "a fox", "--no-metadata", "--width", "64", "--steps", "1", "--output", "b.png"]) == 0
+    capsys.readouterr()
     out = verify(capsys, "b.png", code=2)
     assert out.startswith("b.png: cannot be checked. ")
 

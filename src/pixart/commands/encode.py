@@ -40,8 +40,9 @@ class Encode:
 
 def encode(options: Encode) -> int:
     """Run `pixart encode`."""
-    dtype = "float32" if options.text_encoder_dtype == "auto" else options.text_encoder_dtype
-    memory = check_memory(Memory(text_encoder_8bit=options.text_encoder_8bit, text_encoder_dtype=dtype))
+    memory = check_memory(
+        Memory(text_encoder_8bit=options.text_encoder_8bit, text_encoder_dtype=options.text_encoder_dtype)
+    )
     if options.output is None:
         raise UsageError("Name the file to write, with --output NAME.safetensors.")
     if options.output.suffix != ".safetensors":
@@ -68,13 +69,14 @@ def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory:
     """The head and the states of a file: prompts with their style, and the text to steer away from."""
     from pixart.encoders.text import TextEncoder
 
+    dtype = "float32" if memory.text_encoder_dtype == "auto" else memory.text_encoder_dtype
     texts = list(dict.fromkeys(normalised(text) for text in (*prompts, negative)))
     encoder = TextEncoder(
         folder.path / "text_encoder",
         folder.path / "tokenizer",
         folder.text_encoder_class,
         folder.max_tokens,
-        dtype=memory.text_encoder_dtype,
+        dtype=dtype,
         eight_bit=memory.text_encoder_8bit,
     )
     encoded = [encoder.encode(text) for text in texts]
@@ -86,6 +88,6 @@ def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory:
         max_tokens=folder.max_tokens,
         encoder=weight_hashes(replace(folder, weights=files)),
         text_encoder_8bit=memory.text_encoder_8bit,
-        text_encoder_dtype=memory.text_encoder_dtype,
+        text_encoder_dtype=dtype,
     )
     return head, encoded

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import pixart
 from pixart.checkpoints.model_folder import ModelFolder, fingerprint
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import to_bytes
@@ -145,7 +144,6 @@ class GraphNetworks:
             "memory": {},
             "threads": self.threads,
             "versions": {
-                "pixart": pixart.__version__,
                 "python": platform.python_version(),
                 "onnxruntime": onnxruntime.__version__,
                 "numpy": np.__version__,

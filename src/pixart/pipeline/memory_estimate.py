@@ -16,7 +16,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROGRAM = 510_000_000  # Python, torch, diffusers and transformers
 LOADING = 1.5  # times its size that a denoiser takes while queries, keys and values are put together
 LAYER_NUMBERS = 20  # per token and width that a step holds at once
-DECODER_NUMBERS = 3.5  # per pixel and channel of the second-finest level that decoding holds at once
+DECODER_NUMBERS = 4.5  # per pixel and channel of the second-finest level that decoding holds at once
 
 
 @dataclass(frozen=True)

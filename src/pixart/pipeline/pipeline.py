@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pixart
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
 from pixart.diffusion.solvers import Step
 from pixart.encoders.text_states import read_head
@@ -279,7 +280,7 @@ class Pipeline:
             "binning": request.bin is not None,
             "bin": asdict(request.bin) if request.bin else None,
             "sampler": request.sampler,
-            **self._provenance,
+            **self.provenance,
             "pixels_sha256": pixel_hash(image),
         }
         return Generated(image, state.seed, settings)
@@ -289,13 +290,15 @@ class Pipeline:
         return weight_hashes(self.folder)
 
     @functools.cached_property
-    def _provenance(self) -> dict[str, Any]:
-        """What made the image, besides the request."""
+    def provenance(self) -> dict[str, Any]:
+        """What makes the images, besides the request: model, hashes of its weights, engine, dtype, versions."""
+        networks = self.networks.provenance()
         return {
             "model": self.folder.name,
             "fast": self.folder.fast,
             "source": self.folder.source.for_images(),
             "model_hash": transformer_hash(self._hashes),
             "weights": self._hashes,
-            **self.networks.provenance(),
+            **networks,
+            "versions": {"pixart": pixart.__version__, **networks["versions"]},
         }

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import pixart
 from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
 from pixart.encoders.text import TextEncoder
 from pixart.encoders.text_states import StoredTexts, read_head
@@ -169,7 +168,6 @@ class TorchNetworks:
             "memory": self.memory.chosen | self._text_options,
             "threads": torch.get_num_threads(),
             "versions": {
-                "pixart": pixart.__version__,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,

@@ -258,7 +258,6 @@ FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "guidance_rescale": (_number(0, 1), "a number from 0 to 1"),
     "guidance_channels": (_whole(1, 1024), "a number of channels"),
     "null_text": (_null_text, f"one of {', '.join(NULL_TEXTS)}"),
-    "block_cache": (_whole(1, MAX_STEPS), f"a whole number from 1 to {MAX_STEPS}"),
     "binning": (_switch, "true or false"),
     "width": (_whole(1, MAX_SIDE), f"a whole number of pixels up to {MAX_SIDE}"),
     "height": (_whole(1, MAX_SIDE), f"a whole number of pixels up to {MAX_SIDE}"),
