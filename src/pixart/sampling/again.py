@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pixart.checkpoints.hub import USERS_OFFLINE, looks_like_hub_id
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, shown
 from pixart.sampling.engine import choose_engine
 from pixart.sampling.memory import PLAIN, Memory, check_memory
 from pixart.sampling.model_folder import ModelFolder, hash_weights, open_model_folder, transformer_hash
-from pixart.sampling.picture_texts import shown
 from pixart.sampling.prompts import check_text
 from pixart.sampling.request import Request, make_request
 from pixart.sampling.restore import FIELDS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.picture_texts import PictureTexts, parse_json, read_texts
+from pixart.sampling.image_metadata import ImageTexts, parse_json, read_texts
 from pixart.sampling.samplers import SAMPLERS
 
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
@@ -120,7 +120,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def read_record(texts: PictureTexts) -> dict[str, Any] | None:
+def read_record(texts: ImageTexts) -> dict[str, Any] | None:
     """Our JSON record among the texts of a picture, or None; raises PixArtError if it is damaged."""
     if CHUNK not in texts.texts:
         return None

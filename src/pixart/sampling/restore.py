@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixart.errors import PixArtError, UsageError
-from pixart.sampling.foreign_settings import Raw, read_foreign
+from pixart.errors import PixArtError, UsageError, shown
+from pixart.sampling.foreign_metadata import Raw, read_foreign
 from pixart.sampling.image_files import read_record
+from pixart.sampling.image_metadata import ImageTexts, read_texts
 from pixart.sampling.model_folder import ModelFolder
 from pixart.sampling.noise import MAX_SEED
-from pixart.sampling.picture_texts import PictureTexts, read_texts, shown
 from pixart.sampling.prompts import MAX_CHARACTERS
 from pixart.sampling.request import MAX_GUIDANCE, MIN_SIZE, NULL_TEXTS, make_request
 from pixart.sampling.samplers import SAMPLERS
@@ -81,8 +81,8 @@ def restore_settings(path: str | Path) -> Restored:
     found = read_foreign(texts.texts)
     if found is None:
         raise UsageError(_nothing(Path(path).name, texts, notices))
-    source, raw = found
-    return Restored(source, _from_others(source, raw, notices), notices)
+    notices += found.notices
+    return Restored(found.source, _from_others(found.source, found.raw, notices), notices)
 
 
 def fit_to_model(restored: Restored, folder: ModelFolder) -> Restored:
@@ -176,7 +176,7 @@ def _readable(text: str, what: str, notices: list[str]) -> str:
     return plain[:MAX_CHARACTERS]
 
 
-def _nothing(name: str, texts: PictureTexts, notices: list[str]) -> str:
+def _nothing(name: str, texts: ImageTexts, notices: list[str]) -> str:
     name = shown(name)
     if notices:
         return f"{name} holds no settings that can be read. {notices[0]}"
@@ -184,7 +184,7 @@ def _nothing(name: str, texts: PictureTexts, notices: list[str]) -> str:
         return f"{name} holds no settings of pixart, A1111, Fooocus, InvokeAI or ComfyUI."
     return (
         f"{name} is a {texts.format} file without settings; they are lost when a picture is saved in another form, so "
-        "take the PNG file that was drawn."
+        "take the PNG file that was generated."
     )
 
 
