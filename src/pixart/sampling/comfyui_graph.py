@@ -23,8 +23,8 @@ SEEDS = ("seed", "noise_seed")
 TEXTS = ("text", "text_g", "text_l", "t5xxl", "clip_l", "clip_g", "prompt")  # inputs of nodes that encode a text
 # The words that the class of a node may have that only holds a value.
 HOLDERS = {
-    "primitive", "string", "text", "prompt", "multiline", "multi", "line", "literal", "value", "number", "int", "integer",
-    "float", "constant", "input", "box", "field", "node", "seed", "simple", "cr", "ttn", "easy", "jjk", "was",
+    "primitive", "string", "text", "prompt", "multiline", "multi", "line", "literal", "value", "number", "int",
+    "integer", "float", "constant", "input", "box", "field", "node", "seed", "simple", "cr", "ttn", "easy", "jjk", "was",
     "positive", "negative", "rgthree",
 }  # fmt: skip
 SHOWS = {"show", "display", "preview", "reroute"}

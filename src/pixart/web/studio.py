@@ -20,7 +20,7 @@ from pixart.web.work_queue import Job, WorkQueue
 
 T = TypeVar("T")
 DOUBLE_CLICK = 0.8  # seconds within which the same form again is the same click
-MAX_TABS = 1000  # tabs whose last click and stream are remembered
+MAX_TABS = 1000  # tabs whose stream is remembered
 
 
 class Studio:
@@ -67,7 +67,9 @@ class Studio:
                 metadata=self.metadata,
             )
             job = self.queue.submit(drawing, owner=tab, title=form.prompt[:80])
-            self._remember(self._last, tab, (form, time.monotonic(), job))
+            now = time.monotonic()
+            self._last = {name: one for name, one in self._last.items() if now - one[1] < DOUBLE_CLICK}
+            self._last[tab] = (form, now, job)
         return job
 
     def draw_grid(self, tab: str, grid: Grid) -> Job:
@@ -99,7 +101,10 @@ class Studio:
         """Number of a stream that shows a tab its drawings; the tab's earlier ones end."""
         with self._lock:
             number = self._streams.get(tab, 0) + 1
-            self._remember(self._streams, tab, number)
+            self._streams.pop(tab, None)
+            self._streams[tab] = number
+            while len(self._streams) > MAX_TABS:
+                self._streams.pop(next(iter(self._streams)))
         return number
 
     def is_newest_stream(self, tab: str, number: int) -> bool:
@@ -136,9 +141,3 @@ class Studio:
     def _tracking_failed(self, line: str) -> None:
         self.tracking_said = line
         print(line, file=sys.stderr, flush=True)
-
-    def _remember(self, where: dict[str, Any], tab: str, value: Any) -> None:
-        where.pop(tab, None)
-        where[tab] = value
-        while len(where) > MAX_TABS:
-            where.pop(next(iter(where)))
