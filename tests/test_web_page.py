@@ -57,7 +57,7 @@ def served(tiny_model_with_graphs, tmp_path_factory):
     yield Served(studio, address, strangers)
     socket.socket.connect = connect
     studio.close()
-    page.close(verbose=False)
+    page.close()
     shutil.rmtree(temporary_folder(), ignore_errors=True)
 
 
