@@ -1,13 +1,19 @@
-"""Words to token ids, for both engines: no torch here."""
+"""Words to token ids, without torch."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pixart.encoders.sentencepiece_file import read_sentencepiece
 from pixart.errors import PixArtError
+from pixart.files import read_json_object
 
 MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
 PAD_TO = 16
+MAX_GROWTH = 1000  # times that the rules of a tokenizer.json may lengthen a text
+MAX_RULES = 200
+PROBES = ("", "a", "a red fox, 3D: \N{FOX FACE} \u00c9 1.5\n</s> [SEP]")
 UNKNOWN = ("[UNK]", "<unk>")  # what BERT and T5 call the token of all that is not in their vocabulary
 
 
@@ -22,18 +28,23 @@ class Tokenizer:
         Raises:
             PixArtError: one of them does not hold what it should; names it.
         """
-        self.tokenizer = _load(folder)
-        try:
-            positions = json.loads((encoder_folder / "config.json").read_text()).get("max_position_embeddings")
-        except (OSError, ValueError, AttributeError) as error:
-            raise PixArtError(f"{encoder_folder / 'config.json'} cannot be read: {error}") from None
+        self.folder, self.tokenizer = folder, _load(folder)
+        config = read_json_object(encoder_folder / "config.json")
+        positions, words = (_count(config, name) for name in ("max_position_embeddings", "vocab_size"))
         # BERT has a table of positions, T5 has none and takes any length.
         self.positions = positions or max_tokens + PAD_TO
+        self.words = words
         self.max_tokens = min(max_tokens, self.positions)
 
     def tokenize(self, text: str) -> tuple[list[int], str]:
         """Token ids with the special tokens, at most `max_tokens`, and the words that did not fit."""
-        encoding = self.tokenizer.encode(text)
+        with _panics(self.folder):
+            encoding = self.tokenizer.encode(text)
+        if self.words is not None and max(encoding.ids, default=0) >= self.words:
+            raise PixArtError(
+                f"The tokenizer in {self.folder} has the token {max(encoding.ids)}, and the text encoder knows "
+                f"{self.words}; put the one there that the text encoder was trained with."
+            )
         if len(encoding.ids) <= self.max_tokens:
             return encoding.ids, ""
         closing = 0  # special tokens at the end (BERT's [SEP], T5's </s>), which stay
@@ -68,13 +79,48 @@ def _load(folder: Path):
     from tokenizers import Tokenizer as Loaded
 
     file = folder / "tokenizer.json"
-    try:
+    if file.is_file():
+        _check_growth(read_json_object(file), file)
+    with _panics(folder):
         tokenizer = Loaded.from_file(str(file)) if file.is_file() else read_sentencepiece(folder / "spiece.model")
-    except PixArtError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception for a file that it cannot read
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for text in PROBES:  # what is wrong with the rules shows at the first text
+            if len(tokenizer.encode(text).ids) > 10 * len(text) + 100:
+                raise PixArtError(f"The tokenizer in {folder} makes far too many tokens of a text; copy it again.")
     return tokenizer
+
+
+def _check_growth(value: Any, file: Path) -> None:
+    """Refuse rules that may make a text very long: each replacement of a letter by several multiplies its length."""
+    growth, steps, waiting = 1.0, 0, [value.get(name) for name in ("normalizer", "pre_tokenizer")]
+    while waiting:
+        rule = waiting.pop()
+        if isinstance(rule, dict):
+            steps += 1
+            pattern, content = rule.get("pattern"), rule.get("content")
+            if isinstance(content, str):
+                fixed = pattern.get("String") if isinstance(pattern, dict) else None
+                growth *= max(1.0, len(content) / max(1, len(fixed or "")))
+            waiting += [one for one in rule.values() if isinstance(one, dict | list)]
+        elif isinstance(rule, list):
+            waiting += rule
+        if growth > MAX_GROWTH or steps > MAX_RULES:
+            raise PixArtError(f"The rules in {file} make a text far too long, or are too many; copy it again.")
+
+
+@contextmanager
+def _panics(folder: Path) -> Iterator[None]:
+    """One sentence for what tokenizers raises: bare Exceptions, and panics of Rust, which are BaseExceptions."""
+    try:
+        yield
+    except (PixArtError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"The tokenizer in {folder} cannot be used: {reason}") from None
+
+
+def _count(config: dict, name: str) -> int | None:
+    value = config.get(name)
+    return value if type(value) is int and value > 0 else None

@@ -79,7 +79,9 @@ class Guard:
             nonlocal answered
             if event["type"] == "http.response.start":
                 answered = True
-                event["headers"] = [*event["headers"], *self._headers()]
+                # Whoever is refused may go on sending, and nobody listens any more.
+                close = [(b"connection", b"close")] if event["status"] >= 400 else []
+                event["headers"] = [*event["headers"], *self._headers(), *close]
             await send(event)
 
         refusal = self._refusal(scope)
@@ -89,9 +91,8 @@ class Guard:
         if (asked := FILE.fullmatch(scope["path"])) is not None:
             await self._send_file(asked.group(1), scope, receive, send_with_policy)
             return
-        upload = scope["path"].rstrip("/").endswith("/upload")
         try:
-            await self.app(scope, self._limited(scope, receive, upload), send_with_policy)
+            await self.app(scope, self._limited(scope, receive), send_with_policy)
         except _TooLarge:
             if not answered:
                 await _answer(send_with_policy, 413, b"This request is too large.")
@@ -176,8 +177,9 @@ class Guard:
         self.uploads.append((now, client, 0))
         return True
 
-    def _limited(self, scope, receive, upload: bool):
+    def _limited(self, scope, receive):
         """`receive`, which counts: a body that says no length may not be endless."""
+        upload = scope["path"].rstrip("/").endswith("/upload")
         client = scope["client"][0] if scope.get("client") else ""
         most, read = (LARGEST_UPLOAD if upload else LARGEST_BODY), 0
 
