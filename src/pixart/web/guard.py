@@ -29,7 +29,7 @@ UPLOADS_OF_ALL = (1000, 2_000_000_000, 3600)
 ROUTES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(static|assets|svelte)/.*"
     r"|/gradio_api/(info|app_id|theme\.css|startup-events|upload|upload_progress|queue/join|queue/data|cancel|reset)/?"
-    r"|/gradio_api/heartbeat/[\w-]+|/(gradio_api/)?(login_check|user|token)/?"
+    r"|/gradio_api/(heartbeat|run)/[\w-]+/?|/(gradio_api/)?(login_check|user|token)/?"
 )
 FILE = re.compile(r"(?:/gradio_api)?/file[=/](.*)", re.DOTALL)
 TYPES = {".png": "image/png", ".zip": "application/zip"}
