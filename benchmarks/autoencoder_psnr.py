@@ -8,9 +8,9 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.data import features
 from pixart.encoders import autoencoder
-from pixart.sampling.model_folder import DEFAULT_MODEL
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from pixart.data import icon_sets
 from pixart.data.emoji import _drawings
 from pixart.data.npm import fetch
 from pixart.data.render import _picture
-from pixart.sampling.cutout import NEAR_WHITE, _reached, cut_out
-from pixart.sampling.image_files import on_white
+from pixart.pipeline.cutout import NEAR_WHITE, _reached, cut_out
+from pixart.pipeline.image_files import on_white
 
 GROUND = (20, 40, 90)
 

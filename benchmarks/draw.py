@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.arm:
         return work(*options.arm)
-    from pixart.sampling.model_folder import DEFAULT_MODEL
+    from pixart.checkpoints.model_folder import DEFAULT_MODEL
 
     folder = options.model or DEFAULT_MODEL
     print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores; ", end="")

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import pixart
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.encoders.vae import Decoder
-from pixart.sampling.model_folder import DEFAULT_MODEL
 from pixart.training.strip import draw_checkpoint
 
 SIDE, MARGIN = 128, 18

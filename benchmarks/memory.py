@@ -23,13 +23,11 @@ DRAW = {
     "fp32 staged": ("float32", {"staged": True}),
     "bf16": ("bfloat16", {}),
     "bf16 staged": ("bfloat16", {"staged": True}),
-    "bf16 staged sequential": ("bfloat16", {"staged": True, "decode": "sequential"}),
     "bf16 staged tiled": ("bfloat16", {"staged": True, "decode": "tiled"}),
-    "bf16 staged sequential bf16-vae": (
+    "bf16 staged tiled bf16-vae": (
         "bfloat16",
-        {"staged": True, "decode": "sequential", "vae_dtype": "bfloat16"},
+        {"staged": True, "decode": "tiled", "vae_dtype": "bfloat16"},
     ),
-    "int8 staged sequential": ("int8", {"staged": True, "decode": "sequential"}),
 }
 TEXT = {
     "fp32": {},
@@ -39,10 +37,9 @@ TEXT = {
 }
 DECODE = {
     "whole": {},
-    "sequential": {"way": "sequential"},
-    "tiled": {"way": "tiled"},
+    "tiled": {"tiled": True},
     "whole, bf16": {"dtype": "bfloat16"},
-    "sequential, bf16": {"way": "sequential", "dtype": "bfloat16"},
+    "tiled, bf16": {"tiled": True, "dtype": "bfloat16"},
 }
 LAYERS, ALL_LAYERS = (1, 3), 24
 
@@ -120,9 +117,9 @@ def child(folder: Path, what: dict) -> None:
         import diffusers
         import transformers
 
-        import pixart.sampling.torch_engine
+        import pixart.pipeline.torch_networks
 
-        _ = (diffusers.AutoencoderKL, transformers.T5EncoderModel, pixart.sampling.torch_engine)
+        _ = (diffusers.AutoencoderKL, transformers.T5EncoderModel, pixart.pipeline.torch_networks)
     print(json.dumps({"peak": status("VmHWM"), "own": watch.stop()}))
 
 
@@ -141,7 +138,7 @@ def encode(folder: Path, memory: dict) -> None:
 
 def draw(folder: Path, what: dict) -> None:
     from pixart import Pipeline
-    from pixart.sampling.memory import Memory
+    from pixart.runtime.memory import Memory
 
     memory = Memory(**what["memory"], text_states=folder.parent / "texts.safetensors")
     pipe = Pipeline.from_pretrained(folder, engine="torch", dtype=what["dtype"], memory=memory)
@@ -218,11 +215,11 @@ def make_model(folder: Path, text_encoder: Path) -> None:
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
     from pixart.checkpoints.diffusers import save_transformer
-    from pixart.encode import read_texts
+    from pixart.checkpoints.model_folder import open_model_folder
+    from pixart.commands.encode import encode_texts
     from pixart.encoders.text_states import write_text_states
     from pixart.model.pixart import PixArt, PixArtConfig
-    from pixart.sampling.memory import Memory
-    from pixart.sampling.model_folder import open_model_folder
+    from pixart.runtime.memory import Memory
 
     torch.manual_seed(0)
     make_text_encoder(text_encoder, 1)
@@ -264,7 +261,7 @@ def make_model(folder: Path, text_encoder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
     texts = folder.parent / "texts.safetensors"
     if not texts.exists():
-        head, encoded = read_texts(open_model_folder(folder), ["a red apple"], "", Memory(text_encoder_8bit=True))
+        head, encoded = encode_texts(open_model_folder(folder), ["a red apple"], "", Memory(text_encoder_8bit=True))
         write_text_states(texts, head, encoded)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import pixart
-from pixart.sampling.attention_maps import AttentionMaps, attention_maps, open_eye
-from pixart.sampling.request import make_request
-from pixart.sampling.trace import Trace, trace
+from pixart.pipeline.attention_maps import AttentionMaps, attention_maps, torch_networks
+from pixart.pipeline.request import make_request
+from pixart.pipeline.trace import Trace, trace
 
 SHOWN = ("a red apple, flat", "a green heart, glossy", "a smiling face with sunglasses, 3D")
 # Every word of these by what kind it is of; words of two kinds are left out.
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     pipeline = pixart.Pipeline.from_pretrained()
-    eye = open_eye(pipeline)
+    eye = torch_networks(pipeline)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     shown = []
     for prompt in PROMPTS:

@@ -1,13 +1,10 @@
 """A guided step of XL/2 beside stock Diffusers, on this CPU: the same random weights, latents, prompt, dtype, in turn.
 
     python benchmarks/xl_draw.py [--size 256] [--dtype bfloat16] [--rounds 5] [--compile] [--layers 28]
-    python benchmarks/xl_draw.py --draw [--steps 20]
 
-A step is one pass of the network for a prompt of 20 tokens and the null text of 2; for Diffusers both are padded to 120
-tokens, as its pipeline does. `--compile` adds Diffusers with torch.compile on its blocks, which takes a minute at
-first; `--layers` takes fewer blocks. `--draw` times the network's part of whole drawings, text included, and adds the
-options that are not exact. Weights are random, so no picture is drawn; what the options cost in likeness is measured
-on the shipped model by fast_loss.py. Ratios are medians over rounds, in which the arms take turns.
+A step is one pass of the network for a prompt of 20 tokens and an unconditional text of 2; for Diffusers both are
+padded to 120 tokens, as its pipeline does. `--compile` adds Diffusers with torch.compile on its blocks, which takes a
+minute at first; `--layers` takes fewer blocks. Ratios are medians over rounds, in which the arms take turns.
 """
 
 import argparse
@@ -18,31 +15,27 @@ from collections.abc import Callable
 import torch
 
 from pixart.checkpoints.diffusers import diffusers_config, to_diffusers_names
-from pixart.model.packed import pack
 from pixart.model.pixart import PixArt, PixArtConfig, TextContext
-from pixart.sampling.block_cache import BlockCache
 
 WIDTH, TOKENS, PADDED = 1152, (20, 2), 120
-INTERVAL, CACHE = (400, 1000), 4  # the options of --draw
 
 
 class Ours:
-    """The network as the torch engine uses it: keys and values once per prompt, a pass per text at this width."""
+    """The network as torch_networks.py uses it: keys and values once per prompt, both halves of guidance in a pass."""
 
-    def __init__(self, config: PixArtConfig, state: dict[str, torch.Tensor], int8: bool = False):
+    def __init__(self, config: PixArtConfig, state: dict[str, torch.Tensor]):
         with torch.device("meta"):
             self.model = PixArt(config)
         self.model.load_state_dict(state, assign=True)
         self.model.requires_grad_(False).eval()
-        pack(self.model, int8)
 
-    def read(self, texts: torch.Tensor) -> list[TextContext]:
-        return [self.model.encode_text(text[None, :count], None) for text, count in zip(texts, TOKENS, strict=True)]
+    def read(self, texts: torch.Tensor) -> TextContext:
+        rows = zip(texts, TOKENS, strict=True)
+        return TextContext.together([self.model.encode_text(text[None, :count], None) for text, count in rows])
 
-    def step(self, x_t: torch.Tensor, timestep: int, contexts: list[TextContext], routes: list | None = None):
-        modulation = self.model.embed_timestep(torch.tensor([timestep]))
-        routes = routes or [None] * len(contexts)
-        return torch.cat([self.model.denoise(x_t, modulation, *each) for each in zip(contexts, routes, strict=True)])
+    def step(self, x_t: torch.Tensor, timestep: int, context: TextContext) -> torch.Tensor:
+        modulation = self.model.embed_timestep(torch.tensor([timestep, timestep]))
+        return self.model.denoise(x_t.repeat(2, 1, 1, 1), modulation, context)
 
 
 def stock(config: PixArtConfig, state: dict[str, torch.Tensor], dtype: torch.dtype, fused: bool, compiled: bool):
@@ -72,8 +65,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--draw", action="store_true")
-    parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     side, dtype = options.size // 8, getattr(torch, options.dtype)
@@ -99,45 +90,16 @@ def main() -> None:
     with torch.inference_mode():
         contexts = ours.read(texts)
         arms: dict[str, Callable[[], object]] = {"stock": lambda: ask(theirs)(500)}
-        if options.draw:
-            times = [round(999 * (1 - i / options.steps)) for i in range(options.steps)]
-            draws: dict[str, Callable[[], object]] = {"stock": lambda: [ask(theirs)(now) for now in times]}
-            draws["pixart, exact"] = drawing(ours, x_t, texts, times)
-            draws[f"pixart, block cache {CACHE}"] = drawing(ours, x_t, texts, times, (0, 1000), CACHE)
-            draws["pixart, cache and interval"] = drawing(ours, x_t, texts, times, INTERVAL, CACHE)
-            if dtype == torch.bfloat16:
-                eight = Ours(config, state, int8=True)
-                draws["pixart, int8"] = drawing(eight, x_t, texts, times)
-                draws["pixart, int8, cache and interval"] = drawing(eight, x_t, texts, times, INTERVAL, CACHE)
-            arms = draws
-        else:
-            fused = stock(config, state, dtype, fused=True, compiled=False)
-            arms["stock, fused"] = lambda: ask(fused)(500)
-            if options.compile:
-                compiled = stock(config, state, dtype, fused=True, compiled=True)
-                arms["stock, fused, compiled"] = lambda: ask(compiled)(500)
-            arms["pixart"] = lambda: ours.step(x_t, 500, contexts)
-            a, b = ask(theirs)(500).float(), ours.step(x_t, 500, contexts).float()
-            print(f"difference from stock, of the largest value: {(a - b).abs().max() / a.abs().max():.1e}")
-            if dtype == torch.bfloat16:
-                eight = Ours(config, state, int8=True)
-                arms["pixart, int8"] = lambda: eight.step(x_t, 500, contexts)
-        table(arms, options.rounds, warm_up=not options.draw)
+        fused = stock(config, state, dtype, fused=True, compiled=False)
+        arms["stock, fused"] = lambda: ask(fused)(500)
+        if options.compile:
+            compiled = stock(config, state, dtype, fused=True, compiled=True)
+            arms["stock, fused, compiled"] = lambda: ask(compiled)(500)
+        arms["pixart"] = lambda: ours.step(x_t, 500, contexts)
+        a, b = ask(theirs)(500).float(), ours.step(x_t, 500, contexts).float()
+        print(f"difference from stock, of the largest value: {(a - b).abs().max() / a.abs().max():.1e}")
+        table(arms, options.rounds)
         floor(config, side, dtype)
-
-
-def drawing(ours: Ours, x_t, texts, times, interval=(0, 1000), cache: int = 1) -> Callable[[], None]:
-    def draw() -> None:
-        contexts, before, routes = ours.read(texts), None, None
-        for now in times:
-            guided = interval[0] <= now <= interval[1]
-            asked = contexts if guided else contexts[:1]
-            if guided != before and cache > 1:
-                routes = [BlockCache(cache) for _ in asked]
-            before = guided
-            ours.step(x_t, now, asked, routes)
-
-    return draw
 
 
 def random_state(config: PixArtConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -153,14 +115,14 @@ def random_state(config: PixArtConfig, dtype: torch.dtype) -> dict[str, torch.Te
     return state
 
 
-def table(arms: dict[str, Callable[[], object]], rounds: int, warm_up: bool) -> None:
+def table(arms: dict[str, Callable[[], object]], rounds: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds + warm_up):
+    for _ in range(rounds + 1):
         for name, arm in arms.items():
             begun = time.perf_counter()
             arm()
             seconds[name].append(time.perf_counter() - begun)
-    seconds = {name: values[warm_up:] for name, values in seconds.items()}
+    seconds = {name: values[1:] for name, values in seconds.items()}
     first = seconds["stock"]
     for name, values in seconds.items():
         ratios = [a / b for a, b in zip(first, values, strict=True)]

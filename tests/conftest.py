@@ -43,8 +43,8 @@ def folder(tiny_model, tmp_path):
 
 
 def write_graphs_into(folder: Path) -> None:
+    from pixart.checkpoints.model_folder import open_model_folder
     from pixart.graphs.write import write_graphs
-    from pixart.sampling.model_folder import open_model_folder
 
     write_graphs(open_model_folder(folder), check=lambda names: None)
 

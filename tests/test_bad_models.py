@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pixart
-from pixart.checkpoints.weight_files import hash_finite
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
-from pixart.sampling.model_folder import open_model_folder
 
 SMALL = {"seed": 1, "steps": 2, "width": 64, "height": 64}
 WEIGHTS = {
@@ -83,35 +82,22 @@ def test_half_of_a_download_is_named(folder, capsys):
     assert f"{folder / 'text_encoder' / 'config.json'} is missing" in refusal(folder, capsys)
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "engine"),
-    [
-        ("text_encoder", "embeddings.word_embeddings.weight", "torch"),
-        ("transformer", "proj_out.bias", "torch"),
-        ("vae", "decoder.conv_in.weight", "torch"),
-        ("vae", "encoder.conv_in.weight", "torch"),  # drawing does not use it; but who damaged it damaged more
-        ("text_encoder", "embeddings.word_embeddings.weight", "onnx"),
-        ("transformer", "proj_out.bias", "onnx"),
-        ("vae", "decoder.conv_in.weight", "onnx"),
-    ],
-)
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize(("part", "name"), [("transformer", "proj_out.bias"), ("vae", "decoder.conv_in.weight")])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_weights_that_are_not_finite_are_named_by_file_and_tensor(
-    tiny_model_with_graphs, tmp_path, part, name, engine, value
-):
+def test_weights_that_are_not_finite_give_no_image(tiny_model_with_graphs, tmp_path, part, name, engine, value):
     folder = shutil.copytree(tiny_model_with_graphs, tmp_path / "model")
-    path = folder / part / WEIGHTS[part]
-    change_weights(path, name, value)
-    with pytest.raises(PixArtError, match="is not finite: NaN or infinity in 1 of") as caught:
+    change_weights(folder / part / WEIGHTS[part], name, value)
+    with pytest.raises(PixArtError) as caught:
         pixart.Pipeline.from_pretrained(folder, engine=engine)("a red fox", **SMALL)
-    assert str(path) in str(caught.value) and f"({name})" in str(caught.value)
+    assert str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
-def test_drawings_that_overflow_are_no_pictures(tiny_model_with_graphs, tmp_path, engine):
+def test_numbers_that_overflow_are_no_image(tiny_model_with_graphs, tmp_path, engine):
     folder = shutil.copytree(tiny_model_with_graphs, tmp_path / "model")
     for part, name, words in (
-        ("transformer", "proj_out.weight", "The drawing with seed 1 ended in numbers that are not finite"),
+        ("transformer", "proj_out.weight", "ended in numbers that are not finite"),
         ("vae", "decoder.conv_out.bias", "gave pixels that are not numbers"),
     ):
         path = folder / part / WEIGHTS[part]
@@ -123,27 +109,6 @@ def test_drawings_that_overflow_are_no_pictures(tiny_model_with_graphs, tmp_path
         with pytest.raises(PixArtError, match=words):
             pixart.Pipeline.from_pretrained(folder, engine=engine)("a fox", guidance_scale=7.0, **SMALL)
         path.write_bytes(whole)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_hash_looks_at_every_number_of_every_type(tmp_path, dtype):
-    import hashlib
-
-    path = tmp_path / "a.safetensors"
-    largest = torch.finfo(dtype).max
-    whole = {
-        "w": torch.tensor([0.0, -0.0, 1.0, -largest, largest], dtype=dtype),
-        "i": torch.tensor([-1, 2**62]),
-        "none": torch.zeros(0),
-    }
-    save_file(whole, path)
-    assert hash_finite(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    for value in (float("nan"), -float("nan"), float("inf"), -float("inf")):
-        tensor = torch.zeros(3_000_000, dtype=dtype)
-        tensor[-1] = value
-        save_file(whole | {"far": tensor}, path)
-        with pytest.raises(PixArtError, match=r"1 of 4 tensors \(far\)"):
-            hash_finite(path)
 
 
 def test_parts_that_are_not_whole_are_named_by_the_names_that_last(folder, tmp_path, capsys):

@@ -12,13 +12,13 @@ from PIL import Image
 
 import pixart
 from pixart.buckets import official_table
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
+from pixart.diffusion.noise import initial_noise
 from pixart.errors import UsageError
-from pixart.sampling.bins import bins_by_itself, choose_bin, fit
-from pixart.sampling.image_files import read_settings
-from pixart.sampling.model_folder import open_model_folder
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.request import make_request
+from pixart.pipeline.bins import bins_by_itself, choose_bin, fit
+from pixart.pipeline.image_files import read_settings
+from pixart.pipeline.request import make_request
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def eps_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eps_pipe(eps_model):
-    return pixart.Pipeline.from_pretrained(eps_model)
+    return pixart.Pipeline.from_pretrained(eps_model, dtype="float32")
 
 
 @pytest.mark.parametrize("base_size", [256, 512, 1024, 2048])
@@ -110,10 +110,10 @@ def test_micro_conditions_get_the_size_and_ratio_of_the_bin(eps_model, tmp_path)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_transformer(network.state_dict(), told, folder / "transformer", None)
-    pipe = pixart.Pipeline.from_pretrained(folder)
+    pipe = pixart.Pipeline.from_pretrained(folder, dtype="float32")
     seen = []
-    pipe.engine.denoiser.csize_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
-    pipe.engine.denoiser.ar_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
+    pipe.networks.denoiser.csize_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
+    pipe.networks.denoiser.ar_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
     pipe("a red apple", seed=1, steps=1, width=200, height=130)
     assert seen[0] == [208.0, 304.0]
     assert seen[1] == pytest.approx([208 / 304])
@@ -125,9 +125,9 @@ def test_flow_models_draw_exactly_and_eps_models_in_bins_unless_told_otherwise(t
     assert make_request(flow, "a", width=192, height=64).bin is None
     request = make_request(eps, "a", width=192, height=64)
     assert (request.width, request.height) == (192, 64)
-    assert (request.drawn_width, request.drawn_height) == (432, 144)
+    assert (request.image_width, request.image_height) == (432, 144)
     exact = make_request(eps, "a", width=192, height=64, binning=False)
-    assert exact.bin is None and (exact.drawn_width, exact.drawn_height) == (192, 64)
+    assert exact.bin is None and (exact.image_width, exact.image_height) == (192, 64)
     assert make_request(flow, "a", width=190, height=67, binning=True).bin.width == 416
     with pytest.raises(UsageError, match="multiple of 16"):
         make_request(eps, "a", width=190, binning=False)

@@ -8,6 +8,7 @@ import pytest
 from tiny_data import add, draw
 from tiny_judge import write_shapes
 
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.data.recolour_split import KEPT_APART
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.command import run
@@ -24,7 +25,6 @@ from pixart.evaluation.composition import (
 from pixart.evaluation.judge import open_judge
 from pixart.evaluation.prompt_sets.emoji import NEVER_IN, SKIN_TONES
 from pixart.evaluation.reference import Look, open_reference
-from pixart.sampling.model_folder import DEFAULT_MODEL
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pixart.cli import main
-from pixart.sampling.cutout import cut_out
+from pixart.pipeline.cutout import cut_out
 
 
 def disc(hole: bool = False) -> tuple[Image.Image, np.ndarray]:

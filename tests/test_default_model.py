@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import pixart
-from pixart.sampling.model_folder import DEFAULT_MODEL, open_model_folder
-from pixart.sampling.noise import initial_noise
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, open_model_folder
+from pixart.diffusion.noise import initial_noise
 
 STYLES = {"3D", "glossy", "flat", "black and white", "Noto", "Twemoji", "FxEmoji"}
 

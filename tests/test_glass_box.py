@@ -16,9 +16,9 @@ from PIL import Image
 
 import pixart
 from pixart.errors import PixArtError
-from pixart.sampling.attention_maps import attention_maps
-from pixart.sampling.request import make_request
-from pixart.sampling.trace import trace
+from pixart.pipeline.attention_maps import attention_maps
+from pixart.pipeline.request import make_request
+from pixart.pipeline.trace import trace
 from pixart.web.glass_box_html import STAGES, looked_html, run_strip, shipped_strip
 from pixart.web.glass_box_work import Eyes, look_at_run, look_inside
 
@@ -48,7 +48,7 @@ def test_the_slider_ends_with_the_picture_itself_and_the_mean_of_the_maps(pipeli
     assert looked.words == ("a", "red", "apple") and len(looked.frames) == 4
     np.testing.assert_array_equal(picture(looked.frames[-1].picture), np.asarray(alone))
     maps = attention_maps(
-        pipeline.engine, trace(pipeline, make_request(pipeline.folder, "a red apple", **SMALL))
+        pipeline.networks, trace(pipeline, make_request(pipeline.folder, "a red apple", **SMALL))
     ).shares.mean(axis=0)
     frame = looked.frames[-1]
     np.testing.assert_allclose(frame.lows, maps.min(axis=(1, 2)), atol=1e-6)
@@ -122,7 +122,7 @@ with gr.Blocks(analytics_enabled=False) as page, gr.Tabs():
     glass_box.build_tab(studio)
 shown = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
 assert any("pip install &#x27;pixart[torch]&#x27;" in text for text in shown), shown
-from pixart.sampling.request import make_request
+from pixart.pipeline.request import make_request
 pipeline = studio.pipeline()
 request = make_request(pipeline.folder, "a fox", width=64, height=64, steps=2, seed=1)
 looked = look_inside(pipeline, request, None)

@@ -1,4 +1,4 @@
-"""The ONNX graphs: equal to the torch networks, the same bytes in any batch, no weights inside, no torch needed."""
+"""The ONNX graphs: equal to the torch networks, the same bits in any batch, no weights inside, no torch needed."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from conftest import write_graphs_into, write_tiny_model
 from safetensors.torch import load_file, save_file
 
 import pixart
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
 from pixart.graphs.decoder import build_decoder
 from pixart.graphs.denoiser import build_denoiser
+from pixart.graphs.engine import GraphNetworks
 from pixart.graphs.text import build_text
 from pixart.graphs.write import write_graphs
 from pixart.model.embed import sincos_positions as torch_positions
 from pixart.model.positions import sincos_positions
-from pixart.sampling.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
-from pixart.sampling.onnx_engine import OnnxEngine
 
 SMALL = {"width": 64, "height": 64, "steps": 3}
 
@@ -72,14 +72,15 @@ def test_the_denoiser_equals_diffusers(tmp_path, dtype, micro, variance):
     for rows, columns in ((8, 8), (6, 10)):
         x_t, text = torch.randn(2, 4, 2 * rows, 2 * columns), torch.randn(2, 7, 32)
         mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
-        size = torch.tensor([[512.0, 320.0, 1.6]])
-        extra = {"resolution": size[:, :2].repeat(2, 1), "aspect_ratio": size[:, 2:].repeat(2, 1)} if micro else {}
+        size = torch.tensor([[512.0, 320.0, 1.6], [256.0, 1024.0, 0.25]])
+        extra = {"resolution": size[:, :2], "aspect_ratio": size[:, 2:]} if micro else {}
         added = {"added_cond_kwargs": extra or {"resolution": None, "aspect_ratio": None}}
         with torch.inference_mode():
-            theirs = stock(x_t, text, torch.tensor([321, 321]), encoder_attention_mask=mask, **added).sample
+            theirs = stock(x_t, text, torch.tensor([321, 977]), encoder_attention_mask=mask, **added).sample
         feed = {
             "x_t": x_t.numpy(),
-            "timestep": np.array([321], np.float32),
+            "timestep": np.array([321, 977], np.float32),
+            "rows": np.arange(2),
             "positions": sincos_positions(rows, columns, 48, base, scale),
             "text": text_graph(text),
             "text_mask": mask.numpy().astype(np.int32),
@@ -149,7 +150,7 @@ def test_the_decoder_equals_diffusers(tmp_path, attention):
     assert relative(graph.run(None, {"latent": latent.numpy()})[0], theirs) < 1e-5
 
 
-def test_int8_is_near_and_a_picture_does_not_depend_on_its_neighbours(tiny_model_with_graphs):
+def test_int8_is_near_and_an_image_does_not_depend_on_its_neighbours(tiny_model_with_graphs):
     exact, near = (pixart.Pipeline.from_pretrained(tiny_model_with_graphs, dtype=d) for d in ("float32", "int8"))
     several = near("a red apple", seed=1, num_images=3, **SMALL)
     assert (several.settings[0]["engine"], several.settings[0]["dtype"]) == ("onnx", "int8")
@@ -168,7 +169,7 @@ def test_the_positions_equal_those_of_torch():
         assert np.abs(sincos_positions(rows, columns, 48, base, scale) - theirs.numpy()).max() < 1e-6
 
 
-def test_a_batch_gives_each_picture_the_bytes_that_it_has_alone_with_any_number_of_threads(tmp_path):
+def test_a_batch_gives_each_row_the_bits_that_it_has_alone_with_any_number_of_threads(tmp_path):
     """The network of the shipped model at its own size, since it is there that kernels are chosen by size."""
     folder = open_model_folder()
     shutil.copytree(DEFAULT_MODEL / "transformer", tmp_path / "transformer")
@@ -178,10 +179,11 @@ def test_a_batch_gives_each_picture_the_bytes_that_it_has_alone_with_any_number_
     x_t = rng.standard_normal((16, 8, 16, 16), np.float32)
     text = rng.standard_normal((16, 16, 4, 32, 64), np.float32)
     mask = (np.arange(32) < rng.integers(1, 33, (16, 1))).astype(np.int32)
-    shared = {"timestep": np.array([700], np.float32), "positions": sincos_positions(8, 8, 256, 16, 1)}
+    timestep, positions = rng.integers(0, 1000, 16).astype(np.float32), sincos_positions(8, 8, 256, 16, 1)
 
     def run(graph, rows: slice) -> np.ndarray:
-        return graph.run(None, {"x_t": x_t[rows], "text": text[:, rows], "text_mask": mask[rows], **shared})[0]
+        feed = {"x_t": x_t[rows], "timestep": timestep[rows], "text": text[:, rows], "text_mask": mask[rows]}
+        return graph.run(None, feed | {"rows": np.arange(len(mask[rows])), "positions": positions})[0]
 
     alone = np.concatenate([run(one, slice(i, i + 1)) for i in range(16)])
     assert np.abs(alone).std() > 0
@@ -192,13 +194,36 @@ def test_a_batch_gives_each_picture_the_bytes_that_it_has_alone_with_any_number_
 
 def test_longer_padding_does_not_change_a_byte(tiny_model_with_graphs):
     """A prompt is padded to the length of the negative prompt beside it; the same prompt must still mean the same."""
-    engine = OnnxEngine(open_model_folder(tiny_model_with_graphs))
-    (short, _), (long, _) = engine.read("a red apple"), engine.read("red fox " * 30)
+    networks = GraphNetworks(open_model_folder(tiny_model_with_graphs))
+    (short, _), (long, _) = networks.encode("a red apple"), networks.encode("red fox " * 30)
     x_t = np.random.default_rng(1).standard_normal((1, 8, 8, 8), np.float32)
-    alone = engine.predictor([short], 1, 64, 64)(x_t, 500)[0]
-    beside = engine.predictor([short, long], 1, 64, 64)(x_t, 500)[0]
+    alone = networks.denoise(x_t, [500], [short], [0])
+    beside = networks.denoise(x_t, [500], [short, long], [0, 0])
     assert short.mask.shape != long.mask.shape
-    assert alone.tobytes() == beside.tobytes()
+    assert alone.tobytes() == beside[:1].tobytes()
+
+
+def test_the_aspect_ratio_of_an_image_reaches_micro_conditions(tmp_path):
+    """Height over width: a wide image of the graphs is that of torch."""
+    import dataclasses
+
+    from pixart.checkpoints.diffusers import load_transformer, read_settings
+    from pixart.graphs.engine import Text
+
+    transformer_folder(tmp_path, micro=True)
+    settings = read_settings(tmp_path / "transformer" / "config.json")
+    model = load_transformer(tmp_path / "transformer")
+    networks = object.__new__(GraphNetworks)
+    networks.int8, networks.denoiser = False, session(build_denoiser(tmp_path, settings), tmp_path)
+    networks.folder = dataclasses.replace(open_model_folder(), transformer=settings, vae_factor=8, size_multiple=16)
+    x_t, states = torch.randn(1, 4, 8, 32), torch.randn(1, 5, 32)
+    context = model.encode_text(states, None)
+    parts = np.stack([part.detach().numpy() for pair in context.keys_and_values for part in pair])
+    ours = networks.denoise(x_t.numpy(), [500], [Text(parts, np.ones((1, 5), np.int32))], [0])
+    size = torch.tensor([[64.0, 256.0, 0.25]])
+    with torch.inference_mode():
+        theirs = model(x_t, torch.tensor([500]), states, torch.ones(1, 5, dtype=torch.bool), size)
+    assert relative(ours, theirs) < 1e-5
 
 
 def test_the_graphs_hold_no_weights():
@@ -217,18 +242,18 @@ def test_the_shipped_graphs_are_those_that_convert_writes():
         assert (DEFAULT_MODEL / name).read_bytes() == graph.SerializeToString()
 
 
-def test_both_engines_draw_the_shipped_model_alike():
+def test_both_engines_give_the_same_image_of_the_shipped_model():
     request = {"seed": 5, "steps": 6, "negative_prompt": "green"}
     pictures = []
     for engine in ("torch", "onnx"):
-        result = pixart.Pipeline.from_pretrained(engine=engine)("a red apple, 3D", **request)
+        result = pixart.Pipeline.from_pretrained(engine=engine, dtype="float32")("a red apple, 3D", **request)
         assert result.settings[0]["engine"] == engine
         pictures.append(np.asarray(result.images[0]).astype(int))
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
-    assert pixart.Pipeline.from_pretrained().engine.name == "onnx"
+    assert pixart.Pipeline.from_pretrained().networks.name == "onnx"
 
 
-def test_the_torch_engine_draws_in_bfloat16(tiny_model_with_graphs):
+def test_torch_computes_in_bfloat16(tiny_model_with_graphs):
     pipe = pixart.Pipeline.from_pretrained(tiny_model_with_graphs, dtype="bfloat16")
     settings = pipe("a red apple", seed=1, **SMALL).settings[0]
     assert (settings["engine"], settings["dtype"]) == ("torch", "bfloat16")
@@ -238,8 +263,8 @@ def test_convert_writes_the_graphs_and_says_how_near_the_engines_are(folder, cap
     assert main(["convert", str(folder), "--to", "onnx"]) == 0
     out, err = capsys.readouterr()
     assert out.split() == [str(folder / name) for name in GRAPHS]
-    assert "draw the same picture (largest difference: " in err
-    assert pixart.Pipeline.from_pretrained(folder).engine.name == "onnx"
+    assert "largest difference: " in err
+    assert pixart.Pipeline.from_pretrained(folder).networks.name == "onnx"
     assert main(["convert", str(folder), "--to", "onnx"]) == 0  # again, over the old ones
 
 

@@ -10,9 +10,9 @@ from test_official import VARIANTS, official_state
 
 from pixart.checkpoints.diffusers import NULL_CAPTION_NAME
 from pixart.checkpoints.hub import USERS_OFFLINE
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.checkpoints.official import NULL_CAPTION
 from pixart.cli import main
-from pixart.sampling.model_folder import open_model_folder
 
 
 def facts(capsys, *arguments) -> dict:

@@ -1,4 +1,4 @@
-"""What `pixart info` says of memory, against the peaks of a small but real model in processes of their own."""
+"""The memory estimate of `pixart info`, against the peaks of a small but real model in processes of their own."""
 
 import json
 import shutil
@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
-from pixart.sampling.memory import Memory
-from pixart.sampling.memory_estimate import PROGRAM, PROGRAM_OWN, WAYS, estimate, free_memory
-from pixart.sampling.model_folder import open_model_folder
+from pixart.pipeline.memory_estimate import PROGRAM, WAYS, estimate
+from pixart.runtime.memory import Memory
 
-TOLERANCE = 0.25  # of what drawing adds to the program itself, whose size is another's with every build of torch
+TOLERANCE = 0.3  # of what generating adds to the program itself, whose size differs with every build of torch
 SIZE = 384
 
 DRAW = """
@@ -21,9 +21,9 @@ import json, sys, threading
 from pathlib import Path
 import diffusers, transformers
 _ = (diffusers.AutoencoderKL, transformers.T5EncoderModel)
-import pixart.sampling.torch_engine
+import pixart.pipeline.torch_networks
 from pixart import Pipeline
-from pixart.sampling.memory import Memory
+from pixart.runtime.memory import Memory
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -94,28 +94,27 @@ def real_model(tiny_model, tmp_path_factory):
     ("dtype", "memory"),
     [
         ("float32", {}),
-        ("bfloat16", {"staged": True, "text_encoder_8bit": True, "decode": "sequential"}),
+        ("bfloat16", {"staged": True, "text_encoder_8bit": True}),
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(real_model, dtype, memory):
     command = [sys.executable, "-c", DRAW, str(real_model), dtype, json.dumps(memory), str(SIZE)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     found = estimate(open_model_folder(real_model), dtype, Memory(**memory), SIZE, SIZE)
-    print(measured, found.needs - PROGRAM_OWN, found.peak - PROGRAM)
-    assert measured["peak"] == pytest.approx(found.peak - PROGRAM, rel=TOLERANCE)
+    assert measured["own"] <= (1 + TOLERANCE) * (found - PROGRAM)
+    assert measured["peak"] == pytest.approx(found - PROGRAM, rel=TOLERANCE), (measured, found - PROGRAM)
 
 
 def test_every_way_that_saves_needs_less_and_info_says_what_fits(real_model, capsys):
     folder = open_model_folder(real_model)
     for side in (256, 512, 1024):
-        needs = [estimate(folder, way.dtype, way.memory, side, side).needs for way in WAYS]
-        assert needs[1] <= needs[0] and needs[3] <= needs[2] <= needs[0] and needs[6] <= needs[5] <= needs[4]
+        needs = [estimate(folder, way.dtype, way.memory, side, side) for way in WAYS]
+        assert needs[1] <= needs[0] and needs[5] <= needs[4] <= needs[3] <= needs[2] <= needs[0]
     assert main(["info", str(real_model), "--json"]) == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
     assert len(memory["estimates"]) == 3 * len(WAYS) and memory["free"] > 0
     for one in memory["estimates"]:
-        assert one["fits"] == (one["needs"] <= memory["free"]) and one["needs"] <= one["peak"]
+        assert one["fits"] == (one["needs"] <= memory["free"])
     assert main(["info", str(real_model)]) == 0
     shown = capsys.readouterr().out
     assert "--staged" in shown and "1024 px" in shown and "fits" in shown
-    assert free_memory() > 0

@@ -105,7 +105,7 @@ def test_masked_tokens_have_no_effect_and_others_do():
     assert relative(model(x_t, timestep, text.flip(0), text_mask), before) > 1e-2
 
 
-def test_training_takes_the_same_attention_as_drawing():
+def test_training_takes_the_same_attention_as_sampling():
     model = randomise(PixArt(TINY))
     arguments = inputs(TINY, 8, 8, [5, 9])
     training = model(*arguments)  # gradients on: the CPU's own attention
@@ -215,3 +215,26 @@ def test_dit_starts_at_zero_and_reads_its_classes():
         assert relative(other[0], both[0]) > 1e-3
         assert torch.equal(other[1], both[1])
     assert relative(model(x_t, timestep, None), both) > 1e-3
+
+
+def test_fresh_tables_of_modulation_have_the_official_deviation():
+    """1 / sqrt(D), in the blocks and in the last layer (PixArt-alpha `PixArt.initialize_weights`)."""
+    torch.manual_seed(0)
+    model = PixArt(PixArtConfig(width=256, depth=4, num_heads=4, text_dim=12))
+    tables = [block.scale_shift_table for block in model.blocks]
+    assert torch.cat(tables).std().item() == pytest.approx(256**-0.5, rel=0.05)
+    assert model.final_layer.scale_shift_table.std().item() == pytest.approx(256**-0.5, rel=0.2)
+
+
+@torch.no_grad()
+def test_compressed_keys_and_values_are_those_of_the_official_convolution():
+    """PixArt-sigma `PixArt_blocks.py:AttentionKVCompress.downsample_2d` with sampling "conv"; an odd row is dropped."""
+    config = PixArtConfig(
+        in_channels=4, width=32, depth=2, num_heads=2, text_dim=12, qk_norm=True, kv_compress=2, kv_compress_blocks=(1,)
+    )
+    attention = randomise(PixArt(config)).blocks[1].attn
+    tokens = torch.randn(2, 5 * 6, 32)
+    image = tokens.transpose(1, 2).reshape(2, 32, 5, 6)
+    expected = attention.norm(attention.sr(image).flatten(2).transpose(1, 2))
+    assert expected.shape == (2, 6, 32)
+    assert relative(attention.compress(tokens, 5, 6), expected) < 1e-6

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import pixart
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
-from pixart.sampling.model_folder import open_model_folder
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,6 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder):
 
 
 def test_no_folder_given_means_the_shipped_model(monkeypatch, tmp_path):
-    monkeypatch.setattr("pixart.sampling.model_folder.DEFAULT_MODEL", tmp_path / "gone")
+    monkeypatch.setattr("pixart.checkpoints.model_folder.DEFAULT_MODEL", tmp_path / "gone")
     with pytest.raises(PixArtError, match="shipped model is missing"):
         pixart.Pipeline.from_pretrained()

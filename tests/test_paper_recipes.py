@@ -13,10 +13,10 @@ from tiny_features import write_features
 
 import pixart
 from pixart.checkpoints.diffusers import load_transformer, save_transformer
+from pixart.diffusion.noise import initial_noise
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT
 from pixart.model.pixart import PixArt, PixArtConfig
-from pixart.sampling.noise import initial_noise
 from pixart.training import checkpoint
 from pixart.training import recipe as recipes
 from pixart.training.batches import Phase

@@ -34,7 +34,7 @@ def test_alignment_and_styles_have_the_articles_kinds():
 
 
 def test_emoji_prompts_are_in_the_styles_of_the_shipped_model():
-    from pixart.sampling.model_folder import DEFAULT_MODEL
+    from pixart.checkpoints.model_folder import DEFAULT_MODEL
 
     styles = set(json.loads((DEFAULT_MODEL / "styles.json").read_text()))
     for name in ("emoji", "composition"):

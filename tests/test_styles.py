@@ -2,12 +2,12 @@
 
 import pytest
 
+from pixart.checkpoints.model_folder import open_model_folder
+from pixart.checkpoints.styles import GENERAL_STYLES, style_notice
 from pixart.cli import main
 from pixart.errors import UsageError
-from pixart.sampling.model_folder import open_model_folder
-from pixart.sampling.prompts import apply_style
-from pixart.sampling.request import make_request
-from pixart.sampling.styles import GENERAL_STYLES, style_notice
+from pixart.pipeline.prompts import apply_style
+from pixart.pipeline.request import make_request
 
 # The names in the demo's list, in its order; "No style" is the tenth.
 DEMO = "Cinematic, Photographic, Anime, Manga, Digital Art, Pixel art, Fantasy art, Neonpunk, 3D Model"

@@ -17,11 +17,11 @@ from tiny_data import write_tiny_data
 import pixart
 from pixart.data import features
 from pixart.data.encode import load_vae
+from pixart.diffusion.noise import initial_noise
 from pixart.encoders.autoencoder import moments
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
-from pixart.sampling.noise import initial_noise
 from pixart.training import checkpoint
 from pixart.training.command import train_recipe
 from pixart.training.ema import Ema

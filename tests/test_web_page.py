@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pixart import Pipeline
-from pixart.sampling.image_files import read_settings
+from pixart.pipeline.image_files import read_settings
 from pixart.web.models import Choice
 from pixart.web.serve import serve, temporary_folder
 from pixart.web.studio import Studio

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     # Importing torch takes seconds; `import pixart` and `pixart --help` must not pay for it.
     if name == "Pipeline":
-        from pixart.sampling.pipeline import Pipeline
+        from pixart.pipeline.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module 'pixart' has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart import __version__
+from pixart.config import run_command, unknown
 from pixart.errors import PixArtError, UsageError
 from pixart.options import parsed, shown
 from pixart.quiet import quiet_libraries
@@ -19,9 +20,9 @@ HELP = f"""usage: pixart COMMAND ...
 
 PixArt-α {__version__}: text to image, from data to pictures.
 
-  generate PROMPT     draw pictures and write them as PNG
-  encode PROMPT ...   read prompts into a file, to draw without a text encoder
-  verify FILE ...     draw pictures again from their files, and compare every pixel
+  generate PROMPT     generate images and write them
+  encode PROMPT ...   encode prompts into a file, to generate without a text encoder
+  verify FILE ...     generate images again from their files, and compare every pixel
   app                 a web page for drawing, on this machine
   convert SOURCE      write a model in another form
   info SOURCE         say what a model is
@@ -122,17 +123,17 @@ def _dispatch(arguments: list[str]) -> int:
             print(HELP, file=sys.stderr)
             return 2
         case ["generate", *rest]:
-            from pixart.generate import Generate, generate
+            from pixart.commands.generate import Generate, generate
 
             words = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
             if len(words) > 1:
                 raise UsageError(f'The prompt is one text, so put it in quotes: pixart generate "{" ".join(words)}"')
-            return parsed(Generate, rest, "pixart generate", generate)
+            return run_command(Generate, rest, "pixart generate", generate)
         case ["verify", *rest]:
-            from pixart.verify import Verify, verify
+            from pixart.commands.verify import Verify, verify
 
             with quiet_libraries():
-                return parsed(Verify, rest, "pixart verify", verify)
+                return run_command(Verify, rest, "pixart verify", verify)
         case ["app", *rest]:
             from pixart.web.command import run as app
 
@@ -144,10 +145,10 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return parsed(Convert, rest, "pixart convert", convert)
         case ["encode", *rest]:
-            from pixart.encode import Encode, encode
+            from pixart.commands.encode import Encode, encode
 
             with quiet_libraries():
-                return parsed(Encode, rest, "pixart encode", encode)
+                return run_command(Encode, rest, "pixart encode", encode)
         case ["info", *rest]:
             from pixart.info import Info, info
 
@@ -225,8 +226,6 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _unknown(kind: str, name: str, listing: str) -> str:
     """One sentence for a command that is not in a help text; the commands are the first words of its indented lines."""
-    from pixart.sampling.prompts import unknown
-
     commands = [line.split()[0] for line in listing.splitlines() if line.startswith("  ")]
     return unknown(kind, name, dict.fromkeys(commands))
 

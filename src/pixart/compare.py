@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from pixart.config import unknown
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.drawers import check_diffusers, joined, loading
 from pixart.evaluation.comparison.drawing import Job, draw, missing
@@ -16,15 +17,14 @@ from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_m
 from pixart.evaluation.comparison.plan import PLAN, Plan, begin, check_free, make_rows, read
 from pixart.evaluation.comparison.results import model_folder, outcome
 from pixart.options import either, shown
-from pixart.sampling.memory import PLAIN, Memory
-from pixart.sampling.prompts import unknown
+from pixart.runtime.memory import PLAIN, Memory
 from pixart.training.lock import held
 
 MAX_SEEDS = 100
 DEVICES = ("cpu", "cuda")
 GUIDANCE = ("guidance_interval", "guidance_rescale", "guidance_channels", "null_text")
 # Settings of one drawing, by the names of `make_request`.
-ASKED = ("steps", "guidance_scale", "width", "height", "sampler", "binning", "block_cache", *GUIDANCE)
+ASKED = ("steps", "guidance_scale", "width", "height", "sampler", "binning", *GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,12 @@ class Compare:
     """Draw the official size of the nearest shape and fit it, as in pixart generate."""
     no_binning: bool = False
     """Draw width and height exactly."""
-    block_cache: Annotated[int | None, shown("N", "1")] = None
-    """With torch: compute the middle blocks at every Nth step only."""
     engine: Annotated[str | None, shown("NAME", "auto")] = None
     """onnx, torch, or auto."""
-    dtype: Annotated[str | None, shown("NAME", "float32")] = None
+    dtype: Annotated[str | None, shown("NAME", "auto")] = None
     """float32; int8 with onnx; bfloat16 with torch; for pipelines of Diffusers float32, float16, bfloat16."""
-    device: Annotated[str | None, shown("NAME", "cpu")] = None
-    """cpu, or with torch cuda."""
+    device: Annotated[str | None, shown("NAME", "auto")] = None
+    """cpu, with torch cuda or mps, or auto."""
     memory: Annotated[Memory, arg(name="")] = PLAIN
     track: Annotated[str | None, shown("NAME", "none")] = None
     """wandb or trackio: show the comparison there too, as a table."""
@@ -181,7 +179,6 @@ def _shared(options: Compare) -> Settings:
         height=options.height,
         sampler=options.sampler,
         binning=either(options.binning, options.no_binning, "binning"),
-        block_cache=options.block_cache,
         guidance_interval=options.guidance_interval,
         guidance_rescale=options.guidance_rescale,
         guidance_channels=options.guidance_channels,
@@ -215,7 +212,7 @@ def _settled(model: Model, output: Path) -> Model:
 
 
 def _styles(models: list[Model]) -> dict:
-    from pixart.sampling.model_folder import open_model_folder
+    from pixart.checkpoints.model_folder import open_model_folder
 
     for model in models:
         source = Path(model.source) / "model" if model.kind == "run" else model.source
@@ -235,22 +232,20 @@ def _job(plan: Plan, model: Model, folder: Path | None = None) -> Job:
     if model.kind == "diffusers":
         check_diffusers(given)
         return Job("diffusers", source)
-    from pixart.sampling.engine import check_block_cache, choose_engine
-    from pixart.sampling.model_folder import open_model_folder
-    from pixart.sampling.request import check_text_states, make_request
+    from pixart.checkpoints.model_folder import open_model_folder
+    from pixart.pipeline.networks import choose_runtime
+    from pixart.pipeline.request import check_text_states, make_request
 
     which = None if source == SHIPPED else source
     opened = open_model_folder(which, parts=given.get("parts"), fast=given.get("fast", False))
     how = loading(given)
-    engine = choose_engine(opened, **how)
+    engine = choose_runtime(opened, **how).engine
     asked = {name: given[name] for name in ASKED if name in given}
     for row in plan.rows:
         negative = joined(row.negative_prompt, given.get("negative_prompt", ""))
         request = make_request(opened, row.text, negative_prompt=negative, seed=max(plan.seeds), **asked)
         if how["memory"].text_states is not None:
             check_text_states(opened, request, how["memory"].text_states)
-    if request.block_cache > 1:
-        check_block_cache(engine)
     if request.null_text != "encoded" and engine != "torch":
         raise UsageError(f"The engine {engine} takes no null caption; null_text={request.null_text} needs torch.")
     return Job("pixart", source)

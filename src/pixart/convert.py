@@ -111,8 +111,8 @@ def _to_official(options: Convert, source: Path) -> None:
 
 
 def _to_folder(options: Convert, source: Path) -> None:
+    from pixart.checkpoints.model_folder import open_model_folder
     from pixart.checkpoints.sources import read_source, write_diffusers
-    from pixart.sampling.model_folder import open_model_folder
 
     parts = None if options.parts is None else resolve(options.parts, "parts")
     if parts is not None and not parts.is_dir():
@@ -157,7 +157,7 @@ def _started_from_dit(options: Convert, source: Path):
 
 def _to_fast(source: Path, dest: Path) -> int:
     from pixart.checkpoints.fast import add_fast
-    from pixart.sampling.model_folder import open_model_folder
+    from pixart.checkpoints.model_folder import open_model_folder
 
     had_graphs = open_model_folder(dest).has_graphs
     print(add_fast(source, dest))
@@ -168,7 +168,7 @@ def _to_fast(source: Path, dest: Path) -> int:
 
 
 def _to_onnx(source: Path) -> int:
-    from pixart.sampling.model_folder import open_model_folder
+    from pixart.checkpoints.model_folder import open_model_folder
 
     folder = open_model_folder(source)
     _write_graphs(folder)
@@ -179,9 +179,10 @@ def _to_onnx(source: Path) -> int:
 
 def _write_graphs(folder) -> None:
     """Of a checked model folder, those of what it was opened to draw with; prints their paths."""
+    from pixart.graphs.engine import GraphNetworks
     from pixart.graphs.write import write_graphs
-    from pixart.sampling.onnx_engine import OnnxEngine
-    from pixart.sampling.pipeline import Pipeline
+    from pixart.pipeline.networks import choose_runtime, load_networks
+    from pixart.pipeline.pipeline import Pipeline
 
     source = folder.path
     if folder.transformer.get("qk_norm") or folder.transformer.get("kv_compress_blocks"):
@@ -191,19 +192,19 @@ def _write_graphs(folder) -> None:
         )
 
     def check(names: tuple[str, ...]) -> None:
-        pictures = []
-        for engine in ("torch", OnnxEngine(folder, graphs=names)):
-            pipeline = Pipeline(folder, engine=engine)
-            asked = {} if folder.fast else {"negative_prompt": "a house", "steps": 4}
-            drawn = pipeline("a red apple", seed=0, **asked).images[0]
-            pictures.append(np.asarray(drawn).astype(int))
-        difference = int(np.abs(pictures[0] - pictures[1]).max())
+        in_torch = load_networks(folder, choose_runtime(folder, "torch", "float32", device="cpu"))
+        options = {} if folder.fast else {"negative_prompt": "a house", "steps": 4}
+        first, second = (
+            np.asarray(Pipeline(folder, networks)("a red apple", seed=0, **options).images[0]).astype(int)
+            for networks in (in_torch, GraphNetworks(folder, graphs=names))
+        )
+        difference = int(np.abs(first - second).max())
         if difference > LARGEST_DIFFERENCE:
             raise PixArtError(
                 f"The engines differ by {difference} of 255 on {source}, more than {LARGEST_DIFFERENCE}; no "
                 "graphs were written. Draw this model with --engine torch."
             )
-        _say(f"The engines draw the same picture (largest difference: {difference} of 255).")
+        _say(f"The engines give the same image (largest difference: {difference} of 255).")
 
     for path in write_graphs(folder, check):
         print(path)

@@ -127,22 +127,25 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit), str(path))
 
 
-def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """As `read_json`, for a file that must hold an object."""
-    value = read_json(path, limit)
+def read_json_object(path: Path, limit: int = MAX_JSON_BYTES, *, nonfinite: bool = False) -> dict[str, Any]:
+    """As `read_json`, for a file that must hold an object; `nonfinite` as in `parse_json`."""
+    value = parse_json(read_bytes(path, limit), str(path), nonfinite=nonfinite)
     if not isinstance(value, dict):
         raise PixArtError(f"{path} does not hold a JSON object.")
     return value
 
 
-def parse_json(content: str | bytes, where: str) -> Any:
+def parse_json(content: str | bytes, where: str, *, nonfinite: bool = False) -> Any:
     """Strict JSON: UTF-8, no NaN or infinity, nested at most `MAX_JSON_DEPTH` deep.
+
+    `nonfinite` lets NaN, Infinity and -Infinity pass, which Diffusers writes into scheduler configs.
 
     Raises:
         PixArtError: names `where` and what is wrong.
     """
     try:
-        value = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
+        refuse = {} if nonfinite else {"parse_constant": _refuse_constant}
+        value = json.loads(content, parse_float=_finite, **refuse)
     except RecursionError:
         raise PixArtError(f"{where} is nested too deep to be read.") from None
     except ValueError as error:

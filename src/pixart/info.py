@@ -13,8 +13,8 @@ from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, re
 from pixart.errors import PixArtError
 
 if TYPE_CHECKING:
+    from pixart.checkpoints.model_folder import ModelFolder
     from pixart.model.pixart import PixArtConfig
-    from pixart.sampling.model_folder import ModelFolder
 
 MEMORY_SIZES = (256, 512, 1024)  # sides of the pictures whose memory is estimated
 
@@ -75,7 +75,7 @@ def describe(
     Raises:
         PixArtError: it is not there, damaged, or nothing that pixart knows.
     """
-    from pixart.sampling.model_folder import DEFAULT_MODEL, open_model_folder
+    from pixart.checkpoints.model_folder import DEFAULT_MODEL, open_model_folder
 
     path = DEFAULT_MODEL if source is None else resolve(source, "configs")
     if not path.exists():
@@ -149,33 +149,32 @@ def _drawn(folder: "ModelFolder") -> dict[str, Any]:
 
 
 def _memory(folder: "ModelFolder") -> dict[str, Any]:
-    """The estimated peaks of drawing one picture with torch on this machine's CPU, in bytes."""
-    from pixart.sampling.memory_estimate import WAYS, estimate, free_memory
+    """The estimated peaks of generating one image with torch on this machine's CPU, in bytes."""
+    from pixart.pipeline.memory_estimate import WAYS, estimate
+    from pixart.runtime.device import find_cpu
 
-    free = free_memory()
-    peaks = []
+    free, estimates = find_cpu().free_bytes, []
     for way in WAYS:
         for size in MEMORY_SIZES:
-            found = estimate(folder, way.dtype, way.memory, size, size)
-            fits = None if free is None else found.needs <= free
-            peaks.append({"options": way.options, "size": size, "needs": found.needs, "peak": found.peak, "fits": fits})
-    return {"free": free, "estimates": peaks}
+            needs = estimate(folder, way.dtype, way.memory, size, size)
+            estimates.append({"options": way.options, "size": size, "needs": needs, "fits": needs <= free})
+    return {"free": free, "estimates": estimates}
 
 
 def _memory_lines(memory: dict[str, Any] | None) -> list[str]:
-    """A table: a line for every way to draw, a column for every size."""
+    """A table: a line for every way to generate, a column for every size."""
     if memory is None:
         return []
-    free = "an unknown amount" if memory["free"] is None else f"{memory['free'] / 1e9:.1f} GB"
     rows: dict[str, list[str]] = {}
     for one in memory["estimates"]:
-        mark = "" if one["fits"] is None else "  fits" if one["fits"] else "    no"
-        rows.setdefault(one["options"], []).append(f"{one['needs'] / 1e9:8.2f} GB{mark}")
-    wide = max(map(len, rows)) + 2
+        fits = "  fits" if one["fits"] else "    no"
+        rows.setdefault(one["options"], []).append(f"{one['needs'] / 1e9:8.2f} GB{fits}")
+    longest = max(map(len, rows)) + 2
     return [
-        f"memory             {free} free here; what drawing one picture with torch on the CPU would need, estimated:",
-        f"  {'options':{wide}}" + "".join(f"{f'{size} px':>17}" for size in MEMORY_SIZES),
-        *(f"  {options:{wide}}{''.join(cells)}" for options, cells in rows.items()),
+        f"memory             {memory['free'] / 1e9:.1f} GB free here; what generating one image with torch on the CPU "
+        "takes, estimated:",
+        f"  {'options':{longest}}" + "".join(f"{f'{size} px':>17}" for size in MEMORY_SIZES),
+        *(f"  {options:{longest}}{''.join(cells)}" for options, cells in rows.items()),
     ]
 
 

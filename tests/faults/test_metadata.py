@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def restored(path):
-    from pixart.sampling.restore import restore_settings
+    from pixart.pipeline.restore import restore_settings
 
     return restore_settings(path)
 
@@ -223,7 +223,7 @@ def test_what_a_file_costs_to_read_has_a_limit(tmp_path, name):
     program = """
 import resource, sys
 from pixart.errors import PixArtError
-from pixart.sampling.restore import restore_settings
+from pixart.pipeline.restore import restore_settings
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 400 * 2**20,) * 2)
 used = resource.getrusage(resource.RUSAGE_SELF)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pixart.checkpoints.names import to_diffusers_names, to_official_names
 from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes
-from pixart.checkpoints.weight_files import weight_files
+from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ def read_weights(folder: Path, name: str) -> "tuple[dict[str, torch.Tensor], str
 def read_transformer(
     folder: Path | str, dtype: "torch.dtype | None" = None
 ) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
-    """Config and tensors (official names, as they are stored, or in `dtype`) of a `transformer/` folder, checked.
+    """Config and tensors (official names) of a `transformer/` folder, in `dtype`, or as they are stored.
+
+    Tensors as they are stored are for a conversion, and looked over for NaN and infinity, which takes a while; what is
+    loaded to sample is not, since sampling notices.
 
     Raises:
         PixArtError: as `load_transformer`.
@@ -135,8 +138,9 @@ def read_transformer(
     with torch.device("meta"):
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
     check_tensors(shapes(state), shapes(expected), where)
-    refuse_not_finite(state, where)
-    if dtype is not None:  # before queries, keys and values are put together, which copies them
+    if dtype is None:
+        refuse_not_finite(state, where)
+    else:  # before queries, keys and values are put together, which copies them
         for name in list(state):
             state[name] = state[name].to(dtype)
     return config, to_official_names(state, config.depth)
@@ -221,15 +225,11 @@ def read_settings(path: Path) -> dict:
     Raises:
         PixArtError: the file is missing, damaged, or describes a network that pixart does not have.
     """
-    if not path.is_file():
-        raise PixArtError(f"The model folder is not complete: {path} is missing.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise PixArtError(f"The model folder is damaged: {path} cannot be read as JSON ({error}).") from error
-    if not isinstance(settings, dict) or settings.get("_class_name") not in CLASS_NAMES:
-        found = settings.get("_class_name") if isinstance(settings, dict) else type(settings).__name__
-        raise PixArtError(f"{path} describes {found!r}, not a PixArt transformer ({' or '.join(CLASS_NAMES)}).")
+    settings = read_object(path)
+    if settings.get("_class_name") not in CLASS_NAMES:
+        raise PixArtError(
+            f"{path} describes {settings.get('_class_name')!r}, not a PixArt transformer ({' or '.join(CLASS_NAMES)})."
+        )
     settings.setdefault("attention_type", "default")
     if settings.get("use_additional_conditions") is None:  # Diffusers' own default
         settings["use_additional_conditions"] = settings.get("sample_size") == 128

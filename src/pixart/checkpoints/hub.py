@@ -16,7 +16,16 @@ from pixart.errors import PixArtError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 WEIGHTS = {"text_encoder": "model.safetensors", "transformer": WEIGHTS_NAME, "vae": WEIGHTS_NAME}
-ROOT_FILES = ("model_index.json", "styles.json", "pixart.json", "README.md", "LICENSE", "LICENSE.txt", CONFIG_NAME)
+ROOT_FILES = (
+    "model_index.json",
+    "styles.json",
+    "pixart.json",
+    "hashes.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    CONFIG_NAME,
+)
 SMALL_SUFFIXES = (".json", ".txt", ".model")  # configs, indices and tokenizers
 # Whose weights are fetched, by what they are for.
 WANTED = {

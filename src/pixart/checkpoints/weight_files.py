@@ -1,33 +1,23 @@
-"""Safetensors files looked over without torch: whole or cut short, one or several, finite or not."""
+"""The files of a model folder looked over without torch: JSON objects, and safetensors files, one or several."""
 
-import hashlib
-import json
 import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pixart.checkpoints.tensors import is_pickle, refuse_names
+from pixart.checkpoints.tensors import is_pickle
 from pixart.errors import PixArtError
+from pixart.files import open_regular, parse_json, read_json_object
 
 MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
-PIECE = 8 << 20  # bytes read at once; a multiple of every number's size
-# Of a floating-point type: its width as an integer, and the bits of infinity; NaNs lie above, for either sign.
-INFINITY = {"F16": ("2", 0x7C00), "BF16": ("2", 0x7F80), "F32": ("4", 0x7F800000), "F64": ("8", 0x7FF0000000000000)}
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a model folder; PixArtError naming the file if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PixArtError(f"The model folder is not complete: {path} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise PixArtError(f"The model folder is damaged: {path} cannot be read ({error}).") from None
-    if not isinstance(value, dict):
-        raise PixArtError(f"The model folder is damaged: {path} does not hold a JSON object.")
-    return value
+        return read_json_object(path, nonfinite=True)
+    except PixArtError as error:
+        state = "damaged" if path.exists() else "not complete"
+        raise PixArtError(f"The model folder is {state}: {error}") from None
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -58,15 +48,15 @@ def check_whole(path: Path) -> dict[str, Any]:
         PixArtError: the file is missing or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-            header = json.loads(file.read(length)) if length <= MAX_HEADER else None
+            header = parse_json(file.read(length), str(path)) if length <= MAX_HEADER else None
     except FileNotFoundError:
         pickles = sorted(path.parent.glob("*.bin"))
         why = f" ({pickles[0].name} is a pickle, which pixart does not open)" if pickles else ""
         raise PixArtError(f"The model folder is not complete: {path} is missing{why}.") from None
-    except (OSError, ValueError):
+    except (OSError, PixArtError):
         header = None
     try:
         tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
@@ -81,38 +71,3 @@ def check_whole(path: Path) -> dict[str, Any]:
             f"The model folder is damaged: {path} should be {expected:,} bytes long and is {found:,}; copy it again."
         )
     return tensors
-
-
-def hash_finite(path: Path) -> str:
-    """SHA-256 of a safetensors file, all of whose numbers are looked at on the way.
-
-    Raises:
-        PixArtError: names the tensors with NaN or infinity in them.
-    """
-    tensors = check_whole(path)
-    wrong = []
-    with path.open("rb") as file:
-        start = file.read(8)
-        digest = hashlib.sha256(start)
-        digest.update(file.read(struct.unpack("<Q", start)[0]))
-        for name, entry in tensors.items():
-            begin, end = entry["data_offsets"]
-            finite = True
-            for at in range(begin, end, PIECE):
-                piece = file.read(min(PIECE, end - at))
-                digest.update(piece)
-                finite = finite and _is_finite(piece, str(entry.get("dtype")))
-            if not finite:
-                wrong.append(name)
-    refuse_names(wrong, len(tensors), str(path))
-    return digest.hexdigest()
-
-
-def _is_finite(piece: bytes, dtype: str) -> bool:
-    """By two maxima over the bits, at the speed of the memory: NaN and infinity are the largest of each sign."""
-    width, infinity = INFINITY.get(dtype, ("1", 0))
-    if width == "1" or len(piece) % int(width) or not piece:
-        return True
-    positive = np.frombuffer(piece, f"<i{width}").max()
-    negative = np.frombuffer(piece, f"<u{width}").max()
-    return bool(positive < infinity and negative < infinity + (1 << (8 * int(width) - 1)))

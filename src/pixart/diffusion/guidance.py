@@ -1,30 +1,30 @@
 """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with scale = 1 + w)."""
 
 
-def guide(conditional, null, scale: float):
-    """Move a prediction away from the null text's: null + scale * (conditional - null).
+def guide(conditional, unconditional, scale: float):
+    """Move a prediction away from the unconditional one: unconditional + scale * (conditional - unconditional).
 
     Works on numpy arrays and torch tensors of any one shape; velocity, eps and x_0 predictions alike. At scale 1 this
-    is the conditional prediction, so a caller who has scale 1 need not compute `null` at all.
+    is the conditional prediction, so a caller who has scale 1 need not compute `unconditional` at all.
     """
-    return null + scale * (conditional - null)
+    return unconditional + scale * (conditional - unconditional)
 
 
-def guided(conditional, null, scale: float, rescale: float, channels: int):
+def guided(conditional, unconditional, scale: float, rescale: float, channels: int):
     """`guide` on the first `channels` channels of predictions (B, C, h, w); a learned variance after them stays.
 
     `rescale` is phi of Lin et al. 2023 (arXiv 2305.08891, eq. 14-16): the share to which the guided prediction gets the
-    standard deviation of the conditional one, each picture for itself, since strong guidance oversaturates.
+    standard deviation of the conditional one, each image for itself, since strong guidance oversaturates.
     """
     first = conditional[:, :channels]
-    moved = guide(first, null[:, :channels], scale)
+    moved = guide(first, unconditional[:, :channels], scale)
     if rescale:
         moved = moved * (1 - rescale + rescale * _deviation(first) / _deviation(moved))
     if conditional.shape[1] == channels:
         return moved
-    whole = conditional + 0  # a copy; what follows must not write into the network's own answer
-    whole[:, :channels] = moved
-    return whole
+    result = conditional + 0  # a copy, since the network's own output must not be written to
+    result[:, :channels] = moved
+    return result
 
 
 def _deviation(x):

@@ -13,7 +13,7 @@ TEXT_ENCODERS = ("BertModel", "T5EncoderModel")  # the classes of transformers t
 class EncodedText:
     """Token states (1, L, T) float32 and their mask (1, L) bool, L a multiple of 16; `cut` is the text left out."""
 
-    states: "torch.Tensor"  # noqa: F821  torch is imported by those who draw, not by those who ask for help
+    states: "torch.Tensor"  # noqa: F821  torch takes seconds to import
     mask: "torch.Tensor"  # noqa: F821
     cut: str
 
@@ -33,7 +33,8 @@ class TextEncoder:
     ):
         """Load from disk only; with `eight_bit` the linear layers' weights are int8, and `dtype` is that of the rest.
 
-        Raises PixArtError, naming the folder, where it does not hold what it should.
+        Raises:
+            PixArtError: the folder does not hold what it should; names it.
         """
         import torch
         import transformers

@@ -1,15 +1,17 @@
-"""Texts that were read before: their states in a file, drawn with where there is no room for the text encoder.
+"""Texts that were encoded before: their states in a file, to generate where there is no room for the text encoder.
 
 A safetensors file: for the text number i `states.<i>` (L, T) fp32 and `mask.<i>` (L,) bool, padded as the encoder
-padded it, so that a picture has the same bytes as with the encoder. Its head says what made it.
+padded it, so that an image is the same as with the encoder. Its head says what made it.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pixart.config import structure
 from pixart.errors import PixArtError, UsageError
+from pixart.files import parse_json, replacing
 
 if TYPE_CHECKING:
     from pixart.encoders.text import EncodedText
@@ -26,9 +28,13 @@ class StatesHead:
     texts: tuple[str, ...]  # the prompts and the negative prompt, lower-cased and stripped, as the encoder read them
     cut: tuple[str, ...]  # the words of each that were over the limit
     max_tokens: int
-    encoder: dict[str, str]  # SHA-256 of the text encoder's weights, by file name
+    encoder: dict[str, str]  # hashes of the text encoder's weights, by file name (`pixart.checkpoints.hashes`)
     text_encoder_8bit: bool
     text_encoder_dtype: str
+
+    def __post_init__(self):
+        if not self.prompts or not self.texts or len(self.texts) != len(self.cut):
+            raise UsageError("it has no texts, or not as many cuts")
 
 
 def normalised(text: str) -> str:
@@ -37,7 +43,7 @@ def normalised(text: str) -> str:
 
 
 def write_text_states(path: Path, head: StatesHead, encoded: "list[EncodedText]") -> None:
-    """Write the states of the head's texts, whole or not at all. Raises PixArtError if the disk says no."""
+    """Write the states of the head's texts, completely or not at all. Raises PixArtError if the disk refuses."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -45,13 +51,10 @@ def write_text_states(path: Path, head: StatesHead, encoded: "list[EncodedText]"
     for number, text in enumerate(encoded):
         tensors[f"states.{number}"] = text.states[0].float().cpu().contiguous()
         tensors[f"mask.{number}"] = text.mask[0].cpu().contiguous()
-    part = path.with_name(f"{path.name}.part")
     try:
-        save_file(tensors, part, metadata={"format": FORMAT, "head": json.dumps(asdict(head))})
-        part.chmod(0o644)
-        part.replace(path)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"format": FORMAT, "head": json.dumps(asdict(head))})
     except (SafetensorError, OSError) as error:
-        part.unlink(missing_ok=True)
         raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from None
 
 
@@ -76,10 +79,10 @@ def read_head(path: Path) -> tuple[StatesHead, int]:
     if metadata.get("format") != FORMAT:
         raise PixArtError(f"{path} holds no text states; give a file that pixart encode wrote.")
     try:
-        head = _head(json.loads(metadata["head"]))
+        head = structure(parse_json(metadata["head"], str(path)), StatesHead, str(path))
         widths = {shapes[f"states.{i}"][1] for i in range(len(head.texts))}
         whole = all(shapes[f"mask.{i}"] == shapes[f"states.{i}"][:1] for i in range(len(head.texts)))
-    except (KeyError, ValueError, TypeError, IndexError):
+    except (KeyError, IndexError, PixArtError):
         widths, whole = set(), False
     if not whole or len(widths) != 1:
         raise PixArtError(f"{path} is damaged: its states are not those that its head names; write it again.")
@@ -87,7 +90,7 @@ def read_head(path: Path) -> tuple[StatesHead, int]:
 
 
 def check_texts(path: Path, texts: list[str], *, max_tokens: int, width: int) -> StatesHead:
-    """Whether a model that reads `max_tokens` tokens of `width` can draw `texts` with this file.
+    """Whether a model that reads `max_tokens` tokens of `width` can generate from `texts` with this file.
 
     Raises:
         UsageError: it cannot; says why. PixArtError: the file is damaged.
@@ -130,18 +133,3 @@ class StoredTexts:
         if not states.isfinite().all() or not mask.any():
             raise PixArtError(f'{self.path} is damaged: the states of "{normalised(text)}" cannot be; write it again.')
         return EncodedText(states.float()[None], mask.bool()[None], self.head.cut[number])
-
-
-def _head(found: Any) -> StatesHead:
-    """Raises TypeError or ValueError for what no head can be."""
-    head = StatesHead(**found)
-    prompts, texts, cut = tuple(head.prompts), tuple(head.texts), tuple(head.cut)
-    checks = (
-        prompts and texts and len(texts) == len(cut),
-        all(isinstance(text, str) for text in prompts + texts + cut),
-        isinstance(head.max_tokens, int) and isinstance(head.encoder, dict),
-        isinstance(head.text_encoder_8bit, bool) and isinstance(head.text_encoder_dtype, str),
-    )
-    if not all(checks):
-        raise ValueError("no head")
-    return StatesHead(**(found | {"prompts": prompts, "texts": texts, "cut": cut}))

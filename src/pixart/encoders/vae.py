@@ -10,10 +10,11 @@ from pixart.errors import PixArtError
 class Decoder:
     """Diffusers' AutoencoderKL from a folder, used from latents to pixels only. Holds no state between calls."""
 
-    def __init__(self, folder: Path, *, dtype: str = "float32", way: str = "whole"):
-        """Load from disk only; `dtype` and `way` are `vae_dtype` and `decode` of `pixart.sampling.memory.Memory`.
+    def __init__(self, folder: Path, *, dtype: str = "float32", tiled: bool = False):
+        """Load from disk only; with `tiled` large images are decoded in overlapping tiles that are blended.
 
-        Raises PixArtError, naming the folder, where it does not hold what it should.
+        Raises:
+            PixArtError: the folder does not hold what it should; names it.
         """
         import torch
         from diffusers import AutoencoderKL
@@ -35,34 +36,33 @@ class Decoder:
                 f"The autoencoder in {folder} lacks weights, among them {sorted(info['missing_keys'])[0]}."
             )
         self.model = model.eval().requires_grad_(False)
-        self.folder, self.way = folder, way
-        if way == "tiled":
+        self.folder = folder
+        if tiled:
             self.model.enable_tiling()
 
-    def decode(self, latent) -> np.ndarray:
-        """Latent tensor (1, C, h, w) -> uint8 RGB (H, W, 3). One picture at a time, so that its bytes are its own.
+    def decode(self, latents) -> np.ndarray:
+        """Latent tensor (B, C, h, w) -> uint8 RGB (B, H, W, 3).
 
         Only `scaling_factor` is applied, and pixels are rounded, as the stock PixArt pipeline does.
         """
         import torch
 
-        from pixart.encoders.strips import decode_in_strips
-
         with torch.inference_mode():
-            latent = latent.to(self.model.device, self.model.dtype) / self.model.config.scaling_factor
-            if self.way == "sequential":
-                pixels = decode_in_strips(self.model, latent)
-            else:
-                pixels = self.model.decode(latent, return_dict=False)[0]
-            pixels = (pixels.float() * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
-        check_pixels(pixels, self.folder)
-        return (pixels * 255).round().astype(np.uint8)
+            latents = latents.to(self.model.device, self.model.dtype) / self.model.config.scaling_factor
+            pixels = self.model.decode(latents, return_dict=False)[0].float().cpu().numpy()
+        return to_bytes(pixels, self.folder)
 
 
-def check_pixels(pixels: np.ndarray, folder: Path) -> None:
-    """PixArtError if there is NaN among the pixels, which would become black without a word."""
+def to_bytes(pixels: np.ndarray, folder: Path) -> np.ndarray:
+    """Pixels (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded; `folder` is the autoencoder's, for the message.
+
+    Raises:
+        PixArtError: there is NaN among the pixels, which would silently become black.
+    """
     if np.isnan(pixels).any():
         raise PixArtError(
-            f"The autoencoder in {folder} gave pixels that are not numbers; copy it again, or decode in fp32 if its "
-            "weights are whole."
+            f"The autoencoder in {folder} gave pixels that are not numbers; copy it again, or decode in float32 if its "
+            "weights are sound."
         )
+    pixels = np.clip(pixels * np.float32(0.5) + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
+    return (pixels * 255).round().astype(np.uint8)

@@ -108,7 +108,7 @@ def _evaluate(options: Evaluate) -> int:
 
     from pixart.evaluation.composition import check_data, combinations
     from pixart.evaluation.reference import choose
-    from pixart.sampling.pipeline import Pipeline
+    from pixart.pipeline.pipeline import Pipeline
 
     if options.composition:
         combinations(options.num)
@@ -159,9 +159,7 @@ def _one(pipeline, judge, reference, asked, pictures: Path | None, output: Path 
     begun = time.monotonic()
     drawn = drawing.draw(pipeline, reference, asked, folder, _say)
     _say(f"judging {len(drawn.paths):,} pictures")
-    told = report(
-        drawn, look(drawing.read(drawn.paths), judge), judge, reference, pipeline.engine.provenance()["versions"]
-    )
+    told = report(drawn, look(drawing.read(drawn.paths), judge), judge, reference, pipeline.provenance["versions"])
     told["seconds"] = round(time.monotonic() - begun, 1)
     path = output or folder / f"scores-{asked.num}.json"
     _write(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")

@@ -25,7 +25,7 @@ from pixart.evaluation.statistics import Estimate, check_enough, mean
 
 if TYPE_CHECKING:
     from pixart.data.imagefolder import Record
-    from pixart.sampling.pipeline import Pipeline
+    from pixart.pipeline.pipeline import Pipeline
 
 SET = "composition"
 GROUPS = {"all": "all combinations", "colour": "thing x colour", "skin tone": "person x skin tone x style"}
@@ -209,7 +209,7 @@ def evaluate(
             "reference": reference.sha256,
         },
         **{key: settings[key] for key in ("model", "model_hash", "engine", "dtype")},
-        "versions": pipeline.engine.provenance()["versions"],
+        "versions": pipeline.provenance["versions"],
         "scores": {
             column: {group: {name: asdict(e) for name, e in found.items()} for group, found in groups.items()}
             for column, groups in columns.items()

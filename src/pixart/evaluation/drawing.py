@@ -14,7 +14,7 @@ from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.reference import Reference, choose
 
 if TYPE_CHECKING:
-    from pixart.sampling.pipeline import Pipeline
+    from pixart.pipeline.pipeline import Pipeline
 
 SETTINGS = "drawn-as.json"
 
@@ -32,7 +32,7 @@ class Asked:
 
     def request(self, pipeline: "Pipeline", caption: str, number: int):
         """The checked request of picture `number`."""
-        from pixart.sampling.request import make_request
+        from pixart.pipeline.request import make_request
 
         return make_request(
             pipeline.folder,
@@ -57,11 +57,11 @@ class Drawn:
 
 def settings_of(pipeline: "Pipeline", asked: Asked) -> dict:
     """Every setting that decides the pictures, resolved: what a folder of pictures is known by."""
-    from pixart.sampling.model_folder import hash_weights
+    from pixart.checkpoints.model_folder import weight_hashes
 
     request = asked.request(pipeline, "", 0)
-    hashes = hash_weights(pipeline.folder)
-    engine = pipeline.engine.provenance()
+    hashes = weight_hashes(pipeline.folder)
+    engine = pipeline.provenance
     return {
         "num": asked.num,
         "seed": asked.seed,
@@ -100,7 +100,7 @@ def draw_captions(
     Raises:
         UsageError: the folder holds pictures that were drawn otherwise. PixArtError: it cannot be written.
     """
-    from pixart.sampling.image_files import slug, write_png
+    from pixart.pipeline.image_files import slug, write_image
 
     settings = settings_of(pipeline, asked)
     _claim(folder, {key: value for key, value in settings.items() if key != "num"})
@@ -110,9 +110,9 @@ def draw_captions(
         report(f"{len(paths) - len(missing):,} of {len(paths):,} pictures are in {folder} already")
     for count, number in enumerate(missing, 1):
         request = asked.request(pipeline, captions[number], number)
-        picture = next(iter(pipeline.draw(request)))
+        picture = next(iter(pipeline.generate(request)))
         paths[number].unlink(missing_ok=True)
-        write_png(picture.image, picture.settings, paths[number])
+        write_image(picture.image, picture.settings, paths[number])
         if count % 16 == 0 or count == len(missing):
             report(f"drew {count:,} of {len(missing):,}")
     return paths
@@ -129,7 +129,7 @@ def read(paths: list[Path]) -> list[Image.Image]:
 
 def usual_folder(pipeline: "Pipeline", asked: Asked) -> Path:
     """Where the pictures go that nobody named a place for: the same for the same model and settings."""
-    from pixart.sampling.image_files import slug
+    from pixart.pipeline.image_files import slug
 
     told = {key: value for key, value in settings_of(pipeline, asked).items() if key != "num"}
     name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]

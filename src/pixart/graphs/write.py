@@ -6,11 +6,11 @@ from pathlib import Path
 
 import onnx
 
+from pixart.checkpoints.model_folder import ModelFolder, fingerprint
 from pixart.errors import PixArtError
 from pixart.graphs.decoder import build_decoder
 from pixart.graphs.denoiser import build_denoiser
 from pixart.graphs.text import build_text
-from pixart.sampling.model_folder import ModelFolder, fingerprint
 
 MAX_BYTES = 4_000_000_000  # of weights; ONNX Runtime holds them in fp32, and larger models want a GPU anyway
 

@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PerText = Tensor | tuple[Tensor | None, ...]  # one for all pictures, or one for each of several texts
-
 
 class Attention(nn.Module):
     """Self-attention over image tokens: (B, N, D) -> (B, N, D).
 
     Two options of PixArt-Σ (arXiv 2403.04692, section 3.2; PixArt-sigma `PixArt_blocks.py:AttentionKVCompress`): with
-    `qk_norm` queries and keys are normed over the whole width, and with `kv_compress` k above 1 keys and values are
-    made k times narrower and lower by a convolution that knows each channel by itself.
+    `qk_norm` queries and keys are normed over the full width, and with `kv_compress` k above 1 keys and values are
+    made k times narrower and lower by a depthwise convolution.
     """
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool = False, kv_compress: int = 1):
@@ -30,26 +28,20 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """`grid` is rows and columns, rows · columns = N; only compression must know it."""
+        """`grid` is rows and columns, rows · columns = N; only compression needs it."""
         query, key, value = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
         query, key = self.q_norm(query), self.k_norm(key)
         if self.kv_compress > 1:
             if grid is None:
-                raise ValueError("compressing keys and values needs the rows and columns of a whole picture")
+                raise ValueError("compressing keys and values needs the rows and columns of a complete image")
             key, value = self.compress(key, *grid), self.compress(value, *grid)  # (B, M, D) each, M = N/k²
         (query,), (key,), (value,) = (split_heads(part, 1, self.num_heads) for part in (query, key, value))
         return self.proj(join_heads(attend(query, key, value, None)))  # (B, N, D)
 
     def compress(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """(B, N, D) -> (B, M, D)."""
-        step = self.kv_compress
-        down, across = rows // step, columns // step  # what is over at the edges falls away, as in a convolution
-        x = x.unflatten(1, (rows, columns))[:, : down * step, : across * step]
-        x = x.unflatten(2, (across, step)).unflatten(1, (down, step))  # (B, down, step, across, step, D)
-        weight = self.sr.weight[:, 0].permute(1, 2, 0)[:, None]  # (step, 1, step, D)
-        # The convolution's sums, written out: its own round otherwise in another batch size.
-        x = (x.float() * weight.float()).sum((2, 4)) + self.sr.bias.float()  # (B, down, across, D)
-        return self.norm(x.to(self.sr.weight.dtype).flatten(1, 2))
+        image = x.transpose(1, 2).unflatten(2, (rows, columns)).to(self.sr.weight.dtype)  # (B, D, rows, columns)
+        return self.norm(self.sr(image).flatten(2).transpose(1, 2))
 
 
 class CrossAttention(nn.Module):
@@ -67,19 +59,10 @@ class CrossAttention(nn.Module):
         key, value = split_heads(self.kv_linear(text), 2, self.num_heads)
         return key, value
 
-    def forward(self, x: Tensor, key: PerText, value: PerText, mask: PerText | None) -> Tensor:
-        """Keys and values (B or 1, h, L, d), mask (B or 1, 1, 1, L) bool; or one of each for each of several texts.
-
-        Several texts share the B pictures evenly, in order, and are not padded to one length: bf16 would round
-        otherwise for it, and a picture must not depend on its neighbours' texts.
-        """
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Keys and values (B or 1, h, L, d), mask (B or 1, 1, 1, L) bool or None, to read every text token."""
         (query,) = split_heads(self.q_linear(x), 1, self.num_heads)  # (B, h, N, d)
-        if isinstance(key, Tensor):
-            read = attend(query, key, value, mask)
-        else:
-            queries = query.chunk(len(key))
-            read = torch.cat([attend(*each) for each in zip(queries, key, value, mask, strict=True)])
-        return self.proj(join_heads(read))  # (B, N, D)
+        return self.proj(join_heads(attend(query, key, value, mask)))  # (B, N, D)
 
 
 class Mlp(nn.Module):

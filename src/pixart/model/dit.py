@@ -1,6 +1,6 @@
 """The class-conditional DiT (arXiv 2212.09748) that learns pixels in stage 1, before there is any text.
 
-Official DiT parameter names, except that a picture here may have classes of several kinds (what it shows, in which
+Official DiT parameter names, except that an image here may have classes of several kinds (what it shows, in which
 style): `y_embedders.k.embedding_table` for kind k instead of one `y_embedder`. Shape letters are those of pixart.py;
 K is the number of class kinds.
 """

@@ -7,7 +7,6 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,10 +21,7 @@ class PatchEmbed(nn.Module):
         high, wide = self.proj.stride
         if latent.shape[-2] % high or latent.shape[-1] % wide:
             raise ValueError(f"latent {tuple(latent.shape[-2:])} is not a multiple of the patch {self.proj.stride}")
-        patches = latent.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # (B, C, rows, P, columns, P)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C·P·P)
-        # The same sums as the convolution's, but those round otherwise in another batch size.
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, D)
+        return self.proj(latent).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
 def unpatchify(patches: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
@@ -41,7 +37,7 @@ def sincos_positions(
     """Fixed 2-D sine-cosine positions, (N, D): the first half of D tells the column, the second the row.
 
     The grid always spans `base_size / scale` units, whatever its size, so that a network trained at one resolution
-    sees known positions at another. Figures as in PixArt-alpha `PixArt.py:get_2d_sincos_pos_embed` and Diffusers 0.42
+    sees known positions at another. Values as in PixArt-alpha `PixArt.py:get_2d_sincos_pos_embed` and Diffusers 0.42
     `embeddings.py`: positions in fp32, angles in fp64.
     """
 

@@ -11,15 +11,15 @@ Parameter names are those of the official checkpoints. Shape letters, here and i
     L text tokens    T width of the text states   h, d heads and width of a head, h · d = D
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.errors import UsageError
-from pixart.model.block import Attention, CrossAttention, Mlp, PerText, modulated_norm
+from pixart.model.block import Attention, CrossAttention, Mlp, modulated_norm
 from pixart.model.embed import PatchEmbed, TimestepEmbedder, positions_for, unpatchify
 
 
@@ -29,8 +29,8 @@ class PixArtConfig:
 
     `sample_size` is the side of the latent for which positions count 0, 1, 2, ...; other sizes are stretched or
     squeezed over the same span. `interpolation_scale` None means max(sample_size // 64, 1), as in Diffusers.
-    With `micro_conditions` the network is told the original size of the picture and its aspect ratio, as the released
-    1024-px model is; Diffusers calls it `use_additional_conditions`.
+    With `micro_conditions` the original size of the image and its aspect ratio are inputs, as of the released
+    1024-px model; Diffusers calls it `use_additional_conditions`.
 
     `qk_norm` and `kv_compress`, in the blocks of `kv_compress_blocks`, are PixArt-Σ's; see `Attention`.
     """
@@ -89,38 +89,50 @@ def position_scale(sample_size: int, interpolation_scale: float | None) -> float
 
 @dataclass(frozen=True)
 class TextContext:
-    """All that the blocks need of a text: one (keys, values) pair per block, (B, h, L, d) each, and the key mask.
+    """All that the blocks need of B texts: a (keys, values) pair per block, (B, h, L, d) each, and the mask of keys."""
 
-    Or of several texts, see `together`: then each of these is a tuple with a tensor per text.
-    """
-
-    keys_and_values: list[tuple[PerText, PerText]]
-    mask: PerText | None  # (B, 1, 1, L) bool, True = read this token; None = read all
+    keys_and_values: list[tuple[Tensor, Tensor]]
+    mask: Tensor | None  # (B, 1, 1, L) bool, True = read this token; None = read all
 
     @staticmethod
     def together(texts: Sequence["TextContext"]) -> "TextContext":
-        """Texts of any length for one batch: B pictures, the first B / len(texts) of them for the first text, ..."""
+        """The rows of several contexts as one, in their order; the shorter texts are padded, and the padding masked.
+
+        Contexts of one row are repeated as often as the longest has rows, so that one unconditional text serves all.
+        """
         if len(texts) == 1:
             return texts[0]
-        blocks = zip(*(text.keys_and_values for text in texts), strict=True)
-        return TextContext(
-            [tuple(zip(*block, strict=True)) for block in blocks],  # keys of all texts, values of all texts
-            tuple(text.mask for text in texts),
-        )
+        lengths = [text.keys_and_values[0][0].shape[2] for text in texts]
+        rows, longest = max(text.rows for text in texts), max(lengths)
 
+        def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+            """Along the batch, each padded with zeros, or False, to the longest along `axis` (counted from the end)."""
+            parts = [F.pad(part, (0, 0) * (axis - 1) + (0, longest - part.shape[-axis])) for part in parts]
+            return torch.cat([part.expand(rows if len(part) == 1 else len(part), -1, -1, -1) for part in parts])
 
-class Route(Protocol):
-    """Decides which blocks a step computes; without one it is all of them."""
+        keys_and_values = [
+            tuple(joined([text.keys_and_values[block][kind] for text in texts], 2) for kind in (0, 1))
+            for block in range(len(texts[0].keys_and_values))
+        ]
+        if all(text.mask is None and length == longest for text, length in zip(texts, lengths, strict=True)):
+            return TextContext(keys_and_values, None)
+        device = keys_and_values[0][0].device
+        masks = [
+            torch.ones(text.rows, 1, 1, length, dtype=torch.bool, device=device) if text.mask is None else text.mask
+            for text, length in zip(texts, lengths, strict=True)
+        ]
+        return TextContext(keys_and_values, joined(masks, 1))
 
-    def through(self, x: Tensor, blocks: range, run: Callable[[Tensor, Sequence[int]], Tensor]) -> Tensor:
-        """Tokens (B, N, D) before the first block -> after the last; `run(x, numbers)` computes these blocks."""
+    @property
+    def rows(self) -> int:
+        return len(self.keys_and_values[0][0])
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """All that the network needs of a timestep (and size): made once per step, for every text of that step."""
+    """All that the network needs of timesteps (and sizes): made once per step; one row may serve the whole batch."""
 
-    blocks: Tensor  # (B or 1, 6, D), what `t_block` says to every block
+    blocks: Tensor  # (B or 1, 6, D), the output of `t_block`, for every block
     final: Tensor  # (B or 1, D), what the last layer reads
 
 
@@ -150,14 +162,14 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        key: PerText,
-        value: PerText,
-        mask: PerText | None,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """x (B, N, D), modulation (B, 6, D), key, value and mask as `CrossAttention` takes them -> (B, N, D).
+        """x (B, N, D), modulation (B or 1, 6, D), key, value and mask as `CrossAttention` takes them -> (B, N, D).
 
-        `grid` is rows and columns of the tokens where x holds a whole picture; see `Attention`.
+        `grid` is rows and columns of the tokens where x holds all of an image; see `Attention`.
         """
         mine = (self.scale_shift_table + modulation).chunk(6, dim=1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = mine  # (B, 1, D) each
@@ -206,10 +218,10 @@ class PixArt(nn.Module):
 
         Args:
             x_t: noisy latents (B, C, H, W); H and W are multiples of the patch size.
-            timestep: (B,) or (1,), whole or fractional, 0 (clean) to 1000 (noise).
+            timestep: one per row (B,), or one for all (1,), whole or fractional, 0 (clean) to 1000 (noise).
             text: token states of the text encoder (B, L, T).
             text_mask: (B, L) bool, True where `text` holds a token; at least one per row.
-            size: (B, 3) or (1, 3), height and width of the original picture in pixels and the aspect ratio, height
+            size: (B, 3) or (1, 3), height and width of the original image in pixels and the aspect ratio, height
                 over width; a network with micro-conditions must have it, another ignores it.
 
         Returns:
@@ -228,24 +240,20 @@ class PixArt(nn.Module):
         time = self.t_embedder(timestep)  # (B, D)
         if self.config.micro_conditions:
             if size is None:
-                raise ValueError("this network has micro-conditions and needs the size of the picture")
+                raise ValueError("this network has micro-conditions and needs the size of the image")
             # Each number is embedded by itself; csize_embedder serves both sides (PixArt-alpha PixArtMS.py).
             sides = self.csize_embedder(size[:, :2].flatten()).view(len(size), -1)  # (B, 2·D/3)
             time = time + torch.cat([sides, self.ar_embedder(size[:, 2])], dim=1)
         return Modulation(self.t_block(time).unflatten(1, (6, -1)), time)
 
-    def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext, route: Route | None = None) -> Tensor:
-        """The rest: latents (B, C, H, W), with timestep and text already read -> (B, out_channels, H, W)."""
+    def denoise(self, x_t: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
+        """The rest of `forward`: latents (B, C, H, W), timestep and text embedded -> (B, out_channels, H, W).
+
+        Rows are independent: each may have its own timestep and text.
+        """
         x, grid = self.embed_latent(x_t), self.grid(x_t)
-
-        def run(x: Tensor, numbers: Sequence[int]) -> Tensor:
-            for number in numbers:
-                key, value = context.keys_and_values[number]
-                x = self.blocks[number](x, modulation.blocks, key, value, context.mask, grid)
-            return x
-
-        every = range(len(self.blocks))
-        x = run(x, every) if route is None else route.through(x, every, run)
+        for block, (key, value) in zip(self.blocks, context.keys_and_values, strict=True):
+            x = block(x, modulation.blocks, key, value, context.mask, grid)
         patches = self.final_layer(x, modulation.final)
         return unpatchify(patches, *grid, self.config.patch_size)  # (B, out_channels, H, W)
 

@@ -43,7 +43,7 @@ PER_PICTURE = ("seed", "steps", "prompt", "resolved_prompt", "resolved_negative_
 
 
 class Drawn(Protocol):
-    """What is tracked: `pixart.sampling.pipeline.Picture`."""
+    """What is tracked: `pixart.pipeline.pipeline.Picture`."""
 
     image: Any
     seed: int

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pixart.checkpoints.fast import weights_hash
 from pixart.checkpoints.folder import write_with_vae
+from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, open_model_folder
 from pixart.data import features
 from pixart.data.encode import load_vae
 from pixart.data.imagefolder import read_split
 from pixart.encoders import autoencoder
 from pixart.errors import UsageError
-from pixart.sampling.model_folder import ModelFolder, load_denoiser, open_model_folder
 from pixart.training.batches import TextCondition, check_batch_sizes, digest, phase_at, weights_of_splits
 from pixart.training.decoding import Decoder, DecoderRecipe, Drawer, decoding_loss
 from pixart.training.precision import autocast

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.schedule import Schedule, make_schedule
+from pixart.diffusion.solvers import dpm_solver, euler
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArt, PixArtConfig, TextContext
-from pixart.sampling.dpm_solver import dpm_solver
-from pixart.sampling.euler import euler
-from pixart.sampling.schedule import Schedule, make_schedule
 from pixart.tracking.tracker import TrackingConfig
 from pixart.training.batches import Phase, Sampling
 from pixart.training.loop import LoopConfig

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.fast import weights_hash, write_fast
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, load_denoiser, open_model_folder
 from pixart.data import features
 from pixart.data.imagefolder import Record, read_split
+from pixart.diffusion.solvers import euler
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArt
-from pixart.sampling.euler import euler
-from pixart.sampling.model_folder import DEFAULT_MODEL, ModelFolder, load_denoiser, open_model_folder
 from pixart.training.batches import TextCondition, check_batch_sizes, digest, phase_at, weights_of_splits
 from pixart.training.distillation import FastRecipe, Teacher, distillation_loss, draw_fast
 from pixart.training.precision import autocast

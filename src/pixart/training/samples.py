@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.noise import initial_noise
+from pixart.diffusion.schedule import make_schedule
+from pixart.diffusion.solvers import Step, dpm_solver
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
-from pixart.sampling.dpm_solver import Step, dpm_solver
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import make_schedule
 
 Drawn = list[tuple[Path, str]]  # picture files and their captions
 

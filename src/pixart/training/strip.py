@@ -11,13 +11,13 @@ from PIL import Image
 
 from pixart.checkpoints.folder import DDPM_SCHEDULER, FLOW_SCHEDULER, read_encoder_config
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.noise import initial_noise
+from pixart.diffusion.schedule import make_schedule
+from pixart.diffusion.solvers import dpm_solver
 from pixart.encoders.text import TextEncoder
 from pixart.encoders.vae import Decoder
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT
-from pixart.sampling.dpm_solver import dpm_solver
-from pixart.sampling.noise import initial_noise
-from pixart.sampling.schedule import make_schedule
 from pixart.training import checkpoint
 from pixart.training.networks import class_config, expected_config, text_network
 from pixart.training.recipe import ClassRecipe, Recipe, TextRecipe, from_run, text_folders
@@ -153,7 +153,7 @@ def _draw_classes(
     schedule = make_schedule(FLOW_SCHEDULER if recipe.objective == "flow" else DDPM_SCHEDULER, config.steps)
     for last in dpm_solver(denoise, noise[None].repeat(len(asked), 1, 1, 1), schedule):
         x_0 = last.x_t
-    return tuple(Image.fromarray(decoder.decode(latent[None])) for latent in x_0)
+    return tuple(Image.fromarray(pixels) for pixels in decoder.decode(x_0))
 
 
 def _indices(names: dict[str, list[str]], wanted: tuple[str, ...]) -> list[int]:

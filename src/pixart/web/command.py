@@ -38,10 +38,10 @@ class App:
     """The path that a proxy takes away before it hands a request on, such as /proxy/7860."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx, torch, or auto."""
-    dtype: Annotated[str, arg(metavar="NAME")] = "float32"
-    """float32, int8 (onnx) or bfloat16 (torch)."""
-    device: Annotated[str, arg(metavar="NAME")] = "cpu"
-    """cpu, or with torch cuda."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32, int8 (onnx), bfloat16 or float16 (torch), or auto."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cpu, with torch cuda or mps, or auto."""
     no_metadata: bool = False
     """Write pictures without settings in them. They cannot be drawn again from the file."""
     open: bool = False
@@ -63,7 +63,7 @@ def _run(options: App) -> int:
         print(f"Ignored: {', '.join(ignored)}; see docs/app.md, Safety.", file=sys.stderr, flush=True)
     import gradio  # noqa: F401  so that a missing extra is said before anything is loaded
 
-    from pixart.sampling.engine import choose_engine
+    from pixart.pipeline.networks import choose_runtime
     from pixart.web.models import Choice
     from pixart.web.studio import Studio
 
@@ -72,7 +72,7 @@ def _run(options: App) -> int:
         options.outputs,
         metadata=not options.no_metadata,
     )
-    choose_engine(studio.models.folder, options.engine, options.dtype, device=options.device)
+    choose_runtime(studio.models.folder, options.engine, options.dtype, device=options.device)
     studio.warm_up()
     page, address = serve(
         studio,

@@ -12,8 +12,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from pixart.errors import PixArtError
-from pixart.sampling.image_files import read_settings
-from pixart.sampling.prompts import NO_STYLE
+from pixart.pipeline.image_files import read_settings
+from pixart.pipeline.prompts import NO_STYLE
 from pixart.web import markup
 from pixart.web.draw_tab import DrawTab, samples
 from pixart.web.examples import examples_for
@@ -204,7 +204,7 @@ async def stream(studio: Studio, tab_id: str) -> AsyncIterator[list]:
 
 def head_line(studio: Studio) -> str:
     loaded = studio.models.loaded
-    return markup.model_line(studio.models.folder.name, loaded.pipeline.engine.name if loaded else "")
+    return markup.model_line(studio.models.folder.name, loaded.pipeline.networks.name if loaded else "")
 
 
 def field_updates(studio: Studio, form: Form) -> list:
@@ -222,7 +222,7 @@ def field_updates(studio: Studio, form: Form) -> list:
 
 def from_file(studio: Studio, path: str) -> list:
     """The fields and a message from a picture that somebody dropped; whatever is in it, nothing is raised."""
-    from pixart.sampling.restore import fit_to_model, restore_settings
+    from pixart.pipeline.restore import fit_to_model, restore_settings
 
     try:
         found = fit_to_model(restore_settings(path), studio.models.folder)

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from pixart.sampling.prompts import NO_STYLE
+from pixart.pipeline.prompts import NO_STYLE
 from pixart.web import markup
 from pixart.web.examples import examples_for
 from pixart.web.form import ASPECTS, MAX_BATCHES, Form, default_form, samplers_of, styles_of

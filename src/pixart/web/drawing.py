@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from pixart.checkpoints.styles import style_notice
 from pixart.errors import PixArtError
-from pixart.sampling.image_files import slug, write_png
-from pixart.sampling.pipeline import Picture
-from pixart.sampling.request import Request
-from pixart.sampling.styles import style_notice
+from pixart.pipeline.image_files import slug, write_image
+from pixart.pipeline.pipeline import Generated
+from pixart.pipeline.request import Request
 from pixart.web.models import Loaded, Models
 from pixart.web.preview import data_uri
 from pixart.web.runs import Run, Runs
@@ -60,7 +60,7 @@ class Drawing:
         *,
         labels: tuple[str, ...] = (),
         columns: int = 0,
-        on_done: Callable[[list[Picture], float, Path], None] | None = None,
+        on_done: Callable[[list[Generated], float, Path], None] | None = None,
         metadata: bool = True,
     ):
         """Check the requests against the model of this moment.
@@ -96,11 +96,11 @@ class Drawing:
         started = time.monotonic()
         watch = _Watch(self, loaded, job, started)
         path: Path | None = None
-        pictures: list[Picture] = []
+        pictures: list[Generated] = []
         try:
             for request in self.requests:
                 watch.begin(request, len(pictures))
-                for picture in loaded.pipeline.draw(request, watch.step, self._say):
+                for picture in loaded.pipeline.generate(request, watch.step, self._say):
                     path = path or self.runs.new(request.resolved_prompts[0])
                     file = self._save(picture, request, path)
                     pictures.append(picture)
@@ -121,10 +121,10 @@ class Drawing:
             self.on_done(pictures, run.seconds, path)
         return run
 
-    def _save(self, picture: Picture, request: Request, folder: Path) -> Path:
+    def _save(self, picture: Generated, request: Request, folder: Path) -> Path:
         name = f"{slug(request.resolved_prompts[0])}-{picture.seed}.png"
         try:
-            return write_png(picture.image, picture.settings, folder / name, metadata=self.metadata)
+            return write_image(picture.image, picture.settings, folder / name, metadata=self.metadata)
         except PixArtError:
             # What was drawn is at least to be seen. And an empty folder helps nobody.
             index = next(i for i, tile in enumerate(self.view.tiles) if tile.path is None)

@@ -1,6 +1,6 @@
 """Prompts to begin with, which the loaded model can really draw: chosen by looking at what it drew of them."""
 
-from pixart.sampling.model_folder import DEFAULT_MODEL, ModelFolder
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder
 
 # The shipped model knows single objects, faces and signs on white, in its own styles: (prompt, style, seed).
 SHIPPED = [

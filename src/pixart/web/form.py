@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pixart.checkpoints.model_folder import ModelFolder
+from pixart.checkpoints.styles import known_styles
+from pixart.diffusion.noise import MAX_SEED
+from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import UsageError
-from pixart.sampling.bins import bins_of
-from pixart.sampling.model_folder import ModelFolder
-from pixart.sampling.noise import MAX_SEED
-from pixart.sampling.prompts import NO_STYLE
-from pixart.sampling.request import MAX_IMAGES, MIN_SIZE, Request, make_request
-from pixart.sampling.samplers import SAMPLERS
-from pixart.sampling.styles import known_styles
+from pixart.pipeline.bins import bins_of
+from pixart.pipeline.prompts import NO_STYLE
+from pixart.pipeline.request import MAX_IMAGES, MIN_SIZE, Request, make_request
 
 MAX_BATCHES = 25
 ASPECTS = {"1:1": 1.0, "4:3": 4 / 3, "3:4": 3 / 4, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}

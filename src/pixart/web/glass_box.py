@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pixart.errors import PixArtError
-from pixart.sampling.prompts import NO_STYLE
+from pixart.pipeline.prompts import NO_STYLE
 from pixart.web import markup
 from pixart.web.form import Form, samplers_of, styles_of
 from pixart.web.glass_box_html import NO_TORCH, looked_html, run_strip, said_html, shipped_strip

@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from pixart.errors import PixArtError
-from pixart.sampling.attention_maps import AttentionMaps, attention_maps, open_eye
-from pixart.sampling.pipeline import Pipeline
-from pixart.sampling.prompts import check_text
-from pixart.sampling.request import Request
-from pixart.sampling.trace import Trace, decode_steps, trace
+from pixart.pipeline.attention_maps import AttentionMaps, attention_maps, torch_networks
+from pixart.pipeline.pipeline import Pipeline
+from pixart.pipeline.prompts import check_text
+from pixart.pipeline.request import Request
+from pixart.pipeline.trace import Trace, decode_steps, trace
 
 MOST_STEPS = 24  # of a longer drawing so many are shown, evenly chosen
 MOST_WORDS = 40  # that have a button
@@ -33,7 +33,7 @@ class Eyes:
 
     def of(self, pipeline: Pipeline) -> Any:
         if pipeline not in self._open:
-            self._open[pipeline] = open_eye(pipeline)
+            self._open[pipeline] = torch_networks(pipeline)
         return self._open[pipeline]
 
 
@@ -100,7 +100,9 @@ def look_inside(
         label = f"Step {step + 1} of {count}, timestep {drawn.timesteps[step]}: what it believes the picture to be"
         frames.append(_frame(image, label, None if seen is None else seen.shares[step]))
     mean = None if seen is None else seen.shares.mean(axis=0)
-    frames.append(_frame(drawn.picture.image, "The finished picture; maps are the mean of all steps", mean, exact=True))
+    frames.append(
+        _frame(drawn.generated.image, "The finished picture; maps are the mean of all steps", mean, exact=True)
+    )
     return _looked(drawn, seen, tuple(frames), tuple(notices))
 
 
@@ -109,7 +111,7 @@ def _looked(drawn: Trace, seen: AttentionMaps | None, frames: tuple[Frame, ...],
     if len(words) > MOST_WORDS:
         notices = (*notices, f"The first {MOST_WORDS} of the {len(words)} words are shown.")
     return Looked(
-        settings=drawn.picture.settings,
+        settings=drawn.generated.settings,
         frames=frames,
         words=words[:MOST_WORDS],
         shares=np.zeros(0) if seen is None else seen.shares.mean(axis=(0, 2, 3))[:MOST_WORDS],

@@ -3,11 +3,11 @@
 from dataclasses import asdict, replace
 from itertools import product
 
+from pixart.checkpoints.model_folder import ModelFolder
+from pixart.checkpoints.styles import known_styles
 from pixart.errors import UsageError
-from pixart.sampling.model_folder import ModelFolder
-from pixart.sampling.prompts import NO_STYLE, find_style
-from pixart.sampling.request import Request
-from pixart.sampling.styles import known_styles
+from pixart.pipeline.prompts import NO_STYLE, find_style
+from pixart.pipeline.request import Request
 from pixart.web.form import Form
 
 NO_AXIS = "Nothing"

@@ -5,9 +5,9 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from pixart.checkpoints.model_folder import ModelFolder
 from pixart.errors import UsageError
-from pixart.sampling.model_folder import ModelFolder
-from pixart.sampling.request import make_request
+from pixart.pipeline.request import make_request
 from pixart.web.drawing import Tile, View
 from pixart.web.models import gpu_memory_now, memory_now
 from pixart.web.runs import Run

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from pixart.errors import PixArtError
-from pixart.sampling.engine import DTYPES, ENGINES
-from pixart.sampling.memory import DECODE, Memory, check_memory
+from pixart.pipeline.networks import DTYPES, ENGINES
+from pixart.runtime.device import DEVICES
+from pixart.runtime.memory import DECODE, Memory, check_memory
 from pixart.web import markup
 from pixart.web.draw_events import NAMES, QUIET, field_updates, head_line
 from pixart.web.draw_tab import DrawTab, samples
@@ -58,7 +59,7 @@ def build(studio: Studio, tab: gr.Textbox) -> ModelTab:
             with gr.Accordion("How it is computed and held in memory", open=False):
                 engine = gr.Radio(list(ENGINES), value=choice.engine, label="Engine", elem_id="engine")
                 dtype = gr.Radio(list(DTYPES), value=choice.dtype, label="Numbers of the denoiser", elem_id="dtype")
-                device = gr.Radio(["cpu", "cuda"], value=choice.device, label="Device", elem_id="device")
+                device = gr.Radio(list(DEVICES), value=choice.device, label="Device", elem_id="device")
                 staged = gr.Checkbox(
                     choice.memory.staged,
                     label="One part at a time in memory (staged)",
@@ -161,7 +162,7 @@ def model_facts(studio: Studio) -> str:
         "Pictures": f"{folder.native_size} pixels wide, others in steps of {folder.size_multiple}",
         "Blocks": f"{config.get('num_layers')} of width {config['num_attention_heads'] * config['attention_head_dim']}",
         "Prompt": f"up to {folder.max_tokens} tokens",
-        "Engine": models.loaded.pipeline.engine.name if models.loaded else "not loaded yet",
+        "Engine": models.loaded.pipeline.networks.name if models.loaded else "not loaded yet",
         "Numbers": choice.dtype,
         "Device": choice.device,
         "Memory": ", ".join(f"{key} {value}" for key, value in choice.memory.chosen.items()) or "everything loaded",

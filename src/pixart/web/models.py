@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import PixArtError
-from pixart.sampling.memory import PLAIN, Memory
-from pixart.sampling.model_folder import ModelFolder, open_model_folder
-from pixart.sampling.pipeline import Pipeline
+from pixart.pipeline.networks import choose_runtime, load_networks
+from pixart.pipeline.pipeline import Pipeline
+from pixart.runtime.memory import PLAIN, Memory
 from pixart.web.preview import Preview
 
 
@@ -19,9 +20,9 @@ class Choice:
 
     source: str | None = None
     engine: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     memory: Memory = PLAIN
-    device: str = "cpu"
+    device: str = "auto"
     fast: bool = False  # its fast denoiser
 
 
@@ -69,13 +70,12 @@ class Models:
                 # Both together might not fit. If the new one fails, the one before is loaded again when it is wanted.
                 self.loaded = before = None
             self.stage = "Loading its networks"
-            pipeline = Pipeline(
-                folder, engine=choice.engine, dtype=choice.dtype, memory=choice.memory, device=choice.device
-            )
+            runtime = choose_runtime(folder, choice.engine, choice.dtype, choice.memory, choice.device)
+            pipeline = Pipeline(folder, load_networks(folder, runtime))
             self.stage = "Measuring the preview"
             # With one part at a time in memory, a look by the decoder would put the denoiser out.
             channels, quick = folder.transformer["in_channels"], not choice.memory.staged
-            preview = Preview(pipeline.engine, channels, folder.vae_factor, by_decoder=quick)
+            preview = Preview(pipeline.networks, channels, folder.vae_factor, by_decoder=quick)
             self.loaded = Loaded(choice, folder, pipeline, preview, time.monotonic() - started)
             self.choice, self.folder, self.tokenizer = choice, folder, tokenizer
             return self.loaded

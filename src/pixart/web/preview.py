@@ -19,16 +19,16 @@ class Preview:
     makes of two random smooth latents, each latent against the mean colour of the pixels it stands for.
     """
 
-    def __init__(self, engine, channels: int, factor: int, *, by_decoder: bool = True):
-        """`engine` as in `pixart.sampling.engine`; `channels` and `factor` (pixels per latent): the autoencoder's."""
-        self.engine, self.by_decoder = engine, by_decoder
+    def __init__(self, networks, channels: int, factor: int, *, by_decoder: bool = True):
+        """`networks` as in `pixart.pipeline.networks`; `channels`, `factor` (pixels per latent): the autoencoder's."""
+        self.networks, self.by_decoder = networks, by_decoder
         latents, colours = [], []
         random = np.random.Generator(np.random.Philox(0))
         for coarse in (2, 4):
             field = random.standard_normal((channels, coarse, coarse), dtype=np.float32)
             field = field.repeat(SIDE // coarse, 1).repeat(SIDE // coarse, 2)
             started = time.perf_counter()
-            pixels = engine.decode(engine.latents(field[None]))
+            pixels = networks.decode(networks.latents(field[None]))[0]
             self.seconds_per_latent = (time.perf_counter() - started) / SIDE**2  # the second is warm
             means = pixels.reshape(SIDE, factor, SIDE, factor, 3).mean((1, 3))
             latents.append(field.reshape(channels, -1).T)
@@ -38,11 +38,11 @@ class Preview:
         self.map, *_ = np.linalg.lstsq(known, np.concatenate(colours), rcond=None)
 
     def pixels(self, x_0: Any) -> np.ndarray:
-        """Latents (1, C, h, w) of the engine's kind -> uint8 (H, W, 3), of any size with the right shape."""
+        """Latents (1, C, h, w) of the networks' kind -> uint8 (H, W, 3), of any size with the right shape."""
         height, width = x_0.shape[2:]
         if self.by_decoder and self.seconds_per_latent * height * width <= DECODER_SECONDS:
-            return self.engine.decode(x_0)
-        return self.rough(self.engine.to_numpy(x_0))
+            return self.networks.decode(x_0)[0]
+        return self.rough(self.networks.to_numpy(x_0))
 
     def rough(self, x_0: np.ndarray) -> np.ndarray:
         """Latents (1, C, h, w) -> uint8 (h, w, 3), a pixel for each latent."""

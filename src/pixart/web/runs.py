@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.errors import PixArtError
-from pixart.sampling.image_files import read_settings, slug
+from pixart.pipeline.image_files import read_settings, slug
 
 RECORD = "run.json"
 NAME = re.compile(r"\d{8}-\d{6}-[\w-]{1,80}")

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pixart.sampling.pipeline import Picture, Pipeline
-from pixart.sampling.prompts import apply_style, check_text
-from pixart.sampling.styles import known_styles
+from pixart.checkpoints.styles import known_styles
+from pixart.pipeline.pipeline import Generated, Pipeline
+from pixart.pipeline.prompts import apply_style, check_text
 from pixart.web.drawing import Drawing, View
 from pixart.web.form import Form
 from pixart.web.grid import Grid
@@ -159,7 +159,7 @@ class Studio:
         self.queue.close()
         self.switch_tracking(None)
 
-    def _track(self, pictures: list[Picture], seconds: float, folder: Path) -> None:
+    def _track(self, pictures: list[Generated], seconds: float, folder: Path) -> None:
         if self.tracker is not None:
             self.tracker.log(pictures, seconds)
 

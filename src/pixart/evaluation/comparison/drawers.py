@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.models import MEMORY, SHIPPED
-from pixart.sampling.memory import Memory
+from pixart.runtime.memory import Memory
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What belongs to a picture, not to the model: a style brings negative words of its own.
@@ -32,12 +32,12 @@ def open_drawer(kind: str, source: str, settings: dict[str, Any]) -> Drawer:
 
 
 def loading(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings of a model of ours: what `choose_engine` and `Pipeline` are told when it is loaded."""
+    """Of the settings of a model of ours: the arguments of `choose_runtime` and `Pipeline` when it is loaded."""
     memory = {name: settings[name] for name in MEMORY if name in settings}
     if "text_states" in memory:
         memory["text_states"] = Path(memory["text_states"])
-    # As in pixart generate: only torch can leave blocks out, or take a null caption.
-    for_torch = settings.get("block_cache", 1) > 1 or settings.get("null_text", "encoded") != "encoded"
+    # As in pixart generate: only torch takes a null caption.
+    for_torch = settings.get("null_text", "encoded") != "encoded"
     usual = "torch" if for_torch else "auto"
     found = {"engine": settings.get("engine", usual), "memory": Memory(**memory)}
     return found | {key: settings[key] for key in ("dtype", "device") if key in settings}
@@ -54,7 +54,7 @@ class PixartDrawer:
     """Our own pipeline: the picture that `pixart generate` draws with the same settings."""
 
     def __init__(self, source: str, settings: dict[str, Any]):
-        from pixart.sampling.pipeline import Pipeline
+        from pixart.pipeline.pipeline import Pipeline
 
         at_opening = (*MEMORY, "engine", "dtype", "device", "parts", "fast")
         self.given = {key: value for key, value in settings.items() if key not in at_opening}

@@ -10,7 +10,7 @@ from pixart.data.pairs import ImageProblem
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.plan import Cell, Plan
 from pixart.evaluation.comparison.results import Session, add, describe, next_session, save_session
-from pixart.sampling.image_files import slug
+from pixart.pipeline.image_files import slug
 
 NAMED = 4  # mismatches that a message names
 

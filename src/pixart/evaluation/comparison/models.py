@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pixart.config import unknown
 from pixart.data.images import EXTENSIONS
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.memory import Memory
-from pixart.sampling.prompts import unknown
+from pixart.runtime.memory import Memory
 
 # "pixart" is drawn by our pipeline, "run" too once its checkpoint is a model folder, "diffusers" by Diffusers' own.
 Kind = Literal["pixart", "run", "diffusers", "pictures"]
@@ -35,7 +35,6 @@ class Settings:
     height: int | None = None
     sampler: str | None = None
     binning: bool | None = None
-    block_cache: int | None = None
     guidance_interval: tuple[int, int] | None = None
     guidance_rescale: float | None = None
     guidance_channels: int | None = None
@@ -69,7 +68,7 @@ SAME_BYTES = ("staged", "offload", "text_states")
 # What each kind can be told.
 _DRAWING = ("steps", "guidance_scale", "negative_prompt", "width", "height", "dtype", "device", "offload")
 _GUIDANCE = ("guidance_interval", "guidance_rescale", "guidance_channels", "null_text")
-_OURS = (*_DRAWING, "sampler", "engine", "binning", "block_cache", *_GUIDANCE, *MEMORY)
+_OURS = (*_DRAWING, "sampler", "engine", "binning", *_GUIDANCE, *MEMORY)
 KNOWN: dict[Kind, tuple[str, ...]] = {
     "pixart": (*dict.fromkeys(_OURS), "parts", "fast"),
     "run": (*dict.fromkeys(_OURS), "checkpoint", "ema"),
@@ -86,7 +85,6 @@ _SHOWN = {
     "null_text": "null text {}",
     "width": "{} px wide",
     "height": "{} px high",
-    "block_cache": "block cache {}",
     "text_encoder_dtype": "text encoder in {}",
     "vae_dtype": "decoder in {}",
     "decode": "{} decoding",

@@ -59,7 +59,7 @@ class Plan:
 
 def make_rows(prompts: list[Prompt], styles: dict[str, Any] | None) -> tuple[Row, ...]:
     """The prompts; or each of them in each style (name -> sampling.prompts.Style)."""
-    from pixart.sampling.prompts import apply_style
+    from pixart.pipeline.prompts import apply_style
 
     rows = []
     for prompt in prompts:

@@ -129,7 +129,7 @@ def _metrics(options: Metrics) -> int:
 
     def score(name: str, values, weights: Path) -> None:
         figures[name], figures[f"{name}_error"] = float(values.mean()), _error(values)
-        how[name] = protocol.hash_weights(weights)
+        how[name] = protocol.weight_hashes(weights)
 
     if options.reference is not None:
         true = open_folder(options.reference, options.num)
@@ -189,13 +189,13 @@ def _error(values) -> float:
 
 
 def _layout(options: Layout) -> int:
+    from pixart.checkpoints.model_folder import weight_hashes
     from pixart.evaluation.drawing import whole
     from pixart.evaluation.numbers import layouts
     from pixart.evaluation.prompt_sets.prompts import read_prompts
-    from pixart.sampling.image_files import write_png
-    from pixart.sampling.model_folder import hash_weights
-    from pixart.sampling.pipeline import Pipeline
-    from pixart.sampling.request import make_request
+    from pixart.pipeline.image_files import write_image
+    from pixart.pipeline.pipeline import Pipeline
+    from pixart.pipeline.request import make_request
 
     rows = layouts.geneval_lines(options.prompts) if options.layout == "geneval" else []
     prompts = [row["prompt"] for row in rows] or [prompt.text for prompt in read_prompts(options.prompts)]
@@ -217,7 +217,7 @@ def _layout(options: Layout) -> int:
         )
 
     missing = [place for place in every if not whole(place.path)]
-    weights = hash_weights(pipeline.folder) if len(missing) < len(every) else {}
+    weights = weight_hashes(pipeline.folder) if len(missing) < len(every) else {}
     for place in sorted(set(every) - set(missing), key=lambda place: place.path):
         request = ask(place)
         kept = {name: getattr(request, name) for name in ("steps", "guidance_scale", "width", "height", "sampler")}
@@ -226,10 +226,10 @@ def _layout(options: Layout) -> int:
     layouts.write_metadata(options.dest, rows)
     for count, place in enumerate(missing, 1):
         request = ask(place)
-        picture = next(iter(pipeline.draw(request)))
+        picture = next(iter(pipeline.generate(request)))
         place.path.parent.mkdir(parents=True, exist_ok=True)
         place.path.unlink(missing_ok=True)
-        write_png(picture.image, picture.settings, place.path)
+        write_image(picture.image, picture.settings, place.path)
         if count % 16 == 0 or count == len(missing):
             print(f"drew {count:,} of {len(missing):,}", file=sys.stderr, flush=True)
     print(options.dest)

@@ -90,7 +90,7 @@ def tokenizer() -> Any:
     """That of bert-base-uncased, whose words the package's own text encoder has too; to 35 tokens, padded."""
     from tokenizers import Tokenizer
 
-    from pixart.sampling.model_folder import DEFAULT_MODEL
+    from pixart.checkpoints.model_folder import DEFAULT_MODEL
 
     found = Tokenizer.from_file(str(DEFAULT_MODEL / "tokenizer" / "tokenizer.json"))
     found.enable_truncation(TOKENS)

@@ -67,7 +67,7 @@ def places(layout: str, dest: Path, prompts: Sequence[str], images: int) -> Iter
 
 def refuse_other(path: Path, expected: dict[str, Any]) -> None:
     """UsageError where the picture at `path` was not drawn with the settings that are `expected`, by its own record."""
-    from pixart.sampling.image_files import read_settings
+    from pixart.pipeline.image_files import read_settings
 
     try:
         told = read_settings(path)

@@ -98,7 +98,7 @@ def comparison_of(folder: Path) -> Plan | None:
 
 
 def _prompt(file: Path) -> str:
-    from pixart.sampling.image_files import read_settings
+    from pixart.pipeline.image_files import read_settings
 
     try:
         return str(read_settings(file)["resolved_prompt"])

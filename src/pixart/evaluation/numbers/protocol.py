@@ -24,7 +24,7 @@ def drawing_protocol(folder: Folder) -> dict[str, object]:
 
     A value that differs between pictures is a list; None is for pictures that do not say it, those of others.
     """
-    from pixart.sampling.image_files import read_settings
+    from pixart.pipeline.image_files import read_settings
 
     plan = comparison_of(folder.path)
     if plan is not None:
@@ -53,7 +53,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_weights(model: Path) -> str:
+def weight_hashes(model: Path) -> str:
     """SHA-256 over the weight files of a folder of transformers, or of one file."""
     if model.is_file():
         return hash_file(model)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pixart.errors import UsageError
 from pixart.evaluation.prompt_sets.prompts import Prompt
-from pixart.sampling.prompts import check_text
+from pixart.pipeline.prompts import check_text
 
 MAX_BYTES = 64 * 2**20
 NAMED = 5  # malformed lines that a message names

@@ -56,7 +56,7 @@ def read_prompts(name_or_path: str | Path) -> list[Prompt]:
             return _shipped(name)
     path = Path(name_or_path)
     if not re.search(r"[./\\]", name) and not path.exists():
-        from pixart.sampling.prompts import unknown
+        from pixart.config import unknown
 
         raise UsageError(unknown("prompt set or file", name, SETS))
     return read_path(path)

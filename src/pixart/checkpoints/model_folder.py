@@ -1,0 +1,429 @@
+"""A model that can generate, read and checked without torch, so that damage is named in a fraction of a second.
+
+A model folder has the layout that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
+`styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}; without it the general styles of
+`pixart.checkpoints.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model), `fast/` (a
+second, few-step transformer, see `pixart.checkpoints.fast`), `hashes.json` (`pixart.checkpoints.hashes`) and the graphs
+for ONNX Runtime. It may lie in the cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an
+official file or the folder of a transformer alone.
+"""
+
+import hashlib
+import math
+import struct
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixart.checkpoints.diffusers import CLASS_NAMES, NULL_CAPTION, NULL_CAPTION_NAME, diffusers_config, read_settings
+from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
+from pixart.checkpoints.hashes import hashes_of
+from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
+from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
+from pixart.checkpoints.weight_files import check_whole, read_object, weight_files
+from pixart.diffusion.schedule import read_scheduler
+from pixart.encoders.text import TEXT_ENCODERS
+from pixart.encoders.tokenizer import MAX_TOKENS
+from pixart.errors import PixArtError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pixart.checkpoints.official import Checkpoint
+    from pixart.model.pixart import PixArt
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
+
+WEIGHTS = {
+    "text_encoder": "model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
+# One decoder for both.
+FAST_GRAPHS = (
+    "fast_text.onnx",
+    "fast_denoiser.onnx",
+    "decoder.onnx",
+    "fast_denoiser_int8.onnx",
+)
+SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
+PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+# The classes that model_index.json may name for a part.
+CLASSES = {"text_encoder": TEXT_ENCODERS, "transformer": CLASS_NAMES, "vae": ("AutoencoderKL",)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What somebody gave to have this model, and what to give to have it again; `model` None is the shipped one."""
+
+    model: str | None = None  # a hub id, or an absolute path
+    parts: str | None = None
+    ema: bool = False
+    num_heads: int | None = None
+    image_size: int | None = None
+    revision: str | None = None  # the commit, where `model`, or else `parts`, is a hub id
+
+    def for_images(self) -> dict[str, Any]:
+        """As image files hold it: a path becomes its last name, since images are given away."""
+        return asdict(self) | {"model": _shown(self.model), "parts": _shown(self.parts)}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder in which every needed file is there and complete. Sizes in pixels."""
+
+    path: Path
+    scheduler: dict[str, Any]
+    transformer: dict[str, Any]  # its config.json, checked
+    text_encoder_class: str
+    styles: dict[str, Style]
+    defaults: dict[str, Any]  # of `pixart.json`: sampler, steps, guidance_scale, each optional
+    native_size: int
+    size_multiple: int
+    max_size: int
+    vae_factor: int  # how many pixels wide one latent is
+    max_tokens: int  # of a text, as the transformer was trained
+    null_tokens: int  # of the null caption that the transformer was trained with; 0: it is not kept here
+    weights: tuple[Path, ...]
+    has_graphs: bool
+    fast: bool = False  # its few-step transformer is used: transformer, defaults, weights and graphs are of that one
+    fast_settings: dict[str, Any] | None = None  # how its few-step transformer samples; None: it has none
+    source: Source = field(default_factory=Source)
+    # The transformer of an official file or of a folder of its own; None: it is in `path`.
+    checkpoint: "Checkpoint | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def transformer_folder(self) -> Path:
+        """Where the transformer lies that is used, if it is not a `checkpoint`."""
+        return self.path / FAST / "transformer" if self.fast else self.path / "transformer"
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The names of text, denoiser, decoder and the denoiser in int8."""
+        return FAST_GRAPHS if self.fast else GRAPHS
+
+    @property
+    def name(self) -> str:
+        """What to call the model in image files: ours by our name, a hub id by itself, others by their folder's."""
+        if self.path == DEFAULT_MODEL:
+            return "pixart-default"
+        return _shown(self.source.model) or self.path.resolve().name
+
+
+def open_model_folder(
+    model: str | Path | None = None,
+    *,
+    parts: str | Path | None = None,
+    ema: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+    fast: bool = False,
+) -> ModelFolder:
+    """Find a model, check it, and read its small files.
+
+    Args:
+        model: a model folder, or its id on the Hugging Face Hub ("org/name" or "org/name@revision"); None: the shipped
+            model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
+        parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
+        ema, num_heads, image_size: of an official file; see `pixart.checkpoints.official.read_official`.
+        fast: to sample with the folder's few-step transformer.
+
+    Raises:
+        PixArtError: names the first file that is missing or damaged and what is wrong with it, or why a hub id cannot
+            be had.
+        UsageError: `parts` is needed and not given, or given and of no use; an option does not fit; there is no
+            few-step transformer.
+    """
+    if fast:
+        if parts is not None:
+            raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
+        folder = open_model_folder(model, ema=ema, num_heads=num_heads, image_size=image_size)
+        return _with_fast(folder)
+    given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
+    if model is None:
+        if parts is not None or any(given.values()):
+            raise UsageError(
+                "--parts, --ema, --num-heads and --image-size go with an official file; name it with --model."
+            )
+        if not DEFAULT_MODEL.is_dir():
+            raise PixArtError(
+                f"The shipped model is missing: there is no folder {DEFAULT_MODEL}. Install pixart again, or name a "
+                "model folder with --model."
+            )
+        return _open(DEFAULT_MODEL, Source(), None)
+    folder = resolve(model, "model" if parts is None else "transformer")
+    if _is_run(folder):
+        made = folder / "model"
+        whole = (made / "model_index.json").is_file()
+        raise UsageError(
+            f"{model} is the folder of a training run"
+            + (f"; give the model that it has made: {made}" if whole else ", and no finished model is in it.")
+        )
+    if parts is None and not (folder.is_file() or _is_transformer(folder)):
+        if not folder.is_dir():
+            raise PixArtError(
+                f"The model folder {folder} is not there. Give the folder that holds model_index.json, an official "
+                "file, or a hub id such as PixArt-alpha/PixArt-XL-2-512x512."
+            )
+        if any(given.values()):
+            raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
+        return _open_fetched(folder, Source(_given(model), revision=revision_of(folder)), None)
+    from pixart.checkpoints.sources import read_source
+
+    if parts is None:
+        raise UsageError(
+            f"{model} is a transformer alone; name a model folder or hub id that has the rest (text encoder, "
+            "tokenizer, autoencoder, scheduler) with --parts."
+        )
+    if (folder / "model_index.json").is_file():
+        raise UsageError(f"{model} is a whole model; leave --parts out.")
+    checkpoint = read_source(folder, **given)
+    rest = resolve(parts, "parts")
+    if not rest.is_dir():
+        raise PixArtError(f"{parts} is not there; --parts needs a whole model folder, or a hub id.")
+    revision = revision_of(folder) or revision_of(rest)
+    source = Source(_given(model), _given(parts), ema, num_heads, image_size, revision)
+    return _open_fetched(rest, source, checkpoint)
+
+
+def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "PixArt":
+    """The transformer of a checked model folder in `dtype` (None: fp32), wherever it lies; needs torch.
+
+    Raises:
+        PixArtError: its weights are damaged, or those of another network.
+    """
+    import torch
+
+    from pixart.checkpoints.diffusers import assemble, load_transformer
+
+    if folder.checkpoint is None:
+        return load_transformer(folder.transformer_folder, dtype)
+    return assemble(folder.checkpoint.config, folder.checkpoint.state, dtype or torch.float32)
+
+
+def load_null_caption(folder: ModelFolder) -> "torch.Tensor":
+    """The null caption (L, T) of a model folder with `null_tokens`."""
+    from pixart.checkpoints.diffusers import read_null_caption
+
+    if folder.checkpoint is not None:
+        return folder.checkpoint.null_caption
+    return read_null_caption(folder.transformer_folder, folder.transformer["caption_channels"])
+
+
+def _given(source: str | Path) -> str:
+    return str(source) if looks_like_hub_id(source) else str(Path(source).absolute())
+
+
+def _shown(source: str | None) -> str | None:
+    """A hub id as it is, of a path the last name."""
+    return Path(source).resolve().name if source and Path(source).is_absolute() else source
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
+
+
+def _is_transformer(folder: Path) -> bool:
+    """Whether it is the folder of a transformer alone."""
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def _open_fetched(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
+    try:
+        return _open(folder, source, checkpoint)
+    except PixArtError as error:
+        if revision_of(folder) is None or "is missing" not in str(error):
+            raise
+        hub_id = source.model if checkpoint is None else source.parts
+        raise PixArtError(
+            f"{error} What the cache holds of {hub_id} was not downloaded to its end; run this again with a network."
+        ) from None
+
+
+def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
+    index = read_object(folder / "model_index.json")
+    check_classes(index, folder / "model_index.json")
+    scheduler_config = folder / "scheduler" / "scheduler_config.json"
+    scheduler, suited = read_scheduler(read_object(scheduler_config), str(scheduler_config))
+    text_encoder = read_text_encoder(folder / "text_encoder" / "config.json")
+    vae = read_vae(folder / "vae" / "config.json")
+    if checkpoint is None:
+        transformer = read_settings(folder / "transformer" / "config.json")
+        null_tokens = null_tokens_in(folder / "transformer" / NULL_CAPTION_NAME)
+        where = folder / "transformer" / "config.json"
+    else:
+        transformer = diffusers_config(checkpoint.config)
+        null_tokens = 0 if checkpoint.null_caption is None else len(checkpoint.null_caption)
+        where = Path(str(source.model))
+    check_fit(folder, where, transformer, text_encoder, vae)
+    check_tokenizer(folder / "tokenizer")
+    parts = [part for part in WEIGHTS if part != "transformer" or checkpoint is None]
+    weights = [file for part in parts for file in weight_files(folder / part, WEIGHTS[part])]
+    vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    native = transformer["sample_size"] * vae_factor
+    styles = folder / "styles.json"
+    by_pipeline = SIGMA_TOKENS if index["_class_name"] == "PixArtSigmaPipeline" else MAX_TOKENS
+    return ModelFolder(
+        path=folder,
+        scheduler=scheduler,
+        transformer=transformer,
+        text_encoder_class=index["text_encoder"][1],
+        styles=read_styles(read_object(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
+        defaults=suited | read_defaults(folder / "pixart.json"),
+        native_size=native,
+        size_multiple=transformer["patch_size"] * vae_factor,
+        max_size=max(1024, 2 * native),
+        vae_factor=vae_factor,
+        max_tokens=null_tokens or by_pipeline,
+        null_tokens=null_tokens,
+        weights=(*weights, *(() if checkpoint is None else checkpoint.files)),
+        has_graphs=checkpoint is None and all((folder / name).is_file() for name in GRAPHS),
+        fast_settings=read_fast_settings(folder / FAST) if checkpoint is None else None,
+        source=source,
+        checkpoint=checkpoint,
+    )
+
+
+def _with_fast(folder: ModelFolder) -> ModelFolder:
+    """The same model, sampled with its few-step transformer. UsageError where it has none, PixArtError for damage."""
+    if folder.fast_settings is None:
+        raise UsageError(f"{folder.path} has no few-step transformer; leave --fast out (docs/training.md trains one).")
+    path = folder.path
+    where = path / FAST / "transformer"
+    transformer = read_settings(where / "config.json")
+    check_same_network(where / "config.json", transformer, folder.transformer)
+    others = [file for file in folder.weights if file.parent != path / "transformer"]
+    return replace(
+        folder,
+        fast=True,
+        transformer=transformer,
+        defaults=folder.fast_settings,
+        null_tokens=0,
+        weights=(*weight_files(where, WEIGHTS["transformer"]), *others),
+        has_graphs=all((path / name).is_file() for name in FAST_GRAPHS),
+    )
+
+
+def weight_hashes(folder: ModelFolder) -> dict[str, str]:
+    """What names the weights of a model in image metadata; see `pixart.checkpoints.hashes`."""
+    return hashes_of(folder.path, folder.weights)
+
+
+def transformer_hash(hashes: dict[str, str]) -> str:
+    """Of `weight_hashes`, the one that tells a model from another: of its transformer, the first file's."""
+    places = ("transformer/", f"{FAST}/transformer/")
+    return next((hashes[name] for name in sorted(hashes) if name.startswith(places)), "none")
+
+
+def fingerprint(folder: Path, *, fast: bool = False) -> str:
+    """SHA-256 of what a graph takes from a model folder besides the weights' values: configs, places of the weights.
+
+    A graph carries the fingerprint that it was made for, since with other files beside it it would read wrong numbers.
+    `fast`: with the few-step transformer in place of the transformer.
+    """
+    digest = hashlib.sha256()
+    for part, name in WEIGHTS.items():
+        part = f"{FAST}/{part}" if fast and part == "transformer" else part
+        digest.update((folder / part / "config.json").read_bytes())
+        with (folder / part / name).open("rb") as file:
+            digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return digest.hexdigest()
+
+
+def check_classes(index: dict[str, Any], path: Path) -> None:
+    """The pipeline and the class of each part, as model_index.json names them."""
+    if index.get("_class_name") not in PIPELINES:
+        raise PixArtError(
+            f"{path} describes {index.get('_class_name')!r}; pixart runs {' and '.join(PIPELINES)}, so give the "
+            "folder of such a model."
+        )
+    for part, allowed in CLASSES.items():
+        match index.get(part):
+            case [str(), str(name)] if name in allowed:
+                pass
+            case [str(), str(name)]:
+                raise PixArtError(
+                    f"{path} says {part} is a {name}, and pixart reads {' or '.join(allowed)}; give a model folder "
+                    "whose parts are of these classes."
+                )
+            case other:
+                raise PixArtError(
+                    f"The model folder is damaged: {path} says {part} is {other!r}; it must be a list of a library and "
+                    "a class."
+                )
+
+
+def read_text_encoder(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    if config.get("model_type", "t5") not in ("bert", "t5"):
+        raise PixArtError(
+            f"{path} describes a text encoder of type {config['model_type']!r}, and pixart reads bert and t5; put the "
+            "text encoder there that the transformer was trained with."
+        )
+    return config
+
+
+def read_vae(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise PixArtError(
+            f"{path} describes {config['_class_name']!r}, and pixart reads AutoencoderKL; put the autoencoder there "
+            "that the transformer was trained with."
+        )
+    levels = config.get("block_out_channels")
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+        raise PixArtError(
+            f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."
+        )
+    return config
+
+
+def check_fit(
+    folder: Path, where: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]
+) -> None:
+    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
+    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
+    if transformer["caption_channels"] != width:
+        raise PixArtError(
+            f"{folder / 'text_encoder' / 'config.json'} does not fit {where}: the transformer reads text states of "
+            f"width {transformer['caption_channels']}, and this text encoder gives {width}; put the one there that the "
+            "transformer was trained with."
+        )
+    if transformer["in_channels"] != vae.get("latent_channels"):
+        raise PixArtError(
+            f"{folder / 'vae' / 'config.json'} does not fit {where}: the transformer has {transformer['in_channels']} "
+            f"latent channels, and this autoencoder {vae.get('latent_channels')}; put the one there that the "
+            "transformer was trained with."
+        )
+
+
+def check_tokenizer(folder: Path) -> None:
+    names = ("tokenizer.json", "spiece.model")
+    if not any((folder / name).is_file() for name in names):
+        raise PixArtError(f"The model folder is not complete: {folder / names[0]} is missing.")
+
+
+def null_tokens_in(path: Path) -> int:
+    """How long the null caption in this file is; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    shape = check_whole(path).get(NULL_CAPTION, {}).get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
+        raise PixArtError(f"The model folder is damaged: {path} holds no {NULL_CAPTION} of 2 dimensions.")
+    return shape[0]
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    defaults = read_object(path)
+    checks = {
+        "steps": lambda value: type(value) is int and value > 0,
+        "guidance_scale": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+        "sampler": lambda value: isinstance(value, str),
+    }
+    for key, value in defaults.items():
+        if key in checks and not checks[key](value):
+            raise PixArtError(f"The model folder is damaged: {path} says {key} is {value!r}.")
+    return {key: defaults[key] for key in checks if key in defaults}

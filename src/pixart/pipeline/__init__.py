@@ -1,0 +1,1 @@
+"""From a prompt to image files: requests, the four sampling operations, image metadata."""

@@ -1,0 +1,221 @@
+"""Image files: PNG, JPEG or WebP with every setting inside, under a free name, written completely or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from pixart.checkpoints.hashes import SAMPLED
+from pixart.diffusion.solvers import SAMPLERS
+from pixart.errors import PixArtError, UsageError
+from pixart.pipeline.image_metadata import ImageTexts, parse_json, read_texts
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
+EXIF_FOLDER, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+CHUNK = "pixart"
+# The mark that a machine made the image: a code of the IPTC Photo Metadata Standard (Digital Source Type), in
+# XMP. It names neither a person nor the prompt.
+XMP_KEYWORD = "XML:com.adobe.xmp"
+AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+   <Iptc4xmpExt:DigitalSourceType>{AI_MADE}</Iptc4xmpExt:DigitalSourceType>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+
+
+def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
+    """The path to write to, before looking for a free name.
+
+    `output` may be a file (.png, .jpg, .jpeg or .webp), a folder, or None for the current folder; in a folder the file
+    is a PNG, called after the prompt and the seed. Raises UsageError for another image format, or no possible name.
+    """
+    if "\0" in str(output):
+        raise UsageError("The output path has a NUL character in it, which no file name can have.")
+    name = f"{slug(prompt)}-{seed}.png"
+    if output is None:
+        return Path(name)
+    path = Path(output)
+    if os.path.isdir(path) or str(output).endswith(("/", os.sep)):
+        return path / name
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UsageError(f"Images are written as PNG, JPEG or WebP, not {path.suffix}; give such a name, or a folder.")
+    return path if path.suffix.lower() in FORMATS else path / name
+
+
+def slug(prompt: str) -> str:
+    """A short file name for a prompt: letters and digits, hyphens between."""
+    plain = unicodedata.normalize("NFKC", prompt).lower()
+    words = re.sub(r"[^\w]+|_+", "-", plain).strip("-")
+    # At most 60 characters and, for scripts of several bytes a letter, well under the usual 255 bytes of a file name.
+    return words[:60].encode()[:180].decode(errors="ignore").strip("-") or "image"
+
+
+def check_output(path: Path) -> None:
+    """Make the folder and try to write in it, so that a person hears about it before the work, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that is too long fails here
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise PixArtError(f"The image cannot be written to {path}: {path.parent} is not a folder.") from None
+    except OSError as error:
+        raise PixArtError(f"The image cannot be written to {path}: {error.strerror or error}.") from None
+
+
+def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata: bool = True) -> Path:
+    """Write an RGB or RGBA PIL image with its settings and return the path used: `path`, or a free name beside it.
+
+    PNG, JPEG (quality 95) or WebP (lossless), by the suffix. An existing file is never overwritten: name.png,
+    name-1.png, name-2.png, ... is tried in turn. The file appears under its name only when all of it is on disk.
+
+    Args:
+        settings: None for sheets of several images, which have no settings of their own but are marked as AI-made.
+        metadata: False leaves out the settings, their copy for other tools, and the mark that the image is AI-made.
+
+    Raises:
+        UsageError: JPEG has no transparency. PixArtError: the disk refuses.
+    """
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "JPEG" and image.mode != "RGB":
+        raise UsageError("JPEG has no transparency; write a .png or .webp file.")
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    if metadata:
+        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
+        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixart-", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            image.save(file, format=kind, **options)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        return _take_free_name(temporary, path)
+    except (OSError, ValueError) as error:  # ValueError: more metadata than a JPEG segment holds
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise PixArtError(f"The image cannot be written to {path}: {reason}.") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _png_texts(record: dict[str, Any] | None):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if record is not None:
+        info.add_text("parameters", parameters_text(record))
+        info.add_text(CHUNK, json.dumps(record))
+    info.add_itxt(XMP_KEYWORD, XMP)
+    return info
+
+
+def _exif(record: dict[str, Any] | None) -> bytes:
+    """As other tools write JPEG and WebP: `parameters` is the UserComment; ours is an image description."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if record is not None:
+        exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = b"UNICODE\0" + parameters_text(record).encode("utf-16-be")
+        exif[IMAGE_DESCRIPTION] = f"{CHUNK}:{json.dumps(record)}"  # JSON of ASCII characters
+    return exif.tobytes()
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that `write_image` put into an image file; raises PixArtError where there are none.
+
+    They are what the file says: nothing in them is checked. `pixart.pipeline.restore` does that.
+    """
+    record = read_record(read_texts(path))
+    if record is None:
+        raise PixArtError(f"{path} holds no settings of pixart.")
+    return record
+
+
+def read_record(texts: ImageTexts) -> dict[str, Any] | None:
+    """Our JSON record among the texts of an image file, or None; raises PixArtError if it is damaged."""
+    if CHUNK not in texts.texts:
+        return None
+    try:
+        record = parse_json(texts.texts[CHUNK])
+    except ValueError as error:
+        raise PixArtError(f"The settings that pixart wrote are damaged ({error}).") from None
+    if not isinstance(record, dict):
+        raise PixArtError("The settings that pixart wrote are damaged (they are not a JSON object).")
+    return record
+
+
+def pixel_hash(image) -> str:
+    """SHA-256 of the raw RGB bytes, row by row; of an image with transparent parts, as it looks on white."""
+    return hashlib.sha256(on_white(image).tobytes()).hexdigest()
+
+
+def on_white(image):
+    """A PIL image as RGB, with white where it is transparent."""
+    from PIL import Image
+
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def parameters_text(record: dict[str, Any]) -> str:
+    """The settings as the `parameters` text that other image tools read: a courtesy copy, ours is the JSON chunk."""
+    lines = [record["resolved_prompt"]]
+    if record["resolved_negative_prompt"]:
+        lines.append("Negative prompt: " + record["resolved_negative_prompt"])
+    pairs = {
+        "Steps": record["steps"],
+        "Sampler": SAMPLERS[record["sampler"]].title if record["sampler"] in SAMPLERS else record["sampler"],
+        "CFG scale": f"{record['guidance_scale']:g}",
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": record["model_hash"].removeprefix(SAMPLED)[:10],
+        "Model": record["model"],
+        "Version": f"pixart {record['versions']['pixart']}",
+    }
+    # The readers of this text take an empty value for a damaged one.
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items() if str(value).strip()))
+    # A folder's name may hold bytes that are no text, which no PNG can.
+    return "\n".join(lines).replace("\0", "").encode(errors="replace").decode()
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
+
+
+def _take_free_name(temporary: Path, path: Path) -> Path:
+    number = 0
+    while True:
+        target = path if number == 0 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            os.link(temporary, target)  # fails if the name is taken, even by someone else this very moment
+            return target
+        except FileExistsError:
+            number += 1
+        except OSError:
+            # A file system without hard links: look first, then rename.
+            if not target.exists():
+                return temporary.replace(target)
+            number += 1
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,142 @@
+"""The networks of one model behind one interface: encode texts, denoise rows, decode latents. Two engines provide it.
+
+Which engine, device and dtype a model gets is decided here, before anything heavy is loaded.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pixart.checkpoints.model_folder import ModelFolder
+from pixart.config import unknown
+from pixart.errors import PixArtError, UsageError
+from pixart.runtime.device import DEVICES, Device, Precision, choose_device, choose_precision, find_cpu, find_devices
+from pixart.runtime.memory import PLAIN, Memory, check_memory
+
+ENGINES = ("auto", "onnx", "torch")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+GRAPH_DTYPES = ("auto", "float32", "int8")
+
+
+class Networks(Protocol):
+    """Text encoder, denoiser and decoder, loaded. Arrays between its methods are of its own kind (numpy or torch)."""
+
+    name: str
+    max_tokens: int
+    memory: Memory
+
+    def encode(self, text: str) -> tuple[Any, str]:
+        """A text as `denoise` takes it, and the words over the limit. Once per text."""
+
+    def unconditional(self, text: Any, full: bool) -> Any:
+        """The null caption that the model was trained with, as `denoise` takes it.
+
+        Under the mask of `text`, which `encode` gave, as the official code does it; or all of its tokens.
+        """
+
+    def latents(self, noise: np.ndarray) -> Any:
+        """Latents or noise (B, C, h, w) float32 as an array of this engine."""
+
+    def denoise(self, x_t: Any, timesteps: Sequence[float], texts: Sequence[Any], images: Sequence[int]) -> Any:
+        """Predictions (B, out_channels, h, w) of B rows in one pass.
+
+        Args:
+            x_t: noisy latents (M, C, h, w) of M images.
+            timesteps: of each image, 0 (clean) to 1000 (noise).
+            texts: of each row.
+            images: of each row, the index of its image; a guided image has two rows.
+
+        Raises:
+            MemoryError: so many rows do not fit the device.
+        """
+
+    def images_at_once(self, rows: int, height: int, width: int) -> int:
+        """How many images, with so many rows each, of height x width pixels to denoise in one pass."""
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """An array of this engine as fp32 numpy."""
+
+    def decode(self, latents: Any) -> list[np.ndarray]:
+        """Clean latents (B, C, h, w) -> uint8 RGB (H, W, 3) each."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Engine, device, dtype, memory options, threads and versions, for image metadata."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a model is computed; `reason` is for the line that says so."""
+
+    engine: str
+    device: Device
+    precision: Precision
+    int8: bool = False
+    memory: Memory = PLAIN
+
+    @property
+    def dtype(self) -> str:
+        return "int8" if self.int8 else self.precision.storage
+
+    @property
+    def line(self) -> str:
+        engine = "ONNX Runtime" if self.engine == "onnx" else "torch"
+        offload = " Offloading does nothing on a CPU." if self.memory.offload and self.device.type == "cpu" else ""
+        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason}).{offload}"
+
+
+def choose_runtime(
+    folder: ModelFolder, engine: str = "auto", dtype: str = "auto", memory: Memory = PLAIN, device: str = "auto"
+) -> Runtime:
+    """Engine, device and dtype for a model; loads no network.
+
+    Left to itself it is ONNX Runtime on the CPU where the folder has graphs, which starts at once; with memory options,
+    another dtype or a device it is torch, on the fastest device here.
+
+    Raises:
+        UsageError: no such engine, dtype or device, or not together.
+        PixArtError: the folder has no graphs, or torch is not installed.
+    """
+    for kind, name, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
+        if name not in known:
+            raise UsageError(unknown(kind, str(name), known))
+    for_graphs = check_memory(memory) == PLAIN and device in ("auto", "cpu") and dtype in GRAPH_DTYPES
+    if (engine == "onnx" or dtype == "int8") and not for_graphs:
+        raise UsageError(
+            "ONNX Runtime computes on the CPU in float32 or int8, with all networks loaded; memory options, other "
+            "devices and dtypes need --engine torch."
+        )
+    if engine == "torch" and dtype == "int8":
+        raise UsageError("torch does not compute in int8 here; int8 is for the graphs of ONNX Runtime.")
+    if (engine == "onnx" or dtype == "int8") and not folder.has_graphs:
+        raise PixArtError(
+            f"{folder.path} has no graphs for ONNX Runtime. Write them with: pixart convert {folder.path} --to onnx"
+        )
+    if engine != "torch" and for_graphs and folder.has_graphs:
+        reason = "as given" if engine == "onnx" or device == "cpu" else "the folder has graphs"
+        return Runtime("onnx", find_cpu(), Precision("float32", "float32", reason), dtype == "int8")
+    if not _installed("torch"):
+        why = "" if folder.has_graphs else f" ({folder.path} has no graphs for ONNX Runtime)"
+        raise PixArtError(f"This needs torch, which is not installed: pip install 'pixart[torch]'{why}")
+    found = choose_device(find_devices(), device)
+    return Runtime("torch", found, choose_precision(found, dtype), memory=memory)
+
+
+def load_networks(folder: ModelFolder, runtime: Runtime) -> Networks:
+    """Load a checked model folder as `choose_runtime` decided. Raises PixArtError, naming the file, for damage."""
+    if runtime.engine == "onnx":
+        from pixart.graphs.engine import GraphNetworks
+
+        return GraphNetworks(folder, int8=runtime.int8)
+    from pixart.pipeline.torch_networks import TorchNetworks
+
+    return TorchNetworks(folder, runtime.device, runtime.precision, runtime.memory)
+
+
+def _installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,304 @@
+"""`pixart.Pipeline`: a loaded model that turns prompts into images."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pixart
+from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
+from pixart.diffusion.solvers import Step
+from pixart.encoders.text_states import read_head
+from pixart.encoders.tokenizer import Tokenizer
+from pixart.errors import UsageError
+from pixart.pipeline.bins import fit
+from pixart.pipeline.core import Conditioning, Core, State
+from pixart.pipeline.image_files import pixel_hash
+from pixart.pipeline.networks import Networks, choose_runtime, load_networks
+from pixart.pipeline.request import Request, check_text_states, make_request
+from pixart.runtime.memory import PLAIN, Memory
+
+OnStep = Callable[[int, Step], None]
+T = TypeVar("T")
+MAX_SHOWN = 300  # characters of cut text that a notice repeats
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One image: RGB as a PIL image, its seed, and every setting needed to generate it again."""
+
+    image: Any
+    seed: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All images of one call, prompt by prompt, seed by seed. `notices` are sentences that a person should read."""
+
+    images: list[Any]
+    seeds: list[int]
+    settings: list[dict[str, Any]]
+    notices: list[str]
+
+
+class Pipeline:
+    """A loaded model. Calls share nothing but its weights, so one request cannot disturb another."""
+
+    def __init__(self, folder: ModelFolder, networks: Networks):
+        """Of a checked model folder and its networks; see `from_pretrained` and `load_networks`."""
+        self.folder, self.networks = folder, networks
+        self.core = Core(folder, networks)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        parts: str | Path | None = None,
+        ema: bool = False,
+        num_heads: int | None = None,
+        image_size: int | None = None,
+        fast: bool = False,
+        engine: str = "auto",
+        dtype: str = "auto",
+        memory: Memory = PLAIN,
+        device: str = "auto",
+    ) -> "Pipeline":
+        """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
+
+        Args:
+            model: the model folder, or its id on the Hugging Face Hub; with `parts` also an official file.
+            parts, ema, num_heads, image_size: for an official file; see `open_model_folder`.
+            fast: use the folder's few-step model, without guidance.
+            engine: "onnx" (ONNX Runtime on the CPU, for folders with graphs), "torch", or "auto": the first where it
+                can be had.
+            dtype: "float32"; "bfloat16" or "float16" (torch); "int8" (onnx: faster, not quite the same image); "auto":
+                float32 for graphs, else what suits the device.
+            memory: ways to generate in less memory, with torch; see `pixart.runtime.memory.Memory`.
+            device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
+
+        Raises:
+            UsageError: engine, dtype and device do not go together, or are not to be had here.
+            PixArtError: names the first file that is missing or damaged, or the extra to install.
+        """
+        given = {"parts": parts, "ema": ema, "num_heads": num_heads, "image_size": image_size}
+        folder = open_model_folder(model, fast=fast, **given)
+        return cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        negative_prompt: str | None = "",
+        style: str | None = None,
+        seed: int | None = None,
+        num_images: int = 1,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[int, int] = (0, 1000),
+        guidance_rescale: float = 0.0,
+        guidance_channels: int | None = None,
+        null_text: str = "encoded",
+        width: int | None = None,
+        height: int | None = None,
+        binning: bool | None = None,
+        sampler: str | None = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Generate `num_images` images of each prompt, with the seeds `seed`, `seed + 1`, ...
+
+        None means: the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale
+        4.5), and the model's native size; for the seed, a random one. Guidance acts at timesteps inside
+        `guidance_interval` only (0 is clean, 1000 noise; arXiv 2404.07724); `guidance_rescale` from 0 to 1 brings the
+        guided prediction back to the deviation of the conditional one (arXiv 2305.08891, section 3.4).
+        `guidance_channels` guides the first channels of the latent only, as the official IDDPM script does with 3;
+        `null_text` "caption" or "caption-all" guides away from the null caption of an official checkpoint, under the
+        prompt's mask or all of it, and not from the encoded empty text. `binning` generates the official size of the
+        nearest shape and fits the image to the requested size, as stock Diffusers does; None does so for models that
+        predict eps, and not for flow models. `on_step(index of the image, Step)` is called after every step, and may
+        raise to stop.
+
+        Raises:
+            UsageError: this model cannot generate that.
+        """
+        request = make_request(
+            self.folder,
+            prompt,
+            negative_prompt=negative_prompt,
+            style=style,
+            seed=seed,
+            num_images=num_images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            guidance_channels=guidance_channels,
+            null_text=null_text,
+            width=width,
+            height=height,
+            binning=binning,
+            sampler=sampler,
+        )
+        notices: list[str] = []
+        images = list(self.generate(request, on_step, notices.append))
+        return Result(
+            images=[generated.image for generated in images],
+            seeds=[generated.seed for generated in images],
+            settings=[generated.settings for generated in images],
+            notices=notices,
+        )
+
+    def generate(
+        self, request: Request, on_step: OnStep | None = None, on_notice: Callable[[str], None] | None = None
+    ) -> Iterator[Generated]:
+        """The images of a checked request, as many at once as the device takes, each yielded as soon as it is done."""
+        say = on_notice or (lambda notice: None)
+        self._check_text_states(request)
+        if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
+            say(
+                f"Generated at {request.bin.width} x {request.bin.height}, which the model was trained at, and fitted "
+                f"to {request.width} x {request.height}; --no-binning generates that size itself."
+            )
+        if request.guidance_scale == 1.0 and request.resolved_negative_prompt:
+            say(
+                f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
+                "nothing; give a larger --guidance-scale."
+            )
+        conditionings = self._in_stages(self._conditionings(request, say))
+        for states in self._in_stages(self._finished(request, conditionings, on_step, say)):
+            for state, pixels in zip(states, self.core.decode(states), strict=True):
+                yield self._generated(state, pixels)
+
+    def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
+        """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
+        if not self.networks.memory.staged:
+            yield from work
+            return
+        done = list(work)
+        while done:
+            yield done.pop(0)  # and with a text goes what the denoiser made of it
+
+    def _conditionings(self, request: Request, say: Callable[[str], None]) -> Iterator[Conditioning]:
+        negative: tuple[Any, str] | None = None
+        told = False
+        for index, prompt in enumerate(request.prompts):
+            conditioning = self.core.encode_prompt(request, index, negative)
+            self._tell_of_text(conditioning.resolved, conditioning.cut, "prompt", say)
+            if not conditioning.resolved.strip():
+                say("The prompt is empty: this image is generated without any text.")
+            elif not prompt.strip():
+                say(f'The prompt is empty: only the words of the style count, "{conditioning.resolved}".')
+            if conditioning.unconditional is not None and request.null_text == "encoded":
+                negative = conditioning.unconditional, conditioning.unconditional_cut
+                if not told:
+                    self._tell_of_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
+                    told = True
+            yield conditioning
+
+    def _tell_of_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
+        if cut:
+            shown = cut if len(cut) <= MAX_SHOWN else cut[:MAX_SHOWN] + " ..."
+            say(
+                f"The {what} is longer than the {self.networks.max_tokens} tokens that the model reads; "
+                f'these words were left out: "{shown}"'
+            )
+        if not text.isascii() and (unknown := self._tokenizer.unknown(text.lower().strip())):
+            shown = " ".join(unknown)[:MAX_SHOWN]
+            say(f'The text encoder does not know "{shown}", and reads it as an unknown word; name it in English.')
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        path = self.folder.path
+        return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens)
+
+    def _finished(
+        self,
+        request: Request,
+        conditionings: Iterator[Conditioning],
+        on_step: OnStep | None,
+        say: Callable[[str], None],
+    ) -> Iterator[list[State]]:
+        """Batches of finished states, prompt by prompt and seed by seed; one batch may hold several prompts."""
+        images = ((conditioning, seed) for conditioning in conditionings for seed in request.seeds)
+        first, at_once = 0, None
+        while True:
+            states = []
+            for conditioning, seed in images:
+                states.append(self.core.start(request, conditioning, seed))
+                at_once = at_once or self.core.images_at_once(request)
+                if len(states) >= at_once:
+                    break
+            if not states:
+                return
+            limit = self.core.most_images
+            while not states[0].done:
+                for index, step in enumerate(self.core.step(states)):
+                    if on_step is not None:
+                        on_step(first + index, step)
+            if self.core.most_images != limit:
+                at_once = self.core.most_images
+                say(f"Memory ran out with {len(states)} images at once; generating {at_once} at once.")
+            yield states
+            first += len(states)
+
+    def _check_text_states(self, request: Request) -> None:
+        """A file of text states is for one text encoder; those of another would give another image."""
+        path = self.networks.memory.text_states
+        if path is None:
+            return
+        check_text_states(self.folder, request, path)
+        mine = {name: value for name, value in self._hashes.items() if name.startswith("text_encoder/")}
+        if read_head(path)[0].encoder != mine:
+            raise UsageError(
+                f"{path} was made with another text encoder than that of {self.folder.name}; write one for this model "
+                "with pixart encode --model."
+            )
+
+    def _generated(self, state: State, pixels: Any) -> Generated:
+        from PIL import Image
+
+        request = state.request
+        image = fit(Image.fromarray(pixels), request.height, request.width)
+        settings = {
+            "format": 1,
+            "prompt": state.conditioning.prompt,
+            "negative_prompt": request.negative_prompt,
+            "style": request.style,
+            "resolved_prompt": state.conditioning.resolved,
+            "resolved_negative_prompt": request.resolved_negative_prompt,
+            "seed": state.seed,
+            "steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "guidance_interval": list(request.guidance_interval),
+            "guidance_rescale": request.guidance_rescale,
+            "guidance_channels": request.guidance_channels,
+            "null_text": request.null_text,
+            "width": request.width,
+            "height": request.height,
+            "binning": request.bin is not None,
+            "bin": asdict(request.bin) if request.bin else None,
+            "sampler": request.sampler,
+            **self.provenance,
+            "pixels_sha256": pixel_hash(image),
+        }
+        return Generated(image, state.seed, settings)
+
+    @functools.cached_property
+    def _hashes(self) -> dict[str, str]:
+        return weight_hashes(self.folder)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What makes the images, besides the request: model, hashes of its weights, engine, dtype, versions."""
+        networks = self.networks.provenance()
+        return {
+            "model": self.folder.name,
+            "fast": self.folder.fast,
+            "source": self.folder.source.for_images(),
+            "model_hash": transformer_hash(self._hashes),
+            "weights": self._hashes,
+            **networks,
+            "versions": {"pixart": pixart.__version__, **networks["versions"]},
+        }

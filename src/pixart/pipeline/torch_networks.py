@@ -1,0 +1,258 @@
+"""torch: the networks of any model that pixart reads, on any device, and when each of them is in memory."""
+
+import ctypes
+import gc
+import platform
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
+from pixart.encoders.text import TextEncoder
+from pixart.encoders.text_states import StoredTexts, read_head
+from pixart.encoders.tokenizer import Tokenizer
+from pixart.encoders.vae import Decoder
+from pixart.model.pixart import PixArt, TextContext
+from pixart.runtime.batch import images_to_decode, rows_at_once
+from pixart.runtime.device import Device, Precision, find_cpu, text_precision
+from pixart.runtime.memory import PLAIN, Memory
+from pixart.runtime.storage import compute_in
+
+
+@dataclass(eq=False)
+class Text:
+    """Token states (1, L, T) and their mask (1, L) bool; and what the denoiser makes of them, once it was used."""
+
+    states: torch.Tensor
+    mask: torch.Tensor
+    context: TextContext | None = None
+
+
+class TorchNetworks:
+    """Text encoder, denoiser and decoder, kept as `Memory` says. See `pixart.pipeline.networks.Networks`.
+
+    Without `staged` all are loaded at once, so that a damaged one is named before the first step; with it one at a
+    time, when it is used, and loading another frees the last.
+    """
+
+    name = "torch"
+
+    def __init__(self, folder: ModelFolder, device: Device, precision: Precision, memory: Memory = PLAIN):
+        """Load from disk only. Raises PixArtError, naming the file, for damage."""
+        self.folder, self.place, self.precision, self.memory = folder, device, precision, memory
+        self.device = torch.device(device.type, device.index) if device.type == "cuda" else torch.device(device.type)
+        self.arithmetic = getattr(torch, precision.arithmetic)  # of the denoiser; the solvers' x_t is always fp32
+        self._loaded: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._batch: tuple[tuple[Text, ...], TextContext] | None = None  # the texts of the last pass, as one context
+        if not memory.staged:
+            for load in (self._load_text_encoder, self._load_denoiser, self._load_decoder):
+                self._get(load)
+
+    @property
+    def text_encoder(self) -> TextEncoder | StoredTexts:
+        return self._get(self._load_text_encoder)
+
+    @property
+    def denoiser(self) -> PixArt:
+        return self._get(self._load_denoiser)
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._get(self._load_decoder)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The names of the networks that are in memory now."""
+        return tuple(self._loaded)
+
+    @property
+    def max_tokens(self) -> int:
+        if "text_encoder" in self._loaded:
+            return self._loaded["text_encoder"].max_tokens
+        path = self.folder.path
+        return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens).max_tokens
+
+    @torch.inference_mode()
+    def encode(self, text: str) -> tuple[Text, str]:
+        encoded = self.text_encoder.encode(text)
+        return Text(encoded.states, encoded.mask), encoded.cut
+
+    def unconditional(self, text: Text, full: bool) -> Text:
+        caption = load_null_caption(self.folder)[None]
+        mask = torch.ones(1, caption.shape[1], dtype=torch.bool) if full else text.mask
+        more = mask.shape[1] - caption.shape[1]  # a text is padded to a multiple of 16, the null caption is not
+        return Text(torch.nn.functional.pad(caption, (0, 0, 0, more)), mask)  # padded, or cut where it is negative
+
+    def latents(self, noise: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(noise).to(self.device)
+
+    @torch.inference_mode()
+    def denoise(
+        self, x_t: torch.Tensor, timesteps: Sequence[float], texts: Sequence[Text], images: Sequence[int]
+    ) -> torch.Tensor:
+        denoiser = self.denoiser
+        factor = self.folder.vae_factor
+        height, width = x_t.shape[2] * factor, x_t.shape[3] * factor
+        size = None
+        if denoiser.config.micro_conditions:
+            size = torch.tensor([[height, width, height / width]], device=self.device)
+        try:
+            rows = torch.tensor(images, device=self.device)
+            modulation = denoiser.embed_timestep(torch.tensor(timesteps, device=self.device)[rows], size)
+            return denoiser.denoise(x_t[rows].to(self.arithmetic), modulation, self._together(texts)).float()
+        except torch.OutOfMemoryError as error:
+            release_memory()
+            raise MemoryError(str(error)) from None
+
+    def _together(self, texts: Sequence[Text]) -> TextContext:
+        """The texts of a pass as one context, which the next pass most likely uses again."""
+        key = tuple(texts)
+        if self._batch is None or self._batch[0] != key:
+            self._batch = (key, TextContext.together([self._context(text) for text in texts]))
+        return self._batch[1]
+
+    def _context(self, text: Text) -> TextContext:
+        """Keys and values of the text in all blocks: made once, when the denoiser is in memory."""
+        if text.context is None:
+            # Its tokens only: padding would cost time, and a mask in every block of every step.
+            states = text.states[:, text.mask[0]].to(self.device, self.arithmetic)
+            text.context = self.denoiser.encode_text(states, None)
+        return text.context
+
+    def images_at_once(self, rows: int, height: int, width: int) -> int:
+        tokens = height * width // self.folder.size_multiple**2
+        number_bytes = torch.finfo(self.arithmetic).bits // 8
+        config = self.denoiser.config
+        return max(1, rows_at_once(self._free(), tokens=tokens, width=config.width, number_bytes=number_bytes) // rows)
+
+    def _free(self) -> Device:
+        """The device with the memory that is free now."""
+        if self.place.type == "cuda":
+            torch.cuda.empty_cache()
+            return replace(self.place, free_bytes=torch.cuda.mem_get_info(self.device)[0])
+        return self.place if self.place.type == "mps" else find_cpu()
+
+    def to_numpy(self, array: torch.Tensor) -> np.ndarray:
+        return array.float().cpu().numpy()
+
+    def decode(self, latents: torch.Tensor) -> list[np.ndarray]:
+        decoder = self.decoder
+        config, number_bytes = decoder.model.config, torch.finfo(decoder.model.dtype).bits // 8
+        pixels = latents.shape[2] * latents.shape[3] * self.folder.vae_factor**2
+        channels = config.block_out_channels[0]
+        count = images_to_decode(self._free(), pixels=pixels, channels=channels, number_bytes=number_bytes)
+        while True:
+            try:
+                return [image for part in latents.split(count) for image in decoder.decode(part)]
+            except torch.OutOfMemoryError as error:
+                release_memory()
+                if count == 1:
+                    raise MemoryError(str(error)) from None
+                count //= 2
+
+    def provenance(self) -> dict[str, Any]:
+        import diffusers
+        import transformers
+
+        return {
+            "engine": self.name,
+            "device": self.place.type,
+            "dtype": self.precision.storage,
+            "arithmetic": self.precision.arithmetic,
+            "memory": self.memory.chosen | self._text_options,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "transformers": transformers.__version__,
+                "numpy": np.__version__,
+            },
+        }
+
+    @property
+    def _text_options(self) -> dict[str, Any]:
+        """How a file of text states was made, where it is not as usual: it decides pixels too."""
+        if self.memory.text_states is None:
+            return {}
+        head, _width = read_head(self.memory.text_states)
+        return Memory(text_encoder_8bit=head.text_encoder_8bit, text_encoder_dtype=head.text_encoder_dtype).chosen
+
+    def _get(self, load: Callable[[], Any]) -> Any:
+        """A network, loaded if it is not in memory, on the device; the others leave as `Memory` says."""
+        name = load.__name__.removeprefix("_load_")
+        with self._lock:
+            if name not in self._loaded:
+                if self.memory.staged and self._loaded:
+                    self._loaded.clear()
+                    self._batch = None
+                    release_memory()
+                self._loaded[name] = load()
+            if self.memory.offload:
+                for other, network in self._loaded.items():
+                    if other != name:
+                        _move(network, torch.device("cpu"))
+            _move(self._loaded[name], self.device)
+            return self._loaded[name]
+
+    def _load_text_encoder(self) -> TextEncoder | StoredTexts:
+        memory, path = self.memory, self.folder.path
+        if memory.text_states is not None:
+            return StoredTexts(memory.text_states)
+        precision = text_precision(self.precision)
+        if memory.text_encoder_dtype != "auto":
+            precision = text_precision(Precision(memory.text_encoder_dtype, memory.text_encoder_dtype, "as given"))
+        encoder = TextEncoder(
+            path / "text_encoder",
+            path / "tokenizer",
+            self.folder.text_encoder_class,
+            self.folder.max_tokens,
+            dtype=precision.storage,
+            eight_bit=memory.text_encoder_8bit,
+        )
+        self._compute(encoder.model, precision)
+        return encoder
+
+    def _load_denoiser(self) -> PixArt:
+        denoiser = load_denoiser(self.folder, getattr(torch, self.precision.storage)).requires_grad_(False)
+        return self._compute(denoiser, self.precision)
+
+    def _load_decoder(self) -> Decoder:
+        half = self.place.type == "cuda" and self.place.bfloat16 and self.precision.storage != "float32"
+        dtype = self.memory.vae_dtype
+        dtype = ("bfloat16" if half else "float32") if dtype == "auto" else dtype
+        return Decoder(self.folder.path / "vae", dtype=dtype, tiled=self.memory.decode == "tiled")
+
+    def _compute(self, model: torch.nn.Module, precision: Precision) -> Any:
+        if precision.arithmetic != precision.storage:
+            compute_in(model, getattr(torch, precision.arithmetic))
+        return model
+
+
+def release_memory() -> None:
+    """Free what nobody uses any more, and return it to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":  # glibc returns large blocks only by itself
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None:
+            malloc_trim(0)
+
+
+def device_of(network: Any) -> torch.device | None:
+    """Where the weights of a network lie; None for a file of text states, which has none."""
+    module = network if isinstance(network, torch.nn.Module) else getattr(network, "model", None)
+    return None if module is None else next(module.parameters()).device
+
+
+def _move(network: Any, device: torch.device) -> None:
+    place = device_of(network)
+    if place is not None and place.type != device.type:
+        (network if isinstance(network, torch.nn.Module) else network.model).to(device)

@@ -1,0 +1,66 @@
+"""Ways to generate in less memory: options, and checks that need no torch. docs/memory.md says what each saves."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from pixart.config import unknown
+from pixart.errors import UsageError
+from pixart.runtime.device import DTYPES
+
+DECODE = ("whole", "tiled")
+PART_DTYPES = ("auto", *DTYPES)
+# Besides dtypes: these round differently from the networks as they are, so pixels may differ.
+CHANGE_PIXELS = ("text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Ways to generate in less memory; the default is none of them.
+
+    `staged`, `offload` and `text_states` change no pixel, the others may.
+    """
+
+    staged: bool = False
+    """Load the networks one after another, each for all texts or images, and free it before the next: the peak is the
+    largest of them instead of their sum. The images come together, at the end."""
+    offload: bool = False
+    """On a GPU: keep the networks in the computer's memory, and move each to the GPU while it works."""
+    text_encoder_8bit: bool = False
+    """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same image."""
+    decode: Annotated[str, arg(metavar="NAME")] = "whole"
+    """How to decode: whole, or tiled, in overlapping tiles that are blended, whose tones differ a little."""
+    text_encoder_dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32, bfloat16, float16, or auto: by the dtype of the denoiser."""
+    vae_dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32, bfloat16, float16, or auto: bfloat16 on a GPU that computes in it, else float32."""
+    text_states: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Take the encoded texts from a file of `pixart encode`, and load no text encoder."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is not the default, for image metadata; without `text_states`, which changes no pixel."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "text_states"}
+        return {name: value for name, value in values.items() if value != getattr(Memory, name)}
+
+    @property
+    def changes_pixels(self) -> tuple[str, ...]:
+        """The options in force that may change pixels."""
+        return tuple(name for name in self.chosen if name in CHANGE_PIXELS)
+
+
+PLAIN = Memory()
+
+
+def check_memory(memory: Memory) -> Memory:
+    """The same, if all its values can be; else UsageError with one sentence."""
+    for name, value, known in (
+        ("way to decode", memory.decode, DECODE),
+        ("dtype of the text encoder", memory.text_encoder_dtype, PART_DTYPES),
+        ("dtype of the autoencoder", memory.vae_dtype, PART_DTYPES),
+    ):
+        if value not in known:
+            raise UsageError(unknown(name, str(value), known))
+    return memory
