@@ -18,7 +18,7 @@ def generate(model, folder, *options: str, **environment: str):
     command = [sys.executable, "-c", run, "generate", "a red apple", "--model", str(model), *sizes, *options]
     return subprocess.run(
         command, cwd=folder, env=os.environ | {"RUST_BACKTRACE": "0"} | environment, capture_output=True, text=True,
-        timeout=120,
+        timeout=50,
     )  # fmt: skip
 
 
@@ -104,9 +104,7 @@ def test_pipes_and_devices_in_place_of_files(folder, tmp_path, file):
 @pytest.mark.parametrize("threads", ["1" + "0" * 20, "100000", "0", "-1", "1e20"])
 def test_absurd_numbers_of_threads(tiny_model_with_graphs, tmp_path, threads):
     done = generate(tiny_model_with_graphs, tmp_path, OMP_NUM_THREADS=threads)
-    if done.returncode:
-        refused(done)
-    assert done.returncode == (1 if threads.startswith("10") else 0)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_repeated_of_the_input_is_short(tiny_model, tmp_path):
