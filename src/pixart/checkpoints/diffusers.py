@@ -51,6 +51,7 @@ SIZES = (
     "sample_size",
 )
 MAX_SIZE = 10_000
+MAX_LAYERS = 200
 
 
 def save_transformer(
@@ -245,8 +246,9 @@ def read_settings(path: Path) -> dict:
         )
     for name in SIZES:
         value = settings.get(name)
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
-            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number from 1 to {MAX_SIZE}.")
+        most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+        if type(value) is not int or not 1 <= value <= most:
+            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number from 1 to {most}.")
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     if settings["cross_attention_dim"] != width:
         raise PixArtError(f"{path} has cross_attention_dim = {settings['cross_attention_dim']}; it must be {width}.")

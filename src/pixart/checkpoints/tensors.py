@@ -13,6 +13,8 @@ SHOWN = 10  # names in a list of complaints
 
 def is_pickle(path: Path) -> bool:
     """Whether the file begins as a pickle does, or as the zip archive that torch puts one into."""
+    if not path.is_file():  # a pipe would never end
+        return False
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"

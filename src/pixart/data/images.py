@@ -1,6 +1,7 @@
 """Bytes to an RGB picture, safely: an allow-list of decoders, limits, and one way for every colour mode."""
 
 import io
+import struct
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -119,8 +120,18 @@ _UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 def _orientation(image: "Image.Image") -> int:
+    """EXIF's orientation. Only this entry is read: Pillow reads all, and many may point at the same megabytes."""
+    data = image.info.get("exif")
     try:
-        value = image.getexif().get(0x0112, 1)
+        if not isinstance(data, bytes):  # a TIFF file's own folder, which Pillow has read to open it
+            value = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1
+        else:
+            data = data.removeprefix(b"Exif\0\0")
+            order = {b"II": "<", b"MM": ">"}[data[:2]]
+            start = struct.unpack_from(order + "I", data, 4)[0]
+            (count,) = struct.unpack_from(order + "H", data, start)
+            entries = (struct.unpack_from(order + "HHIH", data, start + 2 + 12 * n) for n in range(count))
+            value = next((value for tag, kind, _, value in entries if (tag, kind) == (0x0112, 3)), 1)
     except Exception:  # EXIF written badly: the pixels are fine, and nothing says that they are rotated
         return 1
     return value if value in _UPRIGHT else 1

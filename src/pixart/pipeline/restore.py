@@ -10,12 +10,12 @@ from typing import Any
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.diffusion.noise import MAX_SEED
 from pixart.diffusion.solvers import SAMPLERS
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, shown
+from pixart.pipeline.foreign_metadata import Raw, read_foreign
 from pixart.pipeline.image_files import read_record
+from pixart.pipeline.image_metadata import ImageTexts, read_texts
 from pixart.pipeline.prompts import MAX_CHARACTERS
 from pixart.pipeline.request import MAX_GUIDANCE, MIN_SIZE, NULL_TEXTS, make_request
-from pixart.sampling.foreign_settings import Raw, read_foreign
-from pixart.sampling.picture_texts import PictureTexts, read_texts, shown
 
 MAX_SIDE = 65_535  # pixels; which of them a model can draw, `fit_to_model` says
 MAX_STEPS = 500
@@ -81,8 +81,8 @@ def restore_settings(path: str | Path) -> Restored:
     found = read_foreign(texts.texts)
     if found is None:
         raise UsageError(_nothing(Path(path).name, texts, notices))
-    source, raw = found
-    return Restored(source, _from_others(source, raw, notices), notices)
+    notices += found.notices
+    return Restored(found.source, _from_others(found.source, found.raw, notices), notices)
 
 
 def fit_to_model(restored: Restored, folder: ModelFolder) -> Restored:
@@ -176,7 +176,7 @@ def _readable(text: str, what: str, notices: list[str]) -> str:
     return plain[:MAX_CHARACTERS]
 
 
-def _nothing(name: str, texts: PictureTexts, notices: list[str]) -> str:
+def _nothing(name: str, texts: ImageTexts, notices: list[str]) -> str:
     name = shown(name)
     if notices:
         return f"{name} holds no settings that can be read. {notices[0]}"
