@@ -125,7 +125,9 @@ def test_killed_again_and_again_it_ends_with_the_same_folder(photos, plain, tiny
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
-def test_a_damaged_shard_of_an_unfinished_folder_is_made_again(photos, plain, tiny_model, tmp_path, damage, monkeypatch):
+def test_a_damaged_shard_of_an_unfinished_folder_is_made_again(
+    photos, plain, tiny_model, tmp_path, damage, monkeypatch
+):
     """What is found half done is read and compared, not believed."""
     import pixart.data.extract as module
 
@@ -163,7 +165,13 @@ def test_a_finished_folder_is_checked_and_damage_is_named(photos, plain, tiny_mo
         assert extract(photos, folder, tiny_model) == 1
         assert shard.name in capsys.readouterr().err
         shard.write_bytes(content)
-    for damaged in ("{", "[]", '{"format": 3}', json.dumps({"format": "pixart-features-2", "origin": 1}), "[" * 200_000):
+    for damaged in (
+        "{",
+        "[]",
+        '{"format": 3}',
+        json.dumps({"format": "pixart-features-2", "origin": 1}),
+        "[" * 200_000,
+    ):
         (folder / "features.json").write_text(damaged)
         with pytest.raises(PixArtError):
             open_features(folder)

@@ -182,7 +182,17 @@ def test_torchrun_takes_our_options(home, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "pixart", "train"]
-    command = [sys.executable, *words, "recipe.toml", "--output", "other", "--phases.0.steps", "2", "--loop.device", "cpu"]
+    command = [
+        sys.executable,
+        *words,
+        "recipe.toml",
+        "--output",
+        "other",
+        "--phases.0.steps",
+        "2",
+        "--loop.device",
+        "cpu",
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (folder / "other" / "finished.json").is_file() and not (folder / "run").exists()
