@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+import sys
 import threading
 import time
 import uuid
@@ -111,7 +112,8 @@ class Tracker:
         """The thread. After a failure it goes on taking records, so that nobody waits for it."""
         service = None
         try:
-            service = SERVICES[self.config.to](self.config, self.folder.resolve(), identity, settings)
+            with contextlib.redirect_stdout(sys.stderr):  # trackio prints; stdout is for results
+                service = SERVICES[self.config.to](self.config, self.folder.resolve(), identity, settings)
         except BaseException as error:  # a service may raise anything, SystemExit too
             self._fail(error)
         while (record := self.queue.get()) is not None:
@@ -122,7 +124,7 @@ class Tracker:
                 except BaseException as error:
                     self._fail(error)
         if service is not None:
-            with contextlib.suppress(BaseException):
+            with contextlib.suppress(BaseException), contextlib.redirect_stdout(sys.stderr):
                 service.finish()
 
     def _fail(self, error: BaseException) -> None:
