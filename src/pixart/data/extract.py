@@ -27,7 +27,7 @@ from pixart.data.feature_shards import (
     refuse_other_origin,
 )
 from pixart.data.feature_writer import RECORDS, About, BatchRecord, read_records, write_manifest, write_record
-from pixart.data.pairs import printable
+from pixart.data.pairs import Pair, Problem, printable
 from pixart.data.storage import PARTIAL, Folder
 from pixart.errors import PixArtError, UsageError
 
@@ -107,8 +107,16 @@ def extract(
         sources: list[str] = []
         records: dict[int, BatchRecord] = {}
 
+        unknown: list[str] = []  # losses of which nobody can say how many images they are
+
+        def noting_unknown() -> Iterator[Pair | Problem]:
+            for one in dataset.pairs():
+                if isinstance(one, Problem) and one.lost is None:
+                    unknown.append(f"{one.key}: {one.reason}")
+                yield one
+
         def left() -> Iterator[Batch]:
-            pairs = batches_of(dataset.pairs(), settings.rows, settings.caption_sources, captions=_reads(settings))
+            pairs = batches_of(noting_unknown(), settings.rows, settings.caption_sources, captions=_reads(settings))
             for batch, known_classes in pairs:
                 classes.update(known_classes)
                 sources[:] = batch.sources
@@ -145,7 +153,9 @@ def extract(
             _clean(folder)
             return folder.at, account
         _refuse_failed(account, leave_out_failed)
-        check_dropped(account.skipped, account.pictures, allowed=allow_dropped, examples=account.examples)
+        check_dropped(
+            account.skipped, account.pictures, allowed=allow_dropped, examples=account.examples, unknown=unknown
+        )
         _finish(job, list(records.values()), dataset, classes, sources)
     return folder.at, account
 
