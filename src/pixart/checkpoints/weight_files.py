@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from pixart.checkpoints.tensors import is_pickle, refuse_names
 from pixart.errors import PixArtError
 
 MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
+DTYPE_NAMES = {
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
+    "F64": "float64",
+}  # fmt: skip
 PIECE = 8 << 20  # bytes read at once; a multiple of every number's size
 # Of a floating-point type: its width as an integer, and the bits of infinity; NaNs lie above, for either sign.
-INFINITY = {"F16": ("2", 0x7C00), "BF16": ("2", 0x7F80), "F32": ("4", 0x7F800000), "F64": ("8", 0x7FF0000000000000)}
+# E4M3 has no infinity and one NaN.
+INFINITY = {
+    "F8_E4M3": ("1", 0x7F), "F8_E5M2": ("1", 0x7C), "F16": ("2", 0x7C00), "BF16": ("2", 0x7F80),
+    "F32": ("4", 0x7F800000), "F64": ("8", 0x7FF0000000000000),
+}  # fmt: skip
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -83,6 +92,12 @@ def check_whole(path: Path) -> dict[str, Any]:
     return tensors
 
 
+def stored_dtypes(paths: Iterable[Path]) -> tuple[str, ...]:
+    """The names of the dtypes in safetensors files, as torch writes them, sorted."""
+    found = {str(entry["dtype"]) for path in paths for entry in check_whole(path).values() if "dtype" in entry}
+    return tuple(sorted(DTYPE_NAMES.get(name, name) for name in found))
+
+
 def hash_finite(path: Path) -> str:
     """SHA-256 of a safetensors file, all of whose numbers are looked at on the way.
 
@@ -110,8 +125,8 @@ def hash_finite(path: Path) -> str:
 
 def _is_finite(piece: bytes, dtype: str) -> bool:
     """By two maxima over the bits, at the speed of the memory: NaN and infinity are the largest of each sign."""
-    width, infinity = INFINITY.get(dtype, ("1", 0))
-    if width == "1" or len(piece) % int(width) or not piece:
+    width, infinity = INFINITY.get(dtype, ("1", None))
+    if infinity is None or len(piece) % int(width) or not piece:
         return True
     positive = np.frombuffer(piece, f"<i{width}").max()
     negative = np.frombuffer(piece, f"<u{width}").max()

@@ -96,7 +96,7 @@ def _run(options: CheckOptions) -> int:
         report = _check(options, dataset, Path(scratch), flagged)
         _tell(options, report, flagged)
     if not report.tally.rows:
-        raise PixArtError(f"{options.path} ({dataset.layout}) holds no pictures.")
+        raise PixArtError(f"{options.path} ({dataset.layout}) holds no images that can be read.")
     return 1 if options.strict and report.troubles else 0
 
 

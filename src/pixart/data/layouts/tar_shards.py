@@ -176,7 +176,10 @@ def _samples(path: Path, shard: str, notes: Notes) -> Iterator[_Sample | Problem
         if name not in begun and len(begun) == WINDOW:
             yield begun.pop(next(iter(begun)))
         sample = begun.setdefault(name, _Sample(shard, name))
-        if len(sample.files) < MAX_FILES:
+        if any(member.name == other.name for other in sample.files):
+            reason = f"The shard has {printable(member.name)} twice; the first one counts."
+            yield Problem(sample.key, "duplicate-sample", reason, lost=int(kind not in _SMALL))
+        elif len(sample.files) < MAX_FILES:
             sample.files.append(member)
         elif not sample.too_many:
             sample.too_many = True
