@@ -156,7 +156,7 @@ def test_killed_at_random_times_it_goes_on(tmp_path, settings):
 
 def test_broken_pictures_are_named_and_too_many_stop_the_run(tmp_path, settings):
     data = write_photos(tmp_path / "data", 20, broken=(4, 11))
-    with pytest.raises(PixArtError, match=r"1 of 8 pictures were dropped \(0004\.png: .*, and 1% is allowed"):
+    with pytest.raises(PixArtError, match=r"1 of 8 images were dropped \(0004\.png: .*, and 1% is allowed"):
         run(data, tmp_path / "features", settings)
     with pytest.raises(PixArtError, match="is not finished"):
         open_features(tmp_path / "features")
@@ -274,7 +274,7 @@ def test_the_command_says_what_it_did(tmp_path, tiny_model, capsys):
     line = ["data", "extract", str(data), str(dest), "--model", str(tiny_model), "--base-size", "64", "--step", "16"]
     line += ["--workers", "1"]
     assert main([*line]) == 1
-    assert "1 of 20 pictures were dropped (0003.png: truncated" in capsys.readouterr().err
+    assert "1 of 20 images were dropped (0003.png: truncated" in capsys.readouterr().err
     assert main([*line, "--allow-dropped", "0.1"]) == 0
     said = capsys.readouterr()
     assert said.out == f"{dest}\n" and "Skipped: 0003.png: truncated" in said.err

@@ -297,7 +297,7 @@ def test_features_that_lost_too_many_pictures_are_refused_unless_told_otherwise(
     (folder / "skipped.jsonl").write_text(json.dumps({"key": "a.png", "reason": "truncated: ends early"}) + "\n")
     lossy = dataclasses.replace(recipe, features=folder)
     with pytest.raises(
-        PixArtError, match=r"1 of 20 pictures were dropped \(a.png: truncated: ends early\): 5%.*--allow"
+        PixArtError, match=r"1 of 20 images were dropped \(a.png: truncated: ends early\): 5%.*--allow"
     ):
         open_for(lossy)
     assert len(open_for(dataclasses.replace(lossy, allow_dropped=0.05))) == 19

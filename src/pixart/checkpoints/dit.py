@@ -87,7 +87,9 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
         if grid is None and image_size is None:
             raise UsageError(f"{source} has no {POSITIONS}; give --image-size, the side of its pictures in pixels.")
         patch = dims(state, FIRST, 4, source)[-1]
-        sample_size = image_size // 8 if image_size else round(dims({POSITIONS: grid}, POSITIONS, 3, source)[1] ** 0.5) * patch
+        sample_size = (
+            image_size // 8 if image_size else round(dims({POSITIONS: grid}, POSITIONS, 3, source)[1] ** 0.5) * patch
+        )
     if not {TABLE, FIRST, "final_layer.linear.weight", "blocks.0.mlp.fc1.weight"} <= state.keys():
         raise PixArtError(f"{where} holds no class-conditional DiT: of its {len(state)} tensors, none is {TABLE}.")
     refuse_not_finite(state, where)

@@ -175,7 +175,11 @@ def _text(value: "pyarrow.Scalar") -> object:
     try:
         return value.as_py()
     except UnicodeDecodeError:
-        return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape") if hasattr(value, "as_buffer") else "\udcff"
+        return (
+            value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+            if hasattr(value, "as_buffer")
+            else "\udcff"
+        )
 
 
 def _holds_bytes(kind: "pyarrow.DataType") -> bool:

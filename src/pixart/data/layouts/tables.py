@@ -19,7 +19,17 @@ from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.lines import Row, count_lines, csv_header, csv_rows, json_lines
 from pixart.data.layouts.places import Manifest
 from pixart.data.layouts.rows import captions_of, check_named, label_of, pairs_of_rows, roles, size
-from pixart.data.layouts.walk import Folder, Glance, ending, find_all, glance, is_picture, look_around, missing_parts, walk
+from pixart.data.layouts.walk import (
+    Folder,
+    Glance,
+    ending,
+    find_all,
+    glance,
+    is_picture,
+    look_around,
+    missing_parts,
+    walk,
+)
 from pixart.data.pairs import InTable, Pair, Problem, key_hash, printable
 from pixart.errors import PixArtError, UsageError
 
@@ -58,12 +68,14 @@ class Tables:
         seen: set[bytes] = set()
         for name in self.files:
             yield from self._read(self.path / name, name, seen)
-        for problem in missing_parts(self.files) if not self.single else ():
-            yield problem
+        if not self.single:
+            yield from missing_parts(self.files)
         if self.name == "imagefolder" and self.columns.root is None:
             folders = {os.path.dirname(name) for name in self.files}
             for folder in walk(self.path, Notes()):
-                if isinstance(folder, Folder) and any(f in ("", folder.rel) or folder.rel.startswith(f + "/") for f in folders):
+                if isinstance(folder, Folder) and any(
+                    f in ("", folder.rel) or folder.rel.startswith(f + "/") for f in folders
+                ):
                     for file in folder.files:
                         if is_picture(file) and key_hash(folder.key(file)) not in seen:
                             notes.count("images that no row names", folder.key(file))

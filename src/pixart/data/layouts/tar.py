@@ -60,7 +60,9 @@ def members(path: Path, shard: str) -> Iterator[Member | Problem]:
                     raise tarfile.ReadError("a header leads backwards")
                 yield from _member(info, shard)
             end = _end(file, archive.offset)
-        except Exception as error:  # bytes of strangers make tarfile raise ValueError, RecursionError, OverflowError, ...
+        except (
+            Exception
+        ) as error:  # bytes of strangers make tarfile raise ValueError, RecursionError, OverflowError, ...
             reason = printable((str(error) or type(error).__name__)[:200])
             end = ("damaged-tar", f"The shard is damaged or cut off ({reason}); what comes after it cannot be read.")
     if end is not None:

@@ -53,7 +53,7 @@ class TarShards:
 
     path: Path
     shards: tuple[str, ...]
-    columns: Columns = Columns()
+    columns: Columns
     packed: tuple[str, ...] = ()
     name: str = "tar"
     single: bool = False
@@ -119,7 +119,9 @@ class TarShards:
 
     def count_hint(self) -> int | None:
         """What img2dataset's `00000_stats.json` files say, where every shard has one."""
-        counts = [_json(self.path / f"{shard.removesuffix('.tar')}_stats.json").get("successes") for shard in self.shards]
+        counts = [
+            _json(self.path / f"{shard.removesuffix('.tar')}_stats.json").get("successes") for shard in self.shards
+        ]
         return sum(counts) if all(isinstance(count, int) for count in counts) else None
 
 

@@ -60,7 +60,9 @@ def walk(root: Path, notes: Notes) -> Iterator[Folder | Problem]:
             with os.scandir(path) as entries:
                 found = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
         except OSError as error:
-            yield Problem(printable(rel or "."), "unreadable", f"The folder cannot be read: {error.strerror}.", lost=None)
+            yield Problem(
+                printable(rel or "."), "unreadable", f"The folder cannot be read: {error.strerror}.", lost=None
+            )
             continue
         folders, files, problems = [], [], []
         for entry in found:
