@@ -148,7 +148,7 @@ def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
 
 
 def _floats(tensor: "torch.Tensor") -> "torch.Tensor":
-    """The tensor; in bfloat16, which holds each of its values exactly, if it is in 8 bits, with which torch counts not."""
+    """The tensor; float8, with which torch computes little, as bfloat16, which holds each of its values exactly."""
     import torch
 
     return tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 and tensor.is_floating_point() else tensor
