@@ -91,7 +91,7 @@ def test_bad_pictures_are_named_and_above_one_in_a_hundred_the_command_fails(pho
     arguments = ["data", "caption", str(photos), "--model", llava, "--max-new-tokens", "4"]
     assert main(arguments) == 1
     said = capsys.readouterr().err
-    assert "Not captioned: 3.png: " in said and "1 of 10 pictures were dropped" in said and "Traceback" not in said
+    assert "Not captioned: 3.png: " in said and "1 of 10 images were dropped" in said and "Traceback" not in said
     assert [row["key"] for row in lines_of(captions_folder(photos) / "tiny-llava.jsonl")] == [
         f"{n}.png" for n in range(10) if n != 3
     ]

@@ -21,7 +21,6 @@ from PIL import Image
 
 from pixart.buckets import computed_table
 from pixart.cli import main
-from pixart.data.check.command import Progress
 from pixart.data.check.duplicates import MAX_BITS, PictureTable
 from pixart.data.check.look import Seen, look_at, look_at_all, perceptual_hash
 from pixart.data.check.tally import EXAMPLES, Tally, gather
@@ -425,17 +424,3 @@ def test_tokens_are_those_that_the_text_encoder_reads():
         ids, cut = counter.tokenizer.tokenize(text.lower().strip())
         assert (count > 8) == bool(cut) and min(count, 8) == len(ids)
     assert counter.cut(texts[1]) == "seven eight nine"
-
-
-def test_progress_says_what_is_left_where_there_is_no_terminal(capsys):
-    with Progress(1000, 0) as progress:
-        progress.said -= 100
-        progress.tick("reading", 0)  # nothing is known yet
-    assert "left" not in capsys.readouterr().err
-    with Progress(1000, None) as progress:
-        progress.tick("looking", 1)
-        progress.begun -= 100
-        progress.said -= 100
-        progress.tick("looking", 500)
-    said = capsys.readouterr().err
-    assert re.search(r"looking: 500 of about 1,000, 5 a second, about 2 min left", said), said

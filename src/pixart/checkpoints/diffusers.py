@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.checkpoints.names import to_diffusers_names, to_official_names
-from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes
+from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes, widened
 from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
 
@@ -139,6 +139,7 @@ def read_transformer(
     with torch.device("meta"):
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
     check_tensors(shapes(state), shapes(expected), where)
+    state = widened(state)
     if dtype is None:
         refuse_not_finite(state, where)
     else:  # before queries, keys and values are put together, which copies them
@@ -161,7 +162,7 @@ def read_null_caption(folder: Path | str, text_dim: int) -> "torch.Tensor | None
     if caption is None or caption.dim() != 2 or caption.shape[1] != text_dim:
         raise PixArtError(f"{path} must hold {NULL_CAPTION} of {text_dim} columns; it holds {shapes(state)}.")
     refuse_not_finite(state, str(path))
-    return caption
+    return widened(state)[NULL_CAPTION]
 
 
 def diffusers_config(config: "PixArtConfig") -> dict:

@@ -5,7 +5,7 @@ set pass over. `failed-captions/<source>.jsonl`, beside that folder, names what 
 the next run tries those again.
 """
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from pixart.data.pairs import METADATA, ORIGINAL
 from pixart.errors import PixArtError, UsageError
+from pixart.files import locked
 
 # What a row says of its own caption; all else in it is how the captions of the file were made.
 OF_THE_CAPTION = ("key", "caption", "index", "opening", "cut", "rejected", "answer", "error")
@@ -44,29 +45,23 @@ class CaptionFile:
         self.settings = settings
         self.taken_up = 0  # pictures that earlier runs captioned
         self.done: set[bytes] = set()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.failed_path.parent.mkdir(exist_ok=True)
-            self.file = self.path.open("ab", buffering=0)
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
-        self.failed: BinaryIO | None = None
-        try:
-            self._take_up(per_picture)
-            self.failed = self.failed_path.open("wb", buffering=0)
-        except OSError as error:
-            self.close()
-            raise _unwritable(self.path, error) from None
-        except BaseException:
-            self.close()
-            raise
+        refusal = f"Another pixart data caption is writing {self.path}; wait for it, or stop it."
+        with contextlib.ExitStack() as held:  # closes what was opened before the error
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self.failed_path.parent.mkdir(exist_ok=True)
+                held.enter_context(locked(folder / f".{source}.lock", refusal))
+                self.file = held.enter_context(self.path.open("ab", buffering=0))
+                self._take_up(per_picture)
+                self.failed = held.enter_context(self.failed_path.open("wb", buffering=0))
+            except OSError as error:
+                raise _unwritable(self.path, error) from None
+            self._held = held.pop_all()
 
     def close(self) -> None:
-        self.file.close()
-        if self.failed is not None:
-            self.failed.close()
-            if self.failed_path.stat().st_size == 0:
-                self.failed_path.unlink()
+        self._held.close()
+        if self.failed_path.exists() and self.failed_path.stat().st_size == 0:
+            self.failed_path.unlink()
 
     def __enter__(self) -> "CaptionFile":
         return self
@@ -91,10 +86,6 @@ class CaptionFile:
             _append(self.failed, self.failed_path, failed)
 
     def _take_up(self, per_picture: int) -> None:
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PixArtError(f"Another pixart data caption is writing {self.path}; wait for it, or stop it.") from None
         os.ftruncate(self.file.fileno(), _end_of_lines(self.path))
         last, count, start = None, 0, 0  # the picture of the last rows, how many it has, and where they begin
         for at, row in _rows(self.path):

@@ -14,6 +14,7 @@ from pixart.data.dataset import open_dataset
 from pixart.data.pairs import printable
 from pixart.data.statistics import PAPER, Row, as_json, count
 from pixart.errors import PixArtError, UsageError
+from pixart.files import write_whole
 from pixart.options import parsed, shown
 
 COMPARABLE = 1_000_000  # below so many images the shares of valid nouns say little beside the paper's 11 million
@@ -142,11 +143,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        write_whole(path, data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise PixArtError(f"{path} cannot be written: {error.strerror}.") from None
