@@ -11,7 +11,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from pixart.training.objective import denoising_loss
 
 from pixart.diffusion import ddpm
 from pixart.diffusion.objective import Objective
