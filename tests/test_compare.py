@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from photos import write_photos
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -81,7 +81,10 @@ def test_what_is_trainable_is_named_by_patterns():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"learning_rate": 0.0}, {"clip": 0.0}, {"eps": float("nan")}, {"betas": (1.0, 0.9)}, {"decay_share": 2.0}, {"warmup_steps": -1}],
+    [
+        {"learning_rate": 0.0}, {"clip": 0.0}, {"eps": float("nan")}, {"betas": (1.0, 0.9)}, {"decay_share": 2.0},
+        {"warmup_steps": -1},
+    ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):

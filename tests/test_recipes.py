@@ -1,5 +1,6 @@
 """Recipes: what a TOML file may hold, how flags change it, and the shipped ones."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_what_a_recipe_cannot_hold_is_refused(file, change, capsys):
 @pytest.mark.parametrize(
     "words",
     [
-        ["nothing/here"], ["missing.toml"], ["--loop.seed", "3"], ["FILE", "--loop.sead", "3"], ["FILE", "--loop.seed", "x"],
+        ["nothing/here"], ["missing.toml"], ["--loop.seed", "3"], ["FILE", "--loop.sead", "3"],
+        ["FILE", "--loop.seed", "x"],
         ["FILE", "FILE", "--output", "x"], ["FILE", "--phases.0.steps", "0"], ["FILE", "--loop.precision", "int8"], [],
     ],
 )  # fmt: skip
@@ -85,7 +87,7 @@ def test_help_lists_the_recipes_and_what_one_sets(file, capsys):
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("paper/")])
 def test_shipped_recipes_are_whole_and_say_what_they_lack(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    task, recipe = load(name)
+    _task, recipe = load(name)
     assert recipe.optimizer.clip == 0.01 and recipe.optimizer.eps == 1e-10 and recipe.ema.decays == (0.9999,)
     assert main(["train", name, "--dry-run"]) == 0
     out, err = capsys.readouterr()
@@ -104,7 +106,7 @@ def test_the_papers_stages_are_those_of_its_table():
         "paper/stage3_aesthetic_1024": (16_000, 384),
     }
     chain = ["stage1_pixels_256", "stage2_align_256", *(f"stage3_aesthetic_{size}" for size in (256, 512, 1024))]
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         assert found[f"paper/{after}"][0].init == str(found[f"paper/{before}"][1].output)
     assert found["paper/stage1_pixels_256"][0].network.width == 1152
     assert found["paper/stage3_aesthetic_1024"][0].network.micro_conditions

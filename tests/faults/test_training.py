@@ -130,7 +130,7 @@ def test_a_signal_while_the_result_is_written_ends_with_75_and_the_result_is_the
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=240)
+    _out, err = process.communicate(timeout=240)
     assert process.returncode == 75 and "Traceback" not in err
     assert weights(copy / "run") == weights(home / "run")
     assert train(copy).returncode == 0

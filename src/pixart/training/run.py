@@ -229,7 +229,8 @@ def _look(task: Task, recipe: Recipe) -> str | None:
 def _config(run: Path) -> dict:
     """What config.json holds. PixArtError where it is no recipe's."""
     config = read_json_object(run / CONFIG)
-    if not isinstance(config.get("task"), str) or not all(isinstance(config.get(k), dict) for k in ("loop", "optimizer")):
+    tables = all(isinstance(config.get(name), dict) for name in ("loop", "optimizer"))
+    if not isinstance(config.get("task"), str) or not tables:
         raise PixArtError(f"{run / CONFIG} is damaged: it holds no recipe. Give another --output.")
     return config
 
