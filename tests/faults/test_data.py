@@ -68,7 +68,7 @@ def checked(capsys, path: Path) -> dict:
 
 
 def extract(model: Path, path: Path, dest: Path, *more: str) -> int:
-    options = ["--base-size", "64", "--step", "16", "--model", str(model), "--workers", "1", "--precision", "fp32"]
+    options = ["--base-size", "64", "--step", "16", "--model", str(model), "--precision", "float32"]
     return main(["data", "extract", str(path), str(dest), *options, *more])
 
 

@@ -1,6 +1,7 @@
 """One interface to the three services. Calls never wait and never raise: a thread hands the records over in order."""
 
 import contextlib
+import functools
 import queue
 import sys
 import threading
@@ -112,8 +113,7 @@ class Tracker:
         """The thread. After a failure it goes on taking records, so that nobody waits for it."""
         service = None
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # trackio prints; stdout is for results
-                service = SERVICES[self.config.to](self.config, self.folder.resolve(), identity, settings)
+            service = SERVICES[self.config.to](self.config, self.folder.resolve(), identity, settings)
         except BaseException as error:  # a service may raise anything, SystemExit too
             self._fail(error)
         while (record := self.queue.get()) is not None:
@@ -124,7 +124,7 @@ class Tracker:
                 except BaseException as error:
                     self._fail(error)
         if service is not None:
-            with contextlib.suppress(BaseException), contextlib.redirect_stdout(sys.stderr):
+            with contextlib.suppress(BaseException):
                 service.finish()
 
     def _fail(self, error: BaseException) -> None:
@@ -180,6 +180,9 @@ class Trackio:
     def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
         import trackio
 
+        # It prints to stdout, which is for results; redirecting that here would take those of the main thread along.
+        for module in (trackio, trackio.run, trackio.utils):
+            module.print = functools.partial(print, file=sys.stderr)
         name = f"{folder.name}-{identity}"
         local = {"embed": False, "auto_log_cpu": False}
         self.trackio = trackio
