@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixart.checkpoints.diffusers import SIZES, WEIGHTS_NAME, save_transformer
 from pixart.checkpoints.folder import write_json
+from pixart.checkpoints.hashes import HASHES, write_hashes
 from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
 from pixart.files import replacing
@@ -122,6 +123,8 @@ def add_fast(source: Path, model: Path) -> Path:
     try:
         with replacing(dest) as work:
             shutil.copytree(place, work)
+        if (model / HASHES).is_file():
+            write_hashes(model)
     except OSError as error:  # shutil's own error is one, too
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
     return dest

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pixart.checkpoints.diffusers import FORMAT_VERSION, WEIGHTS_NAME, save_tensors, save_transformer
+from pixart.checkpoints.hashes import write_hashes
 from pixart.errors import PixArtError, UsageError
 from pixart.files import replacing
 
@@ -128,6 +129,7 @@ def write_model_folder(
                 write_json(work / "styles.json", styles)
             if guidance_scale is not None:
                 write_json(work / "pixart.json", {"guidance_scale": guidance_scale})
+            write_hashes(work)
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error
 
@@ -142,6 +144,7 @@ def write_with_vae(source: Path, dest: Path, vae: "AutoencoderKL", dtype: "torch
         with replacing(dest) as work:
             shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"))
             write_vae(vae, work / "vae", dtype)
+            write_hashes(work)
     except OSError as error:  # shutil's own error is one, too
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
     return dest

@@ -23,7 +23,7 @@ USERS_OFFLINE = "PIXART_HF_HUB_OFFLINE"  # the user's own setting, once the othe
 TRUE = ("1", "ON", "YES", "TRUE")
 
 SMALL_FILES = [
-    *("model_index.json", "styles.json", "pixart.json", "README.md", "LICENSE*", CONFIG_NAME),
+    *("model_index.json", "styles.json", "pixart.json", "hashes.json", "README.md", "LICENSE*", CONFIG_NAME),
     *(f"{part}/*.json" for part in ("text_encoder", "transformer", "vae")),
     *(f"{part}/*{end}" for part in ("scheduler", "tokenizer") for end in (".json", ".txt", ".model")),
 ]

@@ -14,6 +14,7 @@ from pixart.checkpoints.diffusers import (
     save_transformer,
 )
 from pixart.checkpoints.folder import write_json
+from pixart.checkpoints.hashes import write_hashes
 from pixart.checkpoints.official import NUM_HEADS, Checkpoint, read_official
 from pixart.checkpoints.weight_files import weight_files
 from pixart.errors import PixArtError, UsageError
@@ -75,6 +76,7 @@ def write_diffusers(
                     shutil.copyfile(parts / name, work / name)
             _name_the_transformer(work / "model_index.json")
             _check(work, parts, dest, check)
+            write_hashes(work)
         work.replace(dest)
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
