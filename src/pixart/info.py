@@ -98,7 +98,7 @@ def describe(
         "path": str(path),
         "family": "PixArt-Σ" if _is_sigma(checkpoint.config, caption) else "PixArt-α",
         "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
-        "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})),
+        "dtype": ", ".join(checkpoint.dtypes),
         **_sizes_of(checkpoint.config),
         "null_caption": None if caption is None else f"{len(caption)} tokens",
     }

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.checkpoints.names import to_diffusers_names, to_official_names
-from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes
+from pixart.checkpoints.tensors import (
+    check_tensors,
+    read_safetensors,
+    refuse_not_finite,
+    refuse_not_floats,
+    save_tensors,
+    shapes,
+    widened,
+)
 from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
 
@@ -51,6 +59,7 @@ SIZES = (
     "sample_size",
 )
 MAX_SIZE = 10_000
+MAX_LAYERS = 200
 
 
 def save_transformer(
@@ -138,8 +147,10 @@ def read_transformer(
     with torch.device("meta"):
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
     check_tensors(shapes(state), shapes(expected), where)
+    refuse_not_floats(state, where)
     if dtype is None:
         refuse_not_finite(state, where)
+        state = widened(state)
     else:  # before queries, keys and values are put together, which copies them
         for name in list(state):
             state[name] = state[name].to(dtype)
@@ -160,7 +171,7 @@ def read_null_caption(folder: Path | str, text_dim: int) -> "torch.Tensor | None
     if caption is None or caption.dim() != 2 or caption.shape[1] != text_dim:
         raise PixArtError(f"{path} must hold {NULL_CAPTION} of {text_dim} columns; it holds {shapes(state)}.")
     refuse_not_finite(state, str(path))
-    return caption
+    return widened(state)[NULL_CAPTION]
 
 
 def diffusers_config(config: "PixArtConfig") -> dict:
@@ -245,8 +256,9 @@ def read_settings(path: Path) -> dict:
         )
     for name in SIZES:
         value = settings.get(name)
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
-            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number from 1 to {MAX_SIZE}.")
+        most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+        if type(value) is not int or not 1 <= value <= most:
+            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number from 1 to {most}.")
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     if settings["cross_attention_dim"] != width:
         raise PixArtError(f"{path} has cross_attention_dim = {settings['cross_attention_dim']}; it must be {width}.")

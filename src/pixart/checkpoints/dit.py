@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.checkpoints.diffusers import NOT_TRAINED
-from pixart.checkpoints.official import POSITIONS, read_states
+from pixart.checkpoints.official import FIRST, POSITIONS, dims, read_states, without_prefix
 from pixart.checkpoints.tensors import (
     check_tensors,
     is_pickle,
@@ -20,6 +20,7 @@ from pixart.checkpoints.tensors import (
     read_safetensors,
     refuse_not_finite,
     shapes,
+    widened,
 )
 from pixart.errors import PixArtError, UsageError
 
@@ -55,7 +56,7 @@ def is_dit(source: Path) -> bool:
             return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("norm_type") == "ada_norm_zero"
         except (OSError, ValueError, AttributeError):
             return False
-    return TABLE in read_states(source)["state_dict"]
+    return any(name.endswith(TABLE) for name in read_states(source)["state_dict"])
 
 
 def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None) -> "DiT":
@@ -81,27 +82,29 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
         states, where = read_states(source), str(source)
         if ema and "state_dict_ema" not in states:
             raise UsageError(f"{source} holds no moving average; leave --ema out.")
-        state = dict(states["state_dict_ema" if ema else "state_dict"])
+        state = without_prefix(states["state_dict_ema" if ema else "state_dict"])
         grid = state.pop(POSITIONS, None)
         if grid is None and image_size is None:
             raise UsageError(f"{source} has no {POSITIONS}; give --image-size, the side of its pictures in pixels.")
-        patch = state["x_embedder.proj.weight"].shape[-1] if "x_embedder.proj.weight" in state else 1
-        sample_size = image_size // 8 if image_size else round(grid.shape[1] ** 0.5) * patch
-    if not {TABLE, "x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight"} <= state.keys():
+        patch = dims(state, FIRST, 4, source)[-1]
+        sample_size = (
+            image_size // 8 if image_size else round(dims({POSITIONS: grid}, POSITIONS, 3, source)[1] ** 0.5) * patch
+        )
+    if not {TABLE, FIRST, "final_layer.linear.weight", "blocks.0.mlp.fc1.weight"} <= state.keys():
         raise PixArtError(f"{where} holds no class-conditional DiT: of its {len(state)} tensors, none is {TABLE}.")
     refuse_not_finite(state, where)
-    width, in_channels, patch_size = state["x_embedder.proj.weight"].shape[:3]
+    width, in_channels, patch_size = dims(state, FIRST, 4, source)[:3]
     state["y_embedders.0.embedding_table.weight"] = state.pop(TABLE)
     try:
         config = DiTConfig(
-            class_counts=(len(state["y_embedders.0.embedding_table.weight"]) - 1,),
+            class_counts=(dims(state, "y_embedders.0.embedding_table.weight", 2, source)[0] - 1,),
             in_channels=in_channels,
-            out_channels=state["final_layer.linear.weight"].shape[0] // patch_size**2,
+            out_channels=dims(state, "final_layer.linear.weight", 2, source)[0] // patch_size**2,
             width=width,
             depth=_depth(state, "blocks"),
             num_heads=num_heads,
             patch_size=patch_size,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // width,
+            mlp_ratio=dims(state, "blocks.0.mlp.fc1.weight", 2, source)[0] // width,
             sample_size=sample_size,
             interpolation_scale=1.0 if sample_size >= 128 else None,  # DiT counts its positions and never scales them
         )
@@ -136,6 +139,7 @@ def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, s
         )
     path = found[0]
     given = read_pickle(path) if path.suffix == ".bin" and is_pickle(path) else read_safetensors(path)
+    given = widened(given)
     given.pop(NOT_TRAINED, None)
     depth = _depth(given, "transformer_blocks")
     layers = dict(LAYERS)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from pixart.checkpoints.diffusers import NULL_CAPTION, official_shapes
 from pixart.checkpoints.tensors import (
     check_tensors,
+    dtypes,
     is_pickle,
     read_pickle,
     read_safetensors,
     refuse_not_finite,
     save_tensors,
     shapes,
+    widened,
 )
 from pixart.errors import PixArtError, UsageError
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pixart.model.pixart import PixArtConfig
 
 POSITIONS = "pos_embed"
+FIRST = "x_embedder.proj.weight"  # the first tensor of every PixArt and DiT
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 NUM_HEADS = 16  # of every released network; the shapes do not tell
 SIGMA_TOKENS = 300  # of PixArt-Σ's null caption; PixArt-α's has 120
@@ -42,13 +45,17 @@ NAMED_SIZES = re.compile(r"-(256x256|512x512|512-MS|1024-MS|2K-MS)(?![\dK])")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A PixArt as it is stored: `state` by official names, without the null caption (L, T), which stands apart."""
+    """A PixArt: `state` by official names, without the null caption (L, T), which stands apart.
+
+    Numbers are as they are stored, but for float8, which is read as bfloat16; `dtypes` are those of the file.
+    """
 
     config: "PixArtConfig"
     state: "dict[str, torch.Tensor]"
     null_caption: "torch.Tensor | None"
     has_ema: bool = False  # the file holds a moving average as well
     files: tuple[Path, ...] = ()  # that hold the weights
+    dtypes: tuple[str, ...] = ()
 
 
 def read_official(
@@ -76,12 +83,14 @@ def read_official(
         plain = _without_prefix(states["state_dict"], path)
         state = {name: plain[name] if name == NULL_CAPTION and name in plain else state[name] for name in state}
     refuse_not_finite(state, str(path))
+    stored = dtypes(state)
+    state = widened(state)
     null_caption, positions = state.pop(NULL_CAPTION, None), state.pop(POSITIONS, None)
     config = _infer(state, null_caption, positions, num_heads, image_size, path)
     check_tensors(shapes(state), official_shapes(config), str(path))
     if null_caption is not None and (null_caption.dim() != 2 or null_caption.shape[1] != config.text_dim):
         raise PixArtError(f"{path} has {NULL_CAPTION} of {list(null_caption.shape)}, not [tokens, {config.text_dim}].")
-    return Checkpoint(config, state, null_caption, "state_dict_ema" in states, (path,))
+    return Checkpoint(config, state, null_caption, "state_dict_ema" in states, (path,), stored)
 
 
 def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
@@ -99,8 +108,9 @@ def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
     loaded = read_pickle(path)
     names = {"state_dict": "state_dict", "state_dict_ema": "state_dict_ema"}
     names |= {"model": "state_dict", "ema": "state_dict_ema"}  # those of DiT's training (facebookresearch/DiT train.py)
+    names |= {"module": "state_dict"}  # DeepSpeed's
     found = {names[name]: value for name, value in loaded.items() if name in names and isinstance(value, dict)}
-    found.setdefault("state_dict", loaded)
+    found.setdefault("state_dict", found.get("state_dict_ema", loaded))
     for state in found.values():
         other = [str(name) for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
         if other or not state:
@@ -148,14 +158,26 @@ def position_grid(config: "PixArtConfig") -> "torch.Tensor":
 
 def _without_prefix(state: "dict[str, torch.Tensor]", path: Path) -> "dict[str, torch.Tensor]":
     """Names without what wrappers put before them all: `module.`, `model.diffusion_model.`, ..."""
-    first = "x_embedder.proj.weight"
-    found = [name for name in state if name.endswith(first)]
-    if len(found) != 1:
+    short = without_prefix(state)
+    if FIRST not in short:
         hint = ""
-        if "pos_embed.proj.weight" in state:
-            hint = "; its names are those of Diffusers: give the folder that it lies in"
-        raise PixArtError(f"{path} holds no PixArt: of its {len(state)} tensors, none is {first}{hint}.")
-    return {name.removeprefix(found[0].removesuffix(first)): tensor for name, tensor in state.items()}
+        if "pos_embed.proj.weight" in state and (path.parent / "config.json").is_file():
+            hint = f"; its names are those of Diffusers: give the folder that it lies in, {path.parent}"
+        elif "pos_embed.proj.weight" in state:
+            hint = (
+                "; its names are those of Diffusers, which do not tell all sizes: put it into a folder as "
+                "diffusion_pytorch_model.safetensors, with the transformer/config.json of its model beside it, and "
+                "give that folder"
+            )
+        raise PixArtError(f"{path} holds no PixArt: of its {len(state)} tensors, none is {FIRST}{hint}.")
+    return short
+
+
+def without_prefix(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """`state` without what stands before every name, if one tensor of a PixArt or DiT says what that is."""
+    found = [name for name in state if name.endswith(FIRST)]
+    prefix = found[0].removesuffix(FIRST) if len(found) == 1 else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def _infer(
@@ -173,9 +195,9 @@ def _infer(
             f"{path} is a class-conditional DiT; a PixArt to start from is made of it with: pixart convert {path} DEST "
             "--to reparameterized"
         )
-    width, in_channels, patch_size = _dims(state, "x_embedder.proj.weight", 4, path)[:3]
+    width, in_channels, patch_size = dims(state, "x_embedder.proj.weight", 4, path)[:3]
     depth = 1 + max((int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))), default=0)
-    patches = _dims(state, "final_layer.linear.weight", 2, path)[0]
+    patches = dims(state, "final_layer.linear.weight", 2, path)[0]
     compressing = {
         int(match[1]): tensor.shape[-1]
         for name, tensor in state.items()
@@ -192,8 +214,8 @@ def _infer(
             depth=depth,
             num_heads=num_heads,
             patch_size=patch_size,
-            mlp_ratio=_dims(state, "blocks.0.mlp.fc1.weight", 2, path)[0] // width,
-            text_dim=_dims(state, "y_embedder.y_proj.fc1.weight", 2, path)[1],
+            mlp_ratio=dims(state, "blocks.0.mlp.fc1.weight", 2, path)[0] // width,
+            text_dim=dims(state, "y_embedder.y_proj.fc1.weight", 2, path)[1],
             sample_size=sample_size,
             interpolation_scale=None if scale == max(sample_size // 64, 1) else scale,
             micro_conditions="csize_embedder.mlp.0.weight" in state,
@@ -205,11 +227,13 @@ def _infer(
         raise UsageError(f"{path}: {error} Give the number of heads with --num-heads.") from None
 
 
-def _dims(state: "dict[str, torch.Tensor]", name: str, count: int, path: Path) -> tuple[int, ...]:
+def dims(state: "dict[str, torch.Tensor]", name: str, count: int, path: Path) -> tuple[int, ...]:
     if name not in state:
         raise PixArtError(f"{path} holds no PixArt: of its {len(state)} tensors, none is {name}.")
     if state[name].dim() != count:
         raise PixArtError(f"{path} has {name} of shape {list(state[name].shape)}, where {count} dimensions are needed.")
+    if 0 in state[name].shape:
+        raise PixArtError(f"{path} has {name} of shape {list(state[name].shape)}, which holds no numbers.")
     return tuple(state[name].shape)
 
 

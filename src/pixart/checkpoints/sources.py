@@ -16,7 +16,7 @@ from pixart.checkpoints.diffusers import (
 from pixart.checkpoints.folder import write_json
 from pixart.checkpoints.hashes import write_hashes
 from pixart.checkpoints.official import NUM_HEADS, Checkpoint, read_official
-from pixart.checkpoints.weight_files import weight_files
+from pixart.checkpoints.weight_files import stored_dtypes, weight_files
 from pixart.errors import PixArtError, UsageError
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # of a model folder, besides the transformer
@@ -46,7 +46,7 @@ def read_source(
         raise PixArtError(f"{source} holds no transformer: there is no {source / 'transformer' / CONFIG_NAME}.")
     config, state = read_transformer(folder)
     files = tuple(weight_files(folder, WEIGHTS_NAME))
-    return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files)
+    return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files, stored_dtypes(files))
 
 
 def write_diffusers(

@@ -1,11 +1,14 @@
 """Tensors in files: read and written whole, and what is wrong with a file in one sentence."""
 
-from pathlib import Path
+import argparse
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from pixart.errors import PixArtError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 SHOWN = 10  # names in a list of complaints
@@ -13,6 +16,8 @@ SHOWN = 10  # names in a list of complaints
 
 def is_pickle(path: Path) -> bool:
     """Whether the file begins as a pickle does, or as the zip archive that torch puts one into."""
+    if not path.is_file():  # a pipe would never end
+        return False
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"
@@ -37,29 +42,67 @@ def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
 def read_pickle(path: Path) -> dict:
     """What `torch.save` wrote, tensors and plain values only: no code of the file is run.
 
+    Besides what torch allows by itself, the plain values that trainers keep beside their weights are read: an
+    `argparse.Namespace`, numpy numbers and arrays (states of random number generators), paths.
+
     Raises:
         PixArtError: the file is damaged, or holds other objects than those.
     """
     import torch
 
     try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+        with torch.serialization.safe_globals(_plain_types()):
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                loaded = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except Exception as error:  # a damaged archive can fail anywhere inside the library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "weights" in reason.lower():  # of the many sentences, the one that says how to run the code in it
+        text = str(error).strip() or type(error).__name__
+        if "weights" in text.splitlines()[0].lower():  # of the many sentences, the one on how to run the code in it
+            named = re.search(r"GLOBAL ([\w.]+)", text)
+            what = f"a {named[1]}" if named else "more than tensors and plain values"
             raise PixArtError(
-                f"{path} holds more than tensors and plain values, and pixart runs no code from a file; save its "
-                "state_dict alone where you trust it."
+                f"{path} holds {what}, and pixart runs no code from a file; where you trust it, open it with "
+                "torch.load(..., weights_only=False) and save its state dict alone with torch.save."
             ) from None
-        raise PixArtError(f"{path} is damaged ({reason}); copy or download it again.") from None
+        raise PixArtError(f"{path} is damaged ({text.splitlines()[0]}); copy or download it again.") from None
     if not isinstance(loaded, dict):
         raise PixArtError(f"{path} holds a {type(loaded).__name__}, not a state dict.")
     return loaded
+
+
+def _plain_types() -> list:
+    """Types of plain values, by the names that they have in pickles of numpy 1 and 2."""
+    import numpy as np
+
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name.endswith("DType")]
+    by_name = [
+        (build, f"{module}.multiarray.{name}")
+        for module in ("numpy.core", "numpy._core")
+        for build, name in ((_numpy_scalar, "scalar"), (_empty_array, "_reconstruct"))
+    ]
+    paths = [(PurePosixPath, "pathlib.PosixPath"), (PureWindowsPath, "pathlib.WindowsPath")]
+    text = [(_latin1, "_codecs.encode")]
+    return [argparse.Namespace, np.ndarray, np.dtype, *dtypes, *by_name, *paths, *text]
+
+
+def _numpy_scalar(dtype: "np.dtype", data: bytes) -> object:
+    import numpy as np
+
+    return np.frombuffer(data, dtype, count=1)[0]
+
+
+def _empty_array(kind: type, shape: tuple, code: object) -> "np.ndarray":
+    """What an array is unpickled into; its real shape and bytes follow, so that none is made from a claim alone."""
+    import numpy as np
+
+    return np.ndarray((0,), "b")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    return text.encode("latin-1")
 
 
 def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.dtype | None") -> None:
@@ -75,6 +118,12 @@ def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.d
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in tensors.items()
     }
+    storages: set[int] = set()
+    for name, tensor in stored.items():  # the format has no tensors that share their bytes
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages:
+            stored[name] = tensor.clone()
+        storages.add(storage.data_ptr())
     part = path.with_name(f"{path.name}.part")
     try:
         save_file(stored, part, metadata={"format": "pt"})
@@ -85,19 +134,45 @@ def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.d
         raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from error
 
 
+def refuse_not_floats(state: "dict[str, torch.Tensor]", where: str) -> None:
+    """PixArtError naming the tensors of `where` that are no dense floating-point numbers, such as quantised weights."""
+    import torch
+
+    other = [name for name, tensor in state.items() if not tensor.is_floating_point() or tensor.layout != torch.strided]
+    if other:
+        kinds = ", ".join(sorted({str(state[name].dtype).removeprefix("torch.") for name in other}))
+        raise PixArtError(
+            f"{where} holds {len(other)} of {len(state)} tensors in {kinds} ({_some(other)}); pixart reads float8, "
+            "float16, bfloat16 and float32, so give the checkpoint before it was quantised."
+        )
+
+
 def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
-    """PixArtError naming the tensors of `where` that hold NaN or infinity."""
-    wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    refuse_names(wrong, len(state), where)
-
-
-def refuse_names(wrong: list[str], count: int, where: str) -> None:
-    """PixArtError if any of the `count` tensors of `where` are in `wrong`, those that hold NaN or infinity."""
+    """PixArtError naming the tensors of `where` that are no floating-point numbers, or hold NaN or infinity."""
+    refuse_not_floats(state, where)
+    wrong = [name for name, tensor in state.items() if not _floats(tensor).isfinite().all()]
     if wrong:
         raise PixArtError(
-            f"{where} is not finite: NaN or infinity in {len(wrong)} of {count} tensors ({_some(wrong)}); copy it "
+            f"{where} is not finite: NaN or infinity in {len(wrong)} of {len(state)} tensors ({_some(wrong)}); copy it "
             "again, or take an earlier checkpoint."
         )
+
+
+def _floats(tensor: "torch.Tensor") -> "torch.Tensor":
+    """The tensor; float8, with which torch computes little, as bfloat16, which holds each of its values exactly."""
+    import torch
+
+    return tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 and tensor.is_floating_point() else tensor
+
+
+def widened(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The same numbers, those in float8 as bfloat16: 8 bits are a form to store weights, not one to compute with."""
+    return {name: _floats(tensor) for name, tensor in state.items()}
+
+
+def dtypes(state: "dict[str, torch.Tensor]") -> tuple[str, ...]:
+    """The names of all dtypes in a state dict, sorted."""
+    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
 
 
 def check_tensors(found: dict[str, list[int]], expected: dict[str, list[int]], where: str) -> None:

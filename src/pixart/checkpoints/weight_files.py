@@ -1,6 +1,7 @@
 """The files of a model folder looked over without torch: JSON objects, and safetensors files, one or several."""
 
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from pixart.errors import PixArtError
 from pixart.files import open_regular, parse_json, read_json_object
 
 MAX_HEADER = 100_000_000  # bytes of JSON at the head of a safetensors file, the format's own limit
+DTYPE_NAMES = {
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
+    "F64": "float64",
+}  # fmt: skip
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -71,3 +76,9 @@ def check_whole(path: Path) -> dict[str, Any]:
             f"The model folder is damaged: {path} should be {expected:,} bytes long and is {found:,}; copy it again."
         )
     return tensors
+
+
+def stored_dtypes(paths: Iterable[Path]) -> tuple[str, ...]:
+    """The names of the dtypes in safetensors files, as torch writes them, sorted."""
+    found = {str(entry["dtype"]) for path in paths for entry in check_whole(path).values() if "dtype" in entry}
+    return tuple(sorted(DTYPE_NAMES.get(name, name) for name in found))

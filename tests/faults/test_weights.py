@@ -1,0 +1,174 @@
+"""Weights as people have them: float8, whole training checkpoints, wrapped names; by the command line alone."""
+
+import argparse
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pixart.cli import main
+
+WIDTH, HEADS = 32, 2
+
+
+@pytest.fixture
+def official(folder, tmp_path, capsys) -> dict[str, torch.Tensor]:
+    """The tiny model by official names."""
+    assert main(["convert", str(folder), str(tmp_path / "plain.safetensors"), "--to", "official"]) == 0
+    capsys.readouterr()
+    return load_file(tmp_path / "plain.safetensors")
+
+
+def heads(folder) -> str:
+    return str(json.loads((folder / "transformer" / "config.json").read_text())["num_attention_heads"])
+
+
+def facts(capsys, *arguments) -> dict:
+    code = main(["info", *map(str, arguments), "--json"])
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    return json.loads(shown.out)
+
+
+def one_sentence(capsys, *arguments) -> str:
+    code = main(list(map(str, arguments)))
+    error = capsys.readouterr().err
+    assert code in (1, 2)
+    assert "Traceback" not in error
+    return error
+
+
+def in_dtype(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {n: t.to(dtype).contiguous() if t.dim() > 1 and n != "pos_embed" else t for n, t in state.items()}
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_files_are_read_as_their_numbers(folder, tmp_path, official, capsys, name):
+    stored = in_dtype(official, getattr(torch, name))
+    save_file(stored, tmp_path / "fp8.safetensors")
+    assert name in facts(capsys, tmp_path / "fp8.safetensors", "--num-heads", heads(folder))["dtype"]
+    made = tmp_path / "made"
+    options = ["--to", "diffusers", "--parts", str(folder), "--num-heads", heads(folder)]
+    assert main(["convert", str(tmp_path / "fp8.safetensors"), str(made), *options]) == 0
+    assert main(["convert", str(made), str(tmp_path / "again.safetensors"), "--to", "official"]) == 0
+    again = load_file(tmp_path / "again.safetensors")
+    for tensor in set(stored) - {"pos_embed"}:
+        assert torch.equal(again[tensor].float(), stored[tensor].float()), tensor
+    small = ["--steps", "1", "--width", "64", "--height", "64", "--engine", "torch"]
+    assert main(["generate", "a fox", "--model", str(made), *small, "--output", str(tmp_path / "a.png")]) == 0
+
+
+def test_a_diffusers_folder_with_a_float8_transformer_generates(folder, tmp_path, capsys):
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file(in_dtype(load_file(weights), torch.float8_e4m3fn), weights, {"format": "pt"})
+    assert "float8_e4m3fn" in facts(capsys, folder)["dtype"]
+    small = ["--steps", "1", "--width", "64", "--height", "64", "--engine", "torch"]
+    assert main(["generate", "a fox", "--model", str(folder), *small, "--output", str(tmp_path / "a.png")]) == 0
+
+
+def test_not_a_number_in_float8_is_found(folder, tmp_path, official, capsys):
+    stored = in_dtype(official, torch.float8_e4m3fn)
+    name = next(name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn)
+    stored[name].view(torch.uint8).view(-1)[0] = 0x7F
+    save_file(stored, tmp_path / "fp8.safetensors")
+    error = one_sentence(capsys, "info", tmp_path / "fp8.safetensors", "--num-heads", heads(folder))
+    assert name in error
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_quantised_and_complex_weights_are_one_sentence(folder, tmp_path, official, capsys, dtype):
+    name = "blocks.0.attn.qkv.weight"
+    save_file(official | {name: official[name].to(dtype)}, tmp_path / "odd.safetensors")
+    for command in (
+        ["info", tmp_path / "odd.safetensors"],
+        ["convert", tmp_path / "odd.safetensors", tmp_path / "made", "--to", "diffusers"],
+    ):
+        assert name in one_sentence(capsys, *command, "--num-heads", heads(folder))
+    assert not (tmp_path / "made").exists()
+
+
+def beside_the_weights() -> dict:
+    """What trainers keep beside the weights."""
+    return {
+        "args": argparse.Namespace(model="PixArt", lr=1e-4, betas=(0.9, 0.999), resume=None),
+        "epoch": np.int64(3),
+        "loss": np.float32(0.5),
+        "numpy_state": np.random.RandomState(0).get_state(),
+        "random_state": random.Random(0).getstate(),
+        "torch_state": torch.get_rng_state(),
+        "opt": {"state": {}, "param_groups": [{"lr": np.float64(1e-4)}]},
+    }
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "ema"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_training_checkpoint_is_read_whole(folder, tmp_path, official, capsys, key, dtype):
+    state = {f"module.{name}": tensor.to(dtype) for name, tensor in official.items()}
+    torch.save({key: state, **beside_the_weights()}, tmp_path / "0000100.pt")
+    found = facts(capsys, tmp_path / "0000100.pt", "--num-heads", heads(folder))
+    assert found["kind"] == "official file"
+    assert found["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def tiny_dit() -> dict[str, torch.Tensor]:
+    from pixart.model.dit import DiT, DiTConfig
+
+    config = DiTConfig(
+        class_counts=(10,), in_channels=4, out_channels=8, width=WIDTH, depth=2, num_heads=HEADS, sample_size=32,
+        interpolation_scale=None,
+    )  # fmt: skip
+    state = DiT(config).state_dict()
+    state["y_embedder.embedding_table.weight"] = state.pop("y_embedders.0.embedding_table.weight")
+    return {name: torch.zeros_like(tensor) if tensor.isnan().any() else tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_the_training_of_dit_writes_becomes_a_start(tmp_path, capsys, prefix):
+    state = {prefix + name: tensor for name, tensor in tiny_dit().items()}
+    torch.save({"model": state, "ema": state, **beside_the_weights()}, tmp_path / "0000100.pt")
+    options = ["--num-heads", HEADS, "--image-size", 256, "--text-dim", 16, "--to", "reparameterized"]
+    assert main(["convert", str(tmp_path / "0000100.pt"), str(tmp_path / "start"), *map(str, options)]) == 0
+    assert (tmp_path / "start").exists()
+
+
+class Unknown:
+    """Something of a user's own program."""
+
+
+def test_other_objects_in_a_pickle_are_refused_and_never_made(tmp_path, official, capsys):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "written"), "w")
+
+    for value in (Trap(), Unknown()):
+        torch.save({"state_dict": official, "extra": value}, tmp_path / "a.pth")
+        one_sentence(capsys, "info", tmp_path / "a.pth")
+    assert not (tmp_path / "written").exists()
+
+
+def test_tensors_that_share_their_bytes_are_converted(folder, tmp_path, official, capsys):
+    names = ["blocks.0.attn.proj.weight", "blocks.1.attn.proj.weight"]
+    shared = official[names[0]]
+    torch.save({"state_dict": official | dict.fromkeys(names, shared)}, tmp_path / "a.pth")
+    options = ["--num-heads", heads(folder), "--to", "official"]
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), *options]) == 0
+    written = load_file(tmp_path / "b.safetensors")
+    assert torch.equal(written[names[0]], written[names[1]])
+
+
+@pytest.mark.parametrize("name", ["x_embedder.proj.weight", "final_layer.linear.weight", "pos_embed"])
+@pytest.mark.parametrize("shape", [(0,), (0, 4, 2, 2), (0, 0)])
+def test_tensors_without_numbers_are_one_sentence(folder, tmp_path, official, capsys, name, shape):
+    save_file(official | {name: torch.zeros(shape)}, tmp_path / "a.safetensors")
+    one_sentence(capsys, "info", tmp_path / "a.safetensors", "--num-heads", heads(folder))
+
+
+def test_the_advice_for_a_file_by_diffusers_names_works(folder, tmp_path, capsys):
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert str(weights.parent) in one_sentence(capsys, "info", weights)
+    assert facts(capsys, weights.parent)["kind"] == "transformer folder"
+    save_file(load_file(weights), tmp_path / "alone.safetensors")
+    assert "config.json" in one_sentence(capsys, "info", tmp_path / "alone.safetensors")
