@@ -1,11 +1,14 @@
-"""Tensors in files: read and written whole, and what is wrong with a file in one sentence."""
+"""Tensors in files: read and written, and what is wrong with a file in one sentence."""
 
 import argparse
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from pixart.errors import PixArtError
+from pixart.files import open_regular, replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,7 @@ def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
+        open_regular(path).close()
         return load_file(path)
     except (SafetensorError, OSError) as error:
         if path.is_file() and is_pickle(path):
@@ -106,12 +110,11 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.dtype | None") -> None:
-    """Write a safetensors file whole or not at all: floating-point tensors in `dtype` (None: as they are).
+    """Write a safetensors file, complete or not at all: floating-point tensors in `dtype` (None: as they are).
 
     Raises:
         PixArtError: the disk refuses, for example because it is full.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     stored = {
@@ -124,14 +127,22 @@ def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.d
         if storage.data_ptr() in storages:
             stored[name] = tensor.clone()
         storages.add(storage.data_ptr())
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with writing(path) as part:
         save_file(stored, part, metadata={"format": "pt"})
         part.chmod(0o644)  # safetensors makes it private, and a service may run as another user
-        part.replace(path)
-    except (SafetensorError, OSError) as error:  # a full disk is the first of the two
-        part.unlink(missing_ok=True)
-        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `replacing`; a full disk, of which each library has an exception of its own, becomes a PixArtError."""
+    from safetensors import SafetensorError
+
+    try:
+        with replacing(path) as part:
+            yield part
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"{path} cannot be written ({reason}); make room or choose another place.") from None
 
 
 def refuse_not_floats(state: "dict[str, torch.Tensor]", where: str) -> None:
