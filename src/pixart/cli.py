@@ -175,9 +175,9 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return run(rest)
         case ["data", "caption", *rest]:
-            from pixart.data.caption_command import run as caption
+            from pixart.commands.caption import Caption, caption
 
-            return caption(rest)
+            return run_command(Caption, rest, "pixart data caption", caption)
         case ["data", "extract", *rest]:
             from pixart.data.extract_command import run as extract
 
