@@ -104,9 +104,9 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
             shown = capsys.readouterr().out
             assert [word for word in words if word.startswith("--") and word.split("=")[0] not in shown] == []
         case ["data", "caption", *rest]:
-            from pixart.data.caption_command import CaptionOptions
+            from pixart.commands.caption import Caption
 
-            assert tyro.cli(CaptionOptions, args=rest, config=config).path
+            assert tyro.cli(Caption, args=rest, config=config).path
         case ["data", "statistics", *rest]:
             from pixart.data.statistics_command import StatisticsOptions
 

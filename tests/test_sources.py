@@ -180,7 +180,7 @@ def test_sigma_with_compressed_keys_draws_from_its_file_and_from_a_folder(parts,
         assert ("the 300 tokens that the model reads" in notices) == cut
     capsys.readouterr()
     assert main(["convert", str(made), "--to", "onnx"]) == 1
-    assert "draw it with --engine torch" in capsys.readouterr().err
+    assert "--engine torch" in capsys.readouterr().err
 
 
 def _give_t5(folder) -> None:

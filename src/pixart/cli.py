@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pixart import __version__
 from pixart.config import run_command, unknown
 from pixart.errors import PixArtError, UsageError
-from pixart.options import parsed
 from pixart.quiet import quiet_libraries
 
 HELP = f"""usage: pixart COMMAND ...
@@ -127,20 +126,20 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return app(rest)
         case ["convert", *rest]:
-            from pixart.convert import Convert, convert
+            from pixart.commands.convert import Convert, convert
 
             with quiet_libraries():
-                return parsed(Convert, rest, "pixart convert", convert)
+                return run_command(Convert, rest, "pixart convert", convert)
         case ["encode", *rest]:
             from pixart.commands.encode import Encode, encode
 
             with quiet_libraries():
                 return run_command(Encode, rest, "pixart encode", encode)
         case ["info", *rest]:
-            from pixart.info import Info, info
+            from pixart.commands.info import Info, info
 
             with quiet_libraries():
-                return parsed(Info, rest, "pixart info", info)
+                return run_command(Info, rest, "pixart info", info)
         case ["compare", *rest]:
             from pixart.commands.compare import Compare, compare
 
@@ -176,9 +175,9 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return run(rest)
         case ["data", "caption", *rest]:
-            from pixart.data.caption_command import run as caption
+            from pixart.commands.caption import Caption, caption
 
-            return caption(rest)
+            return run_command(Caption, rest, "pixart data caption", caption)
         case ["data", "extract", *rest]:
             from pixart.data.extract_command import run as extract
 

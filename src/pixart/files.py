@@ -28,9 +28,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """As `write_whole`, as indented JSON. NaN and infinity are refused, since not every reader takes them."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, nonfinite: bool = False) -> None:
+    """As `write_whole`, as indented JSON. NaN and infinity raise ValueError, but with `nonfinite`: see `parse_json`."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=nonfinite) + "\n")
 
 
 @contextlib.contextmanager

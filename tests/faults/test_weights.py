@@ -2,7 +2,11 @@
 
 import argparse
 import json
+import os
 import random
+import resource
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,24 @@ from safetensors.torch import load_file, save_file
 from pixart.cli import main
 
 WIDTH, HEADS = 32, 2
+
+
+@pytest.fixture(autouse=True)
+def limits():
+    """A hang or a flood of memory ends as an exception, and so as a failed test, after 60 seconds or 8 GB more."""
+
+    def stop(*_):
+        raise TimeoutError("the command hangs")
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 30), before[1]))
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture
@@ -103,7 +125,7 @@ def beside_the_weights() -> dict:
     }
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "module", "ema"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "ema", "state_dict_ema"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_training_checkpoint_is_read_whole(folder, tmp_path, official, capsys, key, dtype):
     state = {f"module.{name}": tensor.to(dtype) for name, tensor in official.items()}
@@ -172,3 +194,93 @@ def test_the_advice_for_a_file_by_diffusers_names_works(folder, tmp_path, capsys
     assert facts(capsys, weights.parent)["kind"] == "transformer folder"
     save_file(load_file(weights), tmp_path / "alone.safetensors")
     assert "config.json" in one_sentence(capsys, "info", tmp_path / "alone.safetensors")
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."])
+def test_names_that_wrappers_made_longer_are_understood(tmp_path, folder, official, capsys, wrapper):
+    inner = {n.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): t for n, t in official.items()}
+    torch.save({"state_dict": {wrapper + n: t for n, t in inner.items()}}, tmp_path / "a.pth")
+    options = ["--num-heads", heads(folder), "--to", "official"]
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), *options]) == 0
+    written = load_file(tmp_path / "b.safetensors")
+    assert written.keys() == official.keys()
+    assert all(torch.equal(written[name], official[name]) for name in official)
+
+
+def test_a_module_that_was_pickled_entire_is_refused_by_its_name(tmp_path, capsys):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
+    assert "torch.nn.modules.linear.Linear" in one_sentence(capsys, "info", tmp_path / "a.pth")
+
+
+DAMAGED_JSON = {
+    "deep": "[" * 200_000,
+    "deep object": '{"a":' * 200_000,
+    "list": "[]",
+    "number": "1e30",
+    "overflow": '{"sample_size": 1e999}',
+    "empty": "",
+    "not text": "\udcff",
+}
+SMALL_FILES = [
+    "model_index.json",
+    "styles.json",
+    "pixart.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "transformer/config.json",
+    "vae/config.json",
+]
+
+
+@pytest.mark.parametrize("file", SMALL_FILES)
+@pytest.mark.parametrize("content", DAMAGED_JSON)
+def test_damaged_json_is_one_sentence(folder, tmp_path, capsys, file, content):
+    (folder / file).write_bytes(DAMAGED_JSON[content].encode(errors="surrogateescape"))
+    assert str(folder / file) in one_sentence(capsys, "convert", folder, tmp_path / "made", "--to", "diffusers")
+    assert os.listdir(tmp_path) == ["model"]
+    assert str(folder / file) in one_sentence(capsys, "info", folder)
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**9, 10**30, 1e30, 1e999, 1.5, True, None, "12", [12], {}], ids=repr)
+@pytest.mark.parametrize("name", ["num_layers", "cross_attention_dim", "sample_size", "patch_size"])
+def test_absurd_sizes_are_one_sentence(folder, tmp_path, capsys, name, size):
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {name: size}))
+    for command in (["info", folder], ["convert", folder, tmp_path / "made", "--to", "official"]):
+        one_sentence(capsys, *command)
+
+
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path):
+    os.truncate(path, 0)
+
+
+def a_huge_header(path):
+    with path.open("rb+") as file:
+        file.write((1 << 62).to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize("damage", [fifo, endless, cut, emptied, a_huge_header], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "model", "model/vae"])
+def test_damaged_weights_are_one_sentence(folder, tmp_path, official, capsys, damage, name):
+    save_file(official, tmp_path / "a.safetensors")
+    torch.save({"state_dict": official}, tmp_path / "a.pth")
+    part = folder / "transformer" if name == "model" else tmp_path / name
+    damage(part / "diffusion_pytorch_model.safetensors" if name.startswith("model") else part)
+    source = folder if name.startswith("model") else tmp_path / name
+    for command in (["info", source], ["convert", source, tmp_path / "made", "--to", "diffusers"]):
+        assert str(source) in one_sentence(capsys, *command)
+    assert not (tmp_path / "made").exists()

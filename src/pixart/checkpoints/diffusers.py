@@ -5,15 +5,23 @@ official checkpoint. And a network with PixArt-Σ's query and key norms or key-v
 class for, says so in its config by a `norm_type` of its own, so that Diffusers refuses it and does not draw nonsense.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.checkpoints.names import to_diffusers_names, to_official_names
-from pixart.checkpoints.tensors import check_tensors, read_safetensors, refuse_not_finite, save_tensors, shapes, widened
+from pixart.checkpoints.tensors import (
+    check_tensors,
+    read_safetensors,
+    refuse_not_finite,
+    refuse_not_floats,
+    save_tensors,
+    shapes,
+    widened,
+)
 from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
+from pixart.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -77,9 +85,7 @@ def save_transformer(
     save_tensors(to_diffusers_names(state, config.depth), folder / WEIGHTS_NAME, dtype)
     if null_caption is not None:
         save_tensors({NULL_CAPTION: null_caption}, folder / NULL_CAPTION_NAME, None)
-    part = folder / f"{CONFIG_NAME}.part"
-    part.write_text(json.dumps(diffusers_config(config), indent=2, sort_keys=True) + "\n")
-    part.replace(folder / CONFIG_NAME)
+    write_json(folder / CONFIG_NAME, diffusers_config(config))
 
 
 def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> "PixArt":
@@ -139,9 +145,10 @@ def read_transformer(
     with torch.device("meta"):
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
     check_tensors(shapes(state), shapes(expected), where)
-    state = widened(state)
+    refuse_not_floats(state, where)
     if dtype is None:
         refuse_not_finite(state, where)
+        state = widened(state)
     else:  # before queries, keys and values are put together, which copies them
         for name in list(state):
             state[name] = state[name].to(dtype)

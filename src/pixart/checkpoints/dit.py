@@ -6,13 +6,12 @@ It also computes the sines of the timestep with another spacing than DiT was tra
 norms with eps 1e-5 before the MLP where its config says so; our network computes as DiT's own code does.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.checkpoints.diffusers import NOT_TRAINED
-from pixart.checkpoints.official import FIRST, POSITIONS, dims, read_states, without_prefix
+from pixart.checkpoints.diffusers import MAX_SIZE, NOT_TRAINED
+from pixart.checkpoints.official import FIRST, POSITIONS, Checkpoint, dims, read_states, without_prefix
 from pixart.checkpoints.tensors import (
     check_tensors,
     is_pickle,
@@ -22,7 +21,9 @@ from pixart.checkpoints.tensors import (
     shapes,
     widened,
 )
+from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
+from pixart.files import read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +54,8 @@ def is_dit(source: Path) -> bool:
     if source.is_dir():
         folder = source / "transformer" if (source / "transformer").is_dir() else source
         try:
-            return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("norm_type") == "ada_norm_zero"
-        except (OSError, ValueError, AttributeError):
+            return read_json_object(folder / "config.json").get("norm_type") == "ada_norm_zero"
+        except PixArtError:
             return False
     return any(name.endswith(TABLE) for name in read_states(source)["state_dict"])
 
@@ -66,7 +67,7 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
         source: the file; or the folder with config.json and the weights, or one that has it as `transformer/`.
         num_heads: for a file, whose shapes do not tell; a folder's config does.
         ema: of a training checkpoint of DiT's own, the moving average.
-        image_size: for a file without `pos_embed`: side in pixels of the pictures it was trained on.
+        image_size: for a file without `pos_embed`: side in pixels of the images it was trained on.
 
     Raises:
         PixArtError: a file is missing or damaged, or holds another network; lists missing, extra, misshapen tensors.
@@ -85,7 +86,7 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
         state = without_prefix(states["state_dict_ema" if ema else "state_dict"])
         grid = state.pop(POSITIONS, None)
         if grid is None and image_size is None:
-            raise UsageError(f"{source} has no {POSITIONS}; give --image-size, the side of its pictures in pixels.")
+            raise UsageError(f"{source} has no {POSITIONS}; give --image-size, the side of its images in pixels.")
         patch = dims(state, FIRST, 4, source)[-1]
         sample_size = (
             image_size // 8 if image_size else round(dims({POSITIONS: grid}, POSITIONS, 3, source)[1] ** 0.5) * patch
@@ -121,16 +122,16 @@ def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, s
     """State by DiT's own names, heads, sample size, and the weights file, of a `DiTTransformer2DModel`."""
     import torch
 
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        num_heads, sample_size = settings["num_attention_heads"], settings["sample_size"]
-        known = settings["_class_name"] in ("DiTTransformer2DModel", "Transformer2DModel")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PixArtError(f"{folder / 'config.json'} cannot be read as the config of a DiT ({error!r}).") from None
-    if not known or settings.get("norm_type") != "ada_norm_zero" or type(num_heads) is not int:
+    settings = read_json_object(folder / "config.json")
+    name = settings.get("_class_name")
+    if name not in ("DiTTransformer2DModel", "Transformer2DModel") or settings.get("norm_type") != "ada_norm_zero":
+        raise PixArtError(f"{folder / 'config.json'} describes {shortened(name)}, not a class-conditional DiT.")
+    sizes = [settings.get(key) for key in ("num_attention_heads", "sample_size")]
+    if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
         raise PixArtError(
-            f"{folder / 'config.json'} describes {settings['_class_name']!r}, not a class-conditional DiT."
+            f"{folder / 'config.json'} needs num_attention_heads and sample_size, numbers from 1 to {MAX_SIZE}."
         )
+    num_heads, sample_size = sizes
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
         raise PixArtError(
@@ -160,3 +161,26 @@ def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, s
 
 def _depth(state: "dict[str, torch.Tensor]", blocks: str) -> int:
     return 1 + max((int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d+)\.", name))), default=0)
+
+
+def reparameterized(
+    dit: "DiT", *, text_dim: int, timestep: float = 500.0, class_free: str = "null", seed: int = 0
+) -> Checkpoint:
+    """A PixArt to start training from: it equals `dit` without a class at `timestep` (PixArt-α, section 2.3).
+
+    Args:
+        text_dim: width of the text states that it will read, by fresh layers that `seed` decides.
+        timestep: 0 to 1000; 500 suits DDPM, 775 a rectified flow.
+        class_free: what the DiT sees without a class: "null" (timestep plus null class), or "timestep" alone.
+    """
+    import torch
+
+    from pixart.model.pixart import PixArt, PixArtConfig
+    from pixart.model.reparameterize import SHARED_SIZES, reparameterize
+
+    sizes = {name: getattr(dit.config, name) for name in SHARED_SIZES if name != "position_scale"}
+    config = PixArtConfig(text_dim=text_dim, interpolation_scale=dit.config.interpolation_scale, **sizes)
+    torch.manual_seed(seed)
+    pixart = PixArt(config)
+    reparameterize(dit, pixart, timestep, class_free)
+    return Checkpoint(config, pixart.state_dict(), None)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.checkpoints.diffusers import SIZES, WEIGHTS_NAME, save_transformer
-from pixart.checkpoints.folder import write_json
+from pixart.checkpoints.folder import new_folder
 from pixart.checkpoints.hashes import HASHES, write_hashes
 from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.errors import PixArtError, UsageError
-from pixart.files import replacing
+from pixart.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -54,14 +54,11 @@ def write_fast(
     """
     import torch
 
-    try:
-        with replacing(dest) as work:
-            save_transformer(state, config, work / "transformer", torch.float16)
-            write_json(work / "scheduler" / "scheduler_config.json", scheduler | {"solver_order": 1})
-            settings = {"sampler": "euler", "steps": steps, "guidance_scale": 1.0}
-            write_json(work / SETTINGS, settings | {DISTILLED: distilled_guidance_scale, TEACHER: teacher})
-    except OSError as error:
-        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
+    settings = {"sampler": "euler", "steps": steps, "guidance_scale": 1.0}
+    with new_folder(dest, hashed=False) as work:
+        save_transformer(state, config, work / "transformer", torch.float16)
+        write_json(work / "scheduler" / "scheduler_config.json", scheduler | {"solver_order": 1}, nonfinite=True)
+        write_json(work / SETTINGS, settings | {DISTILLED: distilled_guidance_scale, TEACHER: teacher})
     return dest
 
 
@@ -120,13 +117,10 @@ def add_fast(source: Path, model: Path) -> Path:
             f"The fast denoiser in {place} was taught by another model than {model}; train one with "
             "this model as teacher (docs/training.md)."
         )
-    try:
-        with replacing(dest) as work:
-            shutil.copytree(place, work)
-        if (model / HASHES).is_file():
-            write_hashes(model)
-    except OSError as error:  # shutil's own error is one, too
-        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
+    with new_folder(dest, hashed=False) as work:
+        shutil.copytree(place, work, dirs_exist_ok=True)
+    if (model / HASHES).is_file():
+        write_hashes(model)
     return dest
 
 
@@ -134,5 +128,7 @@ def weights_hash(folder: Path) -> str:
     """SHA-256 of the weights files of a `transformer/` folder, which says whose student a fast denoiser is."""
     digest = hashlib.sha256()
     for path in weight_files(folder, WEIGHTS_NAME):
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()

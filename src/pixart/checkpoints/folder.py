@@ -1,14 +1,16 @@
-"""A whole model folder, as `diffusers.PixArtAlphaPipeline.from_pretrained(folder)` reads it."""
+"""Model folders are written here, as `diffusers.PixArtAlphaPipeline.from_pretrained(folder)` reads them."""
 
-import json
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pixart.checkpoints.diffusers import FORMAT_VERSION, WEIGHTS_NAME, save_tensors, save_transformer
+from pixart.checkpoints.diffusers import FORMAT_VERSION, WEIGHTS_NAME, save_transformer
 from pixart.checkpoints.hashes import write_hashes
+from pixart.checkpoints.tensors import read_safetensors, save_tensors
 from pixart.errors import PixArtError, UsageError
-from pixart.files import replacing
+from pixart.files import read_json_object, replacing, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -25,35 +27,25 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "PixArtTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-# A rectified flow as that class knows it: x_t = (1 - sigma) x_0 + sigma eps, velocity = eps - x_0, timestep = 1000
-# sigma. FlowMatchEulerDiscreteScheduler does not work in PixArtAlphaPipeline; order 1 of this one is Euler.
-FLOW_SCHEDULER = {
+SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "_diffusers_version": FORMAT_VERSION,
     "algorithm_type": "dpmsolver++",
     "final_sigmas_type": "zero",
-    "flow_shift": 1.0,
     "lower_order_final": True,
     "num_train_timesteps": 1000,
-    "prediction_type": "flow_prediction",
     "solver_order": 2,
     "solver_type": "midpoint",
-    "use_flow_sigmas": True,
 }
+# A rectified flow as that class knows it: x_t = (1 - sigma) x_0 + sigma eps, velocity = eps - x_0, timestep = 1000
+# sigma. FlowMatchEulerDiscreteScheduler does not work in PixArtAlphaPipeline; order 1 of this one is Euler.
+FLOW_SCHEDULER = SCHEDULER | {"flow_shift": 1.0, "prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # The official noise schedule and prediction, as the released models' folders have it.
-DDPM_SCHEDULER = {
-    "_class_name": "DPMSolverMultistepScheduler",
-    "_diffusers_version": FORMAT_VERSION,
-    "algorithm_type": "dpmsolver++",
+DDPM_SCHEDULER = SCHEDULER | {
     "beta_end": 0.02,
     "beta_schedule": "linear",
     "beta_start": 0.0001,
-    "final_sigmas_type": "zero",
-    "lower_order_final": True,
-    "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
-    "solver_order": 2,
-    "solver_type": "midpoint",
 }
 # How a text encoder is named in model_index.json: by the model_type of its config.
 ENCODER_CLASSES = {"bert": ("BertModel", "BertTokenizer"), "t5": ("T5EncoderModel", "T5Tokenizer")}
@@ -66,6 +58,25 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+
+
+@contextlib.contextmanager
+def new_folder(dest: Path, *, hashed: bool = True) -> Iterator[Path]:
+    """An empty folder to write a model into, which appears as `dest` when the block ends well, else not at all.
+
+    `hashed` writes its `hashes.json` (`pixart.checkpoints.hashes`).
+
+    Raises:
+        PixArtError: the disk refuses.
+    """
+    try:
+        with replacing(dest) as work:
+            work.mkdir()
+            yield work
+            if hashed:
+                write_hashes(work)
+    except OSError as error:  # shutil's own error is one, too
+        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
 
 
 def write_model_folder(
@@ -82,7 +93,7 @@ def write_model_folder(
     flow_shift: float = 1.0,
     guidance_scale: float | None = None,
 ) -> None:
-    """Write a model with all that drawing needs; `dest` appears whole or not at all.
+    """Write a model with all that sampling needs; `dest` appears complete or not at all.
 
     Args:
         dest: the new folder; must not exist, or be empty.
@@ -94,8 +105,8 @@ def write_model_folder(
         dtype: of all weights on disk, for example torch.float16. The text encoder's config asks for fp32 in memory, as
             Diffusers does for the rest, so that the stock call needs no argument.
         objective: what the transformer predicts: the velocity of a rectified flow, or eps of the official process.
-        flow_shift: for a flow: above 1, drawing spends more of its steps at high noise, where the layout is decided.
-        guidance_scale: what `pixart` draws with unless told otherwise, written as pixart.json; None leaves it out.
+        flow_shift: for a flow: above 1, sampling spends more of its steps at high noise, where the layout is decided.
+        guidance_scale: the default of this model, written as pixart.json; None leaves it out.
         styles: written as styles.json if given: name -> {"prompt": "{prompt}, ...", "negative_prompt": ...}.
 
     Raises:
@@ -109,51 +120,42 @@ def write_model_folder(
     check_fit(config, vae, encoder_config)
     if dest.is_dir():
         dest.rmdir()
-    try:
-        with replacing(dest) as work:
-            work.mkdir(parents=True)
-            model_class, tokenizer_class = ENCODER_CLASSES[encoder_config["model_type"]]
-            index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
-            write_json(work / "model_index.json", MODEL_INDEX | index)
-            scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
-            write_json(work / "scheduler" / "scheduler_config.json", scheduler)
-            save_transformer(transformer_state, config, work / "transformer", dtype)
-            write_vae(vae, work / "vae", dtype)
-            if encoder_config["model_type"] == "bert":
-                weights = text_encoder_folder / "model.safetensors"
-                write_text_encoder(encoder_config, weights, work / "text_encoder", dtype)
-            else:
-                copy_text_encoder(text_encoder_folder, work / "text_encoder")
-            copy_tokenizer(tokenizer_folder, work / "tokenizer")
-            if styles is not None:
-                write_json(work / "styles.json", styles)
-            if guidance_scale is not None:
-                write_json(work / "pixart.json", {"guidance_scale": guidance_scale})
-            write_hashes(work)
-    except OSError as error:
-        raise PixArtError(f"{dest} cannot be written ({error.strerror}).") from error
+    model_type = encoder_config["model_type"]
+    model_class, tokenizer_class = ENCODER_CLASSES[model_type]
+    index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
+    scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
+    with new_folder(dest) as work:
+        write_json(work / "model_index.json", MODEL_INDEX | index)
+        write_json(work / "scheduler" / "scheduler_config.json", scheduler)
+        save_transformer(transformer_state, config, work / "transformer", dtype)
+        write_vae(vae, work / "vae", dtype)
+        if model_type == "bert":
+            write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
+        else:
+            copy_text_encoder(text_encoder_folder, work / "text_encoder")
+        copy_tokenizer(tokenizer_folder, work / "tokenizer")
+        if styles is not None:
+            write_json(work / "styles.json", styles)
+        if guidance_scale is not None:
+            write_json(work / "pixart.json", {"guidance_scale": guidance_scale})
 
 
 def write_with_vae(source: Path, dest: Path, vae: "AutoencoderKL", dtype: "torch.dtype") -> Path:
     """Write the new model folder `dest`: that of `source` with another autoencoder; gives its path.
 
-    `dest` appears whole or not at all. Graphs are left out, since one of them is the decoder; `pixart convert` makes
+    `dest` appears complete or not at all. Graphs are left out, since one of them is the decoder; `pixart convert` makes
     them again. Raises PixArtError where the disk refuses.
     """
-    try:
-        with replacing(dest) as work:
-            shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"))
-            write_vae(vae, work / "vae", dtype)
-            write_hashes(work)
-    except OSError as error:  # shutil's own error is one, too
-        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
+    with new_folder(dest) as work:
+        shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"), dirs_exist_ok=True)
+        write_vae(vae, work / "vae", dtype)
     return dest
 
 
 def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict) -> None:
-    """UsageError if the parts do not fit each other or the stock pipeline could not draw with them."""
+    """UsageError if the parts do not fit each other or the stock pipeline could not sample with them."""
     if config.sample_size not in SAMPLE_SIZES:
-        raise UsageError(f"The sample size is {config.sample_size}; the stock pipeline draws only {SAMPLE_SIZES}.")
+        raise UsageError(f"The sample size is {config.sample_size}; the stock pipeline generates only {SAMPLE_SIZES}.")
     if config.in_channels != vae.config.latent_channels:
         raise UsageError(
             f"The denoiser has {config.in_channels} latent channels and the VAE {vae.config.latent_channels}."
@@ -176,30 +178,20 @@ def text_width(encoder_config: dict) -> int:
 
 
 def read_encoder_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PixArtError(f"{path} cannot be read as JSON ({error}).") from error
-    width = {"bert": "hidden_size", "t5": "d_model"}.get(config.get("model_type")) if isinstance(config, dict) else None
-    if width is None or width not in config:
+    """config.json of a BERT or T5; PixArtError where it is another file."""
+    config = read_json_object(path)
+    if {"bert": "hidden_size", "t5": "d_model"}.get(str(config.get("model_type"))) not in config:
         raise PixArtError(f"{path} does not describe a BERT or T5 text encoder.")
     return config
 
 
 def write_text_encoder(config: dict, weights: Path, folder: Path, dtype: "torch.dtype") -> None:
     """Config with fp32 in memory, weights with `dtype` on disk."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not weights.is_file():
         raise PixArtError(f"{weights} is missing; the text encoder needs it.")
-    try:
-        state = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise PixArtError(f"{weights} is damaged ({error}); install or copy it again.") from error
     kept = {name: value for name, value in config.items() if name not in ("_name_or_path", "torch_dtype")}
     write_json(folder / "config.json", kept | {"architectures": ["BertModel"], "dtype": "float32"})
-    save_tensors(state, folder / "model.safetensors", dtype)
+    save_tensors(read_safetensors(weights), folder / "model.safetensors", dtype)
 
 
 def copy_text_encoder(source: Path, folder: Path) -> None:
@@ -226,8 +218,3 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

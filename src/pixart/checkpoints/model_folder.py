@@ -27,7 +27,7 @@ from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
-from pixart.checkpoints.weight_files import check_whole, read_object, weight_files
+from pixart.checkpoints.weight_files import read_object, stored_tensors, weight_files
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
@@ -196,6 +196,11 @@ def open_model_folder(
     revision = revision_of(folder) or revision_of(rest)
     source = Source(_given(model), _given(parts), ema, num_heads, image_size, revision)
     return _open_fetched(rest, source, checkpoint)
+
+
+def check_parts(parts: Path, checkpoint: "Checkpoint") -> None:
+    """PixArtError if the model folder `parts` is not complete, or does not fit `checkpoint` as its transformer."""
+    _open(parts, Source(model="the transformer"), checkpoint)
 
 
 def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "PixArt":
@@ -432,7 +437,7 @@ def null_tokens_in(path: Path) -> int:
     """How long the null caption in this file is; 0 where there is none."""
     if not path.is_file():
         return 0
-    shape = check_whole(path).get(NULL_CAPTION, {}).get("shape")
+    shape = stored_tensors(path).get(NULL_CAPTION, {}).get("shape")
     if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
         raise PixArtError(f"The model folder is damaged: {path} holds no {NULL_CAPTION} of 2 dimensions.")
     return shape[0]

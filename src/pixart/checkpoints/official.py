@@ -23,6 +23,7 @@ from pixart.checkpoints.tensors import (
     save_tensors,
     shapes,
     widened,
+    writing,
 )
 from pixart.errors import PixArtError, UsageError
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 POSITIONS = "pos_embed"
 FIRST = "x_embedder.proj.weight"  # the first tensor of every PixArt and DiT
-SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
 NUM_HEADS = 16  # of every released network; the shapes do not tell
 SIGMA_TOKENS = 300  # of PixArt-Σ's null caption; PixArt-α's has 120
-# Scale of the positions by picture size, where no grid says it (PixArt-sigma `configs`); PixArt-α has Diffusers' rule.
+# Scale of the positions by image size, where no grid says it (PixArt-sigma `configs`); PixArt-α has Diffusers' rule.
 SIGMA_SCALES = {256: 0.5, 512: 1.0, 1024: 2.0, 2048: 4.0}
 PIXELS_PER_LATENT = 8
 # What the released files are called by: PixArt-XL-2-512x512, PixArt-XL-2-1024-MS, PixArt-Sigma-XL-2-2K-MS.
@@ -68,7 +69,7 @@ def read_official(
         num_heads: the one size that no shape tells.
         ema: take the moving average. Its null caption is that of the weights beside it all the same: the official
             training averages trained weights only, so the average's own null caption was never more than noise.
-        image_size: side in pixels of the pictures it was trained on; needed only where the file has no `pos_embed` and
+        image_size: side in pixels of the images it was trained on; needed only where the file has no `pos_embed` and
             not the name of a released one.
 
     Raises:
@@ -119,7 +120,7 @@ def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
 
 
 def write_official(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a `.pth` ({"state_dict": ...}) or, by the suffix, a safetensors file, whole or not at all.
+    """Write a `.pth` ({"state_dict": ...}) or, by the suffix, a safetensors file, complete or not at all.
 
     With the null caption where there is one, and the position grid made again.
 
@@ -135,18 +136,12 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
     if path.suffix == ".safetensors":
         save_tensors(state, path, None)
         return
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with writing(path) as part:
         torch.save({"state_dict": {name: tensor.contiguous() for name, tensor in state.items()}}, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch says a full disk by the second
-        part.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0]
-        raise PixArtError(f"{path} cannot be written ({reason}); make room or choose another place.") from None
 
 
 def position_grid(config: "PixArtConfig") -> "torch.Tensor":
-    """The official `pos_embed`: (1, N, D) float32, N the tokens of a picture of the network's own size."""
+    """The official `pos_embed`: (1, N, D) float32, N the tokens of an image of the network's own size."""
     import torch
 
     from pixart.model.embed import sincos_positions
@@ -174,7 +169,11 @@ def _without_prefix(state: "dict[str, torch.Tensor]", path: Path) -> "dict[str, 
 
 
 def without_prefix(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """`state` without what stands before every name, if one tensor of a PixArt or DiT says what that is."""
+    """`state` by the names of the bare network: DataParallel, FSDP, torch.compile and others make them longer.
+
+    What stands before every name is known by that before the one tensor that every PixArt and DiT has.
+    """
+    state = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     found = [name for name in state if name.endswith(FIRST)]
     prefix = found[0].removesuffix(FIRST) if len(found) == 1 else ""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}

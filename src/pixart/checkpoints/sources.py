@@ -1,26 +1,25 @@
 """One door to a PixArt wherever it lies: a model folder, a `transformer/` folder, or an official file."""
 
-import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from pixart.checkpoints.diffusers import (
+    CLASS_NAMES,
     CONFIG_NAME,
     WEIGHTS_NAME,
     read_null_caption,
     read_transformer,
     save_transformer,
 )
-from pixart.checkpoints.folder import write_json
-from pixart.checkpoints.hashes import write_hashes
+from pixart.checkpoints.folder import new_folder
 from pixart.checkpoints.official import NUM_HEADS, Checkpoint, read_official
 from pixart.checkpoints.weight_files import stored_dtypes, weight_files
 from pixart.errors import PixArtError, UsageError
+from pixart.files import read_json_object, write_json
 
+INDEX = "model_index.json"
 PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # of a model folder, besides the transformer
-SMALL_FILES = ("model_index.json", "styles.json", "pixart.json", "README.md", "LICENSE")
+SMALL_FILES = ("styles.json", "pixart.json", "README.md", "LICENSE")
 
 
 def transformer_folder(source: Path) -> Path | None:
@@ -49,57 +48,23 @@ def read_source(
     return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files, stored_dtypes(files))
 
 
-def write_diffusers(
-    checkpoint: Checkpoint, dest: Path, *, parts: Path | None, check: Callable[[Path], object]
-) -> list[str]:
+def write_diffusers(checkpoint: Checkpoint, dest: Path, parts: Path | None) -> None:
     """Write the transformer, and the other parts of a model copied from the folder `parts`, into the new folder `dest`.
 
-    `check` is called with a whole model folder before it gets its name. What `parts` holds besides (graphs, other
-    weights) stays behind. Returns the names of the parts that are not there.
+    `parts` is one that `pixart.checkpoints.model_folder.check_parts` has looked over. What it holds besides (graphs,
+    other weights) stays behind.
 
     Raises:
-        PixArtError: a part is missing, `check` complains, or the disk refuses; then nothing is written.
+        PixArtError: the disk refuses; then nothing is written.
     """
-    work = dest.parent / f".{dest.name}.{os.getpid()}.part"
-    try:
-        work.mkdir(parents=True)
+    with new_folder(dest, hashed=parts is not None) as work:
         save_transformer(checkpoint.state, checkpoint.config, work / "transformer", None, checkpoint.null_caption)
-        missing = ["model_index.json", *PARTS] if parts is None else []
-        if parts is not None:
-            lacking = [name for name in ("model_index.json", *PARTS) if not (parts / name).exists()]
-            if lacking:
-                raise PixArtError(f"{parts} lacks {', '.join(lacking)}; give a whole model folder with --parts.")
-            for name in PARTS:
-                shutil.copytree(parts / name, work / name)
-            for name in SMALL_FILES:
-                if (parts / name).is_file():
-                    shutil.copyfile(parts / name, work / name)
-            _name_the_transformer(work / "model_index.json")
-            _check(work, parts, dest, check)
-            write_hashes(work)
-        work.replace(dest)
-    except OSError as error:
-        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return missing
-
-
-def _check(work: Path, parts: Path, dest: Path, check: Callable[[Path], object]) -> None:
-    try:
-        check(work)
-    except PixArtError as error:  # by the names that last
-        sentence = str(error)
-        for name in (*PARTS, "model_index.json"):
-            sentence = sentence.replace(str(work / name), str(parts / name))
-        raise PixArtError(sentence.replace(str(work), str(dest))) from None
-
-
-def _name_the_transformer(path: Path) -> None:
-    """The first releases say Transformer2DModel in model_index.json; what we write is a PixArtTransformer2DModel."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PixArtError(f"{path.name} of the parts cannot be read as JSON ({error}).") from None
-    if isinstance(index, dict):
-        write_json(path, index | {"transformer": ["diffusers", "PixArtTransformer2DModel"]})
+        if parts is None:
+            return
+        for name in PARTS:
+            shutil.copytree(parts / name, work / name)
+        for name in SMALL_FILES:
+            if (parts / name).is_file():
+                shutil.copyfile(parts / name, work / name)
+        index = read_json_object(parts / INDEX)  # the first releases call the class Transformer2DModel
+        write_json(work / INDEX, index | {"transformer": ["diffusers", CLASS_NAMES[0]]})

@@ -1,11 +1,14 @@
-"""Tensors in files: read and written whole, and what is wrong with a file in one sentence."""
+"""Tensors in files: read and written, and what is wrong with a file in one sentence."""
 
 import argparse
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from pixart.errors import PixArtError
+from pixart.files import open_regular, replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,7 @@ def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
+        open_regular(path).close()
         return load_file(path)
     except (SafetensorError, OSError) as error:
         if path.is_file() and is_pickle(path):
@@ -106,12 +110,11 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.dtype | None") -> None:
-    """Write a safetensors file whole or not at all: floating-point tensors in `dtype` (None: as they are).
+    """Write a safetensors file, complete or not at all: floating-point tensors in `dtype` (None: as they are).
 
     Raises:
         PixArtError: the disk refuses, for example because it is full.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     stored = {
@@ -124,18 +127,26 @@ def save_tensors(tensors: "dict[str, torch.Tensor]", path: Path, dtype: "torch.d
         if storage.data_ptr() in storages:
             stored[name] = tensor.clone()
         storages.add(storage.data_ptr())
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with writing(path) as part:
         save_file(stored, part, metadata={"format": "pt"})
         part.chmod(0o644)  # safetensors makes it private, and a service may run as another user
-        part.replace(path)
-    except (SafetensorError, OSError) as error:  # a full disk is the first of the two
-        part.unlink(missing_ok=True)
-        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from error
 
 
-def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
-    """PixArtError naming the tensors of `where` that are no plain floating-point numbers, or hold NaN or infinity."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `replacing`; a full disk, of which each library has an exception of its own, becomes a PixArtError."""
+    from safetensors import SafetensorError
+
+    try:
+        with replacing(path) as part:
+            yield part
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PixArtError(f"{path} cannot be written ({reason}); make room or choose another place.") from None
+
+
+def refuse_not_floats(state: "dict[str, torch.Tensor]", where: str) -> None:
+    """PixArtError naming the tensors of `where` that are no dense floating-point numbers, such as quantised weights."""
     import torch
 
     other = [name for name, tensor in state.items() if not tensor.is_floating_point() or tensor.layout != torch.strided]
@@ -145,8 +156,17 @@ def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
             f"{where} holds {len(other)} of {len(state)} tensors in {kinds} ({_some(other)}); pixart reads float8, "
             "float16, bfloat16 and float32, so give the checkpoint before it was quantised."
         )
+
+
+def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
+    """PixArtError naming the tensors of `where` that are no floating-point numbers, or hold NaN or infinity."""
+    refuse_not_floats(state, where)
     wrong = [name for name, tensor in state.items() if not _floats(tensor).isfinite().all()]
-    refuse_names(wrong, len(state), where)
+    if wrong:
+        raise PixArtError(
+            f"{where} is not finite: NaN or infinity in {len(wrong)} of {len(state)} tensors ({_some(wrong)}); copy it "
+            "again, or take an earlier checkpoint."
+        )
 
 
 def _floats(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -164,15 +184,6 @@ def widened(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
 def dtypes(state: "dict[str, torch.Tensor]") -> tuple[str, ...]:
     """The names of all dtypes in a state dict, sorted."""
     return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
-
-
-def refuse_names(wrong: list[str], count: int, where: str) -> None:
-    """PixArtError if any of the `count` tensors of `where` are in `wrong`, those that hold NaN or infinity."""
-    if wrong:
-        raise PixArtError(
-            f"{where} is not finite: NaN or infinity in {len(wrong)} of {count} tensors ({_some(wrong)}); copy it "
-            "again, or take an earlier checkpoint."
-        )
 
 
 def check_tensors(found: dict[str, list[int]], expected: dict[str, list[int]], where: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.checkpoints.model_folder import ModelFolder
-from pixart.checkpoints.weight_files import check_whole, read_object
+from pixart.checkpoints.weight_files import read_object, stored_tensors
 from pixart.runtime.memory import Memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -79,7 +79,7 @@ def _numbers(folder: ModelFolder, part: str) -> tuple[int, int]:
     place = folder.transformer_folder if part == "transformer" else folder.path / part
     linear = other = 0
     for path in folder.weights:
-        for name, entry in check_whole(path).items() if path.parent == place else ():
+        for name, entry in stored_tensors(path).items() if path.parent == place else ():
             size = math.prod(entry["shape"])
             looked_up = any(word in name for word in ("shared", "embed", "relative_attention_bias"))
             if len(entry["shape"]) == 2 and not looked_up:

@@ -1,55 +1,31 @@
 """Captioning as a Ray Data pipeline: the same batches to the same rows, by actors that each hold the model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from pixart.captions.captioner import Captioner
-from pixart.captions.metadata_captioner import MetadataCaptioner
-from pixart.captions.vision_language import VisionLanguageCaptioner, VisionLanguageSettings
-from pixart.data.caption import Answers
-from pixart.data.caption_batch import Uncaptioned, caption_batch, row_settings
+from pixart.data.captioning.captioner import Captioner, Item
+from pixart.data.captioning.rows import caption_batch, lost
 from pixart.data.on_ray.cloud import Fetched
 from pixart.data.on_ray.session import Cluster
-from pixart.data.pairs import ImageProblem
 
 
 @dataclass
 class CaptionTask:
-    """The rows of a batch of pictures."""
+    """The rows of a batch of images."""
 
-    settings: VisionLanguageSettings | MetadataCaptioner
-    openings: str
-    captioner: Captioner | None = None
+    captioner: Captioner
     fetched: Fetched = field(default_factory=Fetched)
 
-    def __call__(self, batch: list[Uncaptioned]) -> list[dict]:
-        if self.captioner is None:
-            if isinstance(self.settings, VisionLanguageSettings):
-                self.captioner = VisionLanguageCaptioner(self.settings)
-            else:
-                self.captioner = self.settings
-        return caption_batch(self.captioner, [self._here(item) for item in batch], openings=self.openings)
+    def __call__(self, batch: list[Item]) -> list[dict]:
+        self.captioner.load()
+        return caption_batch(self.captioner, batch, self.fetched.read)
 
-    def _here(self, item: Uncaptioned) -> Uncaptioned:
-        """With the bytes of its picture; a picture that cannot be read is left to `caption_batch` to name."""
-        if item.data is None or isinstance(item.data, bytes):
-            return item
-        try:
-            return replace(item, data=self.fetched.read(item.data))
-        except ImageProblem:
-            return item
-
-    def given_up(self, batch: list[Uncaptioned]) -> list[dict]:
-        about = row_settings(self.settings.about(), self.openings)
-        lost = {"caption": None, "rejected": "failed", "error": "its process was ended by the system each time"}
-        return [{"key": item.key} | lost | about for item in batch]
+    def given_up(self, batch: list[Item]) -> list[dict]:
+        why = "its process was ended by the system each time"
+        return [lost(item.key, "failed", why, self.captioner.about()) for item in batch]
 
 
-def answers(cluster: Cluster, settings: VisionLanguageSettings | MetadataCaptioner, openings: str) -> Answers:
-    """Who answers for `caption_dataset`: the actors of a Ray cluster. Rows come in the order of the batches."""
-
-    def run(batches: Iterator[list[Uncaptioned]]) -> Iterator[list[dict]]:
-        # Large windows: at each the model is loaded anew, and batches are small.
-        yield from cluster.each(CaptionTask(settings, openings), enumerate(batches), window_size=100_000)
-
-    return run
+def caption_on(cluster: Cluster, captioner: Captioner, batches: Iterator[list[Item]]) -> Iterator[list[dict]]:
+    """The rows of each batch, in the order of the batches, by the actors of a Ray cluster."""
+    # Large windows: at each the model is loaded anew, and batches are small.
+    return cluster.each(CaptionTask(captioner), enumerate(batches), window_size=100_000)

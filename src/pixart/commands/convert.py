@@ -3,15 +3,20 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 from tyro.conf import Positional, arg
 
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
+from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
 
-FORMS = ("onnx", "diffusers", "official", "reparameterized", "fast")
+if TYPE_CHECKING:
+    from pixart.checkpoints.model_folder import ModelFolder
+    from pixart.checkpoints.official import Checkpoint
+
+Form = Literal["onnx", "diffusers", "official", "reparameterized", "fast"]
 LARGEST_DIFFERENCE = 2  # of 255, between the engines on the same noise
 
 
@@ -19,16 +24,16 @@ LARGEST_DIFFERENCE = 2  # of 255, between the engines on the same noise
 class Convert:
     """Write a model in another form; prints the path of what is written.
 
-    onnx: add the graphs to a model folder that `pixart generate` draws without torch, and check that both engines draw
-    the same picture. The graphs hold no weights: they point into the folder's safetensors files.
+    onnx: add the graphs to a model folder with which `pixart generate` needs no torch, and check that both engines
+    generate the same image. The graphs hold no weights: they point into the folder's safetensors files.
 
-    diffusers: a folder in the layout of Diffusers, which `pixart generate --model` draws. official: a file with the
-    names of the PixArt repositories. Both keep every bit of the weights, and the null caption.
+    diffusers: a folder in the layout of Diffusers, for `pixart generate --model`. official: a file with the names of
+    the PixArt repositories. Both keep every bit of the weights (float8 as bfloat16), and the null caption.
 
     reparameterized: a PixArt to start training from, of a class-conditional DiT such as facebook/DiT-XL-2-256.
 
-    fast: put the fast denoiser of SOURCE, a run of a recipe of kind fast, into the model folder DEST that taught it,
-    with graphs if that has some.
+    fast: put the few-step transformer of SOURCE, the run of a distillation, into the model folder DEST that was its
+    teacher, with graphs if that has some.
     """
 
     source: Annotated[str, arg(metavar="SOURCE")]
@@ -36,21 +41,21 @@ class Convert:
     folder."""
     dest: Positional[Annotated[Path | None, arg(metavar="DEST")]] = None
     """What to write: a new folder; for official a .pth or .safetensors file; for fast a model folder. Not for onnx."""
-    to: Annotated[str | None, arg(metavar="FORM", help_behavior_hint="(required)")] = None
-    """The form: onnx, diffusers, official, reparameterized or fast."""
-    parts: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: SOURCE, if it has them)")] = None
+    to: Annotated[Form | None, arg(help_behavior_hint="(required)")] = None
+    """The form."""
+    parts: Annotated[str | None, shown("FOLDER", "SOURCE, if it has them")] = None
     """A model folder, or hub id, to copy autoencoder, text encoder, tokenizer and scheduler from."""
-    num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 16)")] = None
+    num_heads: Annotated[int | None, shown("N", "16")] = None
     """Heads of an official file, the one size that its tensors do not tell."""
     ema: bool = False
     """Take the moving average that a checkpoint of the official training holds."""
-    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: by pos_embed)")] = None
-    """Side of the pictures that an official file was trained on; needed if it has no pos_embed."""
+    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
+    """Side of the images that an official file was trained on; needed if it has no pos_embed."""
     text_dim: Annotated[int, arg(metavar="N")] = 4096
     """reparameterized: width of the text states that the new network will read."""
     timestep: Annotated[float, arg(metavar="T")] = 500.0
     """reparameterized: where the new network equals the DiT; 500 suits DDPM, 775 a rectified flow."""
-    class_free: Annotated[str, arg(metavar="NAME")] = "null"
+    class_free: Literal["null", "timestep"] = "null"
     """reparameterized: what the DiT sees without a class: null (timestep plus null class), or timestep alone."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """reparameterized: for the fresh layers that will read the text."""
@@ -58,19 +63,10 @@ class Convert:
 
 def convert(options: Convert) -> int:
     """Run `pixart convert`; prints the path of every file or folder written."""
-    if options.to not in FORMS:
-        given = f"not {options.to!r}" if options.to else "with --to"
-        raise UsageError(f"pixart convert needs the form to write, {given}; it is one of: {', '.join(FORMS)}.")
+    if options.to is None:
+        raise UsageError(f"pixart convert needs the form to write, with --to: one of {', '.join(get_args(Form))}.")
     if options.to == "onnx":
-        if options.dest is not None:
-            raise UsageError("The graphs are written into the model folder itself; leave DEST out.")
-        if looks_like_hub_id(options.source):
-            raise UsageError(
-                f"The graphs are written beside the weights, and {options.source} is a hub id, whose files are the "
-                "cache's; make a folder of it first: pixart convert "
-                f"{options.source} FOLDER --to diffusers"
-            )
-        return _to_onnx(Path(options.source))
+        return _to_onnx(options)
     if options.dest is None:
         raise UsageError(f"Say what to write: pixart convert {options.source} DEST --to {options.to}")
     if options.to == "fast":
@@ -79,8 +75,8 @@ def convert(options: Convert) -> int:
         raise UsageError(f"{options.dest} exists already; give a new name.")
     if options.num_heads is not None and options.num_heads < 1:
         raise UsageError(f"--num-heads {options.num_heads} must be at least 1.")
-    whole = options.to == "diffusers" and options.parts is None
-    source = resolve(options.source, "model" if whole else "transformer")
+    complete = options.to == "diffusers" and options.parts is None
+    source = resolve(options.source, "model" if complete else "transformer")
     if not source.exists():
         raise PixArtError(f"{source} is not there.")
     if options.to == "official":
@@ -100,59 +96,51 @@ def _to_official(options: Convert, source: Path) -> None:
     checkpoint = read_source(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size)
     if checkpoint.null_caption is None:
         _say(
-            "The source has no null caption, so the file has none either; the official code would draw with a random "
+            "The source has no null caption, so the file has none either; the official code would sample with a random "
             f"one, so give it y_embedder.y_embedding of {checkpoint.config.text_dim} columns."
         )
-    try:
-        options.dest.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PixArtError(f"{options.dest} cannot be written ({error.strerror}).") from None
     write_official(checkpoint, options.dest)
 
 
 def _to_folder(options: Convert, source: Path) -> None:
-    from pixart.checkpoints.model_folder import open_model_folder
-    from pixart.checkpoints.sources import read_source, write_diffusers
+    from pixart.checkpoints.model_folder import check_parts
+    from pixart.checkpoints.sources import INDEX, PARTS, read_source, write_diffusers
 
     parts = None if options.parts is None else resolve(options.parts, "parts")
     if parts is not None and not parts.is_dir():
-        raise PixArtError(f"{parts} is not a folder; --parts needs a whole model folder.")
+        raise PixArtError(f"{parts} is not a folder; --parts needs a complete model folder.")
     if options.to == "reparameterized":
-        checkpoint = _started_from_dit(options, source)
+        checkpoint = _from_dit(options, source)
     else:
         checkpoint = read_source(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size)
-        if parts is None and (source / "model_index.json").is_file():
+        if parts is None and (source / INDEX).is_file():
             parts = source
         if checkpoint.has_ema and not options.ema:
             _say("The file holds a moving average too; --ema takes that instead.")
-    missing = write_diffusers(checkpoint, options.dest, parts=parts, check=open_model_folder)
-    if missing:
+    if parts is not None:
+        check_parts(parts, checkpoint)
+    write_diffusers(checkpoint, options.dest, parts)
+    if parts is None:
         _say(
-            f"Only the transformer was written. To draw, it still needs {', '.join(missing)}: convert again with "
-            "--parts FOLDER, a model folder that has them."
+            f"Only the transformer was written. To sample, it still needs {', '.join([INDEX, *PARTS])}: convert again "
+            "with --parts FOLDER, a model folder that has them."
         )
 
 
-def _started_from_dit(options: Convert, source: Path):
-    import torch
+def _from_dit(options: Convert, source: Path) -> "Checkpoint":
+    from pixart.checkpoints.dit import read_dit, reparameterized
+    from pixart.checkpoints.official import NUM_HEADS
 
-    from pixart.checkpoints.dit import read_dit
-    from pixart.checkpoints.official import NUM_HEADS, Checkpoint
-    from pixart.model.pixart import PixArt, PixArtConfig
-    from pixart.model.reparameterize import SHARED_SIZES, reparameterize
-
-    if options.class_free not in ("null", "timestep"):
-        raise UsageError(f"--class-free {options.class_free} is not known; choose null or timestep.")
     if not 0 <= options.timestep <= 1000 or options.text_dim < 1:
         raise UsageError("--timestep must be from 0 to 1000, and --text-dim at least 1.")
     heads = options.num_heads or NUM_HEADS
-    dit = read_dit(source, num_heads=heads, ema=options.ema, image_size=options.image_size)
-    sizes = {name: getattr(dit.config, name) for name in SHARED_SIZES if name != "position_scale"}
-    config = PixArtConfig(text_dim=options.text_dim, interpolation_scale=dit.config.interpolation_scale, **sizes)
-    torch.manual_seed(options.seed)
-    pixart = PixArt(config)
-    reparameterize(dit, pixart, options.timestep, options.class_free)
-    return Checkpoint(config, pixart.state_dict(), None)
+    return reparameterized(
+        read_dit(source, num_heads=heads, ema=options.ema, image_size=options.image_size),
+        text_dim=options.text_dim,
+        timestep=options.timestep,
+        class_free=options.class_free,
+        seed=options.seed,
+    )
 
 
 def _to_fast(source: Path, dest: Path) -> int:
@@ -167,18 +155,25 @@ def _to_fast(source: Path, dest: Path) -> int:
     return 0
 
 
-def _to_onnx(source: Path) -> int:
+def _to_onnx(options: Convert) -> int:
     from pixart.checkpoints.model_folder import open_model_folder
 
-    folder = open_model_folder(source)
+    if options.dest is not None:
+        raise UsageError("The graphs are written into the model folder itself; leave DEST out.")
+    if looks_like_hub_id(options.source):
+        raise UsageError(
+            f"The graphs are written beside the weights, and {options.source} is a hub id, whose files are the "
+            f"cache's; make a folder of it first: pixart convert {options.source} FOLDER --to diffusers"
+        )
+    folder = open_model_folder(Path(options.source))
     _write_graphs(folder)
     if folder.fast_settings:
-        _write_graphs(open_model_folder(source, fast=True))
+        _write_graphs(open_model_folder(Path(options.source), fast=True))
     return 0
 
 
-def _write_graphs(folder) -> None:
-    """Of a checked model folder, those of what it was opened to draw with; prints their paths."""
+def _write_graphs(folder: "ModelFolder") -> None:
+    """Of a checked model folder, those of the transformer that it was opened with; prints their paths."""
     from pixart.graphs.engine import GraphNetworks
     from pixart.graphs.write import write_graphs
     from pixart.pipeline.networks import choose_runtime, load_networks
@@ -187,8 +182,8 @@ def _write_graphs(folder) -> None:
     source = folder.path
     if folder.transformer.get("qk_norm") or folder.transformer.get("kv_compress_blocks"):
         raise PixArtError(
-            f"{source} norms queries and keys or compresses keys and values, which graphs do not know; draw "
-            "it with --engine torch."
+            f"{source} norms queries and keys or compresses keys and values, which graphs do not know; sample "
+            "with --engine torch."
         )
 
     def check(names: tuple[str, ...]) -> None:
@@ -202,7 +197,7 @@ def _write_graphs(folder) -> None:
         if difference > LARGEST_DIFFERENCE:
             raise PixArtError(
                 f"The engines differ by {difference} of 255 on {source}, more than {LARGEST_DIFFERENCE}; no "
-                "graphs were written. Draw this model with --engine torch."
+                "graphs were written. Sample this model with --engine torch."
             )
         _say(f"The engines give the same image (largest difference: {difference} of 255).")
 
