@@ -14,8 +14,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pixart import cli
+from pixart.config import run_command, shown
 from pixart.errors import PixArtError, UsageError
-from pixart.options import parsed, shown
 from pixart.quiet import quiet_libraries
 
 HERE = Path(__file__).parent
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def act() -> int:
         with quiet_libraries():
-            return parsed(commands, arguments, "python projects/emoji/make.py", lambda command: command.run())
+            return run_command(commands, arguments, "python projects/emoji/make.py", lambda command: command.run())
 
     return cli.guarded(act, "make.py")
 

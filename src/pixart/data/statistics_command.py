@@ -10,12 +10,12 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart.captions.nouns import MEASURED, VALID_ABOVE
+from pixart.config import run_command, shown
 from pixart.data.dataset import open_dataset
 from pixart.data.pairs import printable
 from pixart.data.statistics import PAPER, Row, as_json, count
 from pixart.errors import PixArtError, UsageError
 from pixart.files import write_whole
-from pixart.options import parsed, shown
 
 COMPARABLE = 1_000_000  # below so many images the shares of valid nouns say little beside the paper's 11 million
 
@@ -44,7 +44,7 @@ class StatisticsOptions:
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data statistics`. Returns the exit code; raises PixArtError with one sentence."""
-    return parsed(StatisticsOptions, arguments, "pixart data statistics", _run)
+    return run_command(StatisticsOptions, arguments, "pixart data statistics", _run)
 
 
 def _run(options: StatisticsOptions) -> int:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
 
+from pixart.config import run_command
 from pixart.errors import UsageError
-from pixart.options import parsed
 
 
 @dataclass
@@ -50,7 +50,7 @@ class App:
 
 def run(arguments: list[str]) -> int:
     """Serve until Ctrl-C; the address goes to stdout."""
-    return parsed(App, arguments, "pixart app", _run)
+    return run_command(App, arguments, "pixart app", _run)
 
 
 def _run(options: App) -> int:

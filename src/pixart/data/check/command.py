@@ -13,6 +13,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart.buckets import bucket_table
+from pixart.config import run_command, shown
 from pixart.data.check.duplicates import PictureTable
 from pixart.data.check.flagged import FlaggedFile, check_aside, set_aside
 from pixart.data.check.measure import measure, read_encoders
@@ -22,7 +23,6 @@ from pixart.data.check.tokens import TokenCounter
 from pixart.data.dataset import Dataset, open_dataset
 from pixart.errors import PixArtError, UsageError
 from pixart.files import write_whole
-from pixart.options import parsed, shown
 from pixart.progress import Progress
 
 FEW = 256  # pictures for which no other process is started
@@ -79,7 +79,7 @@ class CheckOptions:
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data check`. Returns the exit code; raises PixArtError with one sentence."""
-    return parsed(CheckOptions, arguments, "pixart data check", _run)
+    return run_command(CheckOptions, arguments, "pixart data check", _run)
 
 
 def _run(options: CheckOptions) -> int:
