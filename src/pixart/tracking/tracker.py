@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import queue
 import sys
 import threading
@@ -149,7 +150,8 @@ class Wandb:
             resume="allow",
             dir=folder,
             config=settings,
-            mode="offline" if config.offline else None,  # None: what WANDB_MODE says, else online
+            # wandb reads the environment once in a process, perhaps for another run before this one.
+            mode="offline" if config.offline else os.environ.get("WANDB_MODE"),
             settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True, init_timeout=60),
         )
         # Our step, not a count of records: a run that was killed takes some steps again, with the same numbers.
