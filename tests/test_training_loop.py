@@ -405,6 +405,8 @@ def test_an_overflow_in_fp16_costs_one_update_and_a_nan_the_run(tmp_path, monkey
     assert checkpoints.newest(run).state.scaler["scale"] <= scale
     with pytest.raises(PixArtError):
         tiny_train(tmp_path / "nan", loss=lambda model, batch: tiny_loss(model, batch) * torch.inf)
+    with pytest.raises(PixArtError):  # a loss of one's own may be one number for all images
+        tiny_train(tmp_path / "scalar", loss=lambda model, batch: tiny_loss(model, batch).mean() * torch.inf)
 
 
 @pytest.mark.slow

@@ -127,9 +127,10 @@ def _images(batch: dict) -> list[dict]:
     for name, column in (("keys", "key"), ("levels", "noise_level"), ("losses", "loss")):
         if name in batch:
             values = batch[name]
-            columns[column] = values.tolist() if torch.is_tensor(values) else list(values)
-    lengths = [len(values) for values in columns.values()]
-    return [{name: values[i] for name, values in columns.items()} for i in range(min(lengths, default=0))]
+            values = values.flatten().tolist() if torch.is_tensor(values) else list(values)
+            if len(values) == batch["count"]:  # a loss of one's own may be one number for all
+                columns[column] = values
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _named(image: dict) -> str:
