@@ -80,9 +80,11 @@ def test_trackio_gets_the_same_from_the_command_line(tiny_model, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     arguments = ["a red fox", "--model", str(tiny_model), "--seed", "5", "--num-images", "2", "--output", "out/"]
     small = ["--steps", "2", "--width", "64", "--height", "64"]
-    assert main(["generate", *arguments, *small, "--track", "trackio"]) == 0
-    out, _err = capsys.readouterr()
-    assert out.split() == ["out/a-red-fox-5.png", "out/a-red-fox-6.png"]
+    # In a process of its own, since trackio reads TRACKIO_DIR as it is imported.
+    words = [sys.executable, "-m", "pixart", "generate", *arguments, *small, "--track", "trackio"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["out/a-red-fox-5.png", "out/a-red-fox-6.png"]
     code = (
         "import json; from trackio.sqlite_storage import SQLiteStorage as S; (run,) = S.get_runs('pixart');"
         "print(json.dumps(S.get_logs('pixart', run)))"
