@@ -156,6 +156,17 @@ def test_what_the_training_of_dit_writes_becomes_a_start(tmp_path, capsys, prefi
     assert (tmp_path / "start").exists()
 
 
+def test_a_pickle_in_a_folder_is_opened_only_by_its_own_name(tmp_path, capsys):
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {"num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS, "num_layers": 1, "sample_size": 32}
+    model = DiTTransformer2DModel(**sizes, num_embeds_ada_norm=10)
+    model.save_pretrained(tmp_path / "dit", safe_serialization=False)
+    pickle = tmp_path / "dit" / "diffusion_pytorch_model.bin"
+    assert pickle.name in one_sentence(capsys, "info", tmp_path / "dit")
+    assert facts(capsys, pickle)["classes"] == 10
+
+
 class Unknown:
     """Something of a user's own program."""
 
