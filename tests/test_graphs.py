@@ -268,22 +268,6 @@ def test_convert_writes_the_graphs_and_says_how_near_the_engines_are(folder, cap
     assert main(["convert", str(folder), "--to", "onnx"]) == 0  # again, over the old ones
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["nowhere", "--to", "onnx"], 1, "The model folder nowhere is not there"),
-        ([".", "--to", "onyx"], 2, "needs the form to write, not 'onyx'; it is one of: onnx"),
-        (["."], 2, "needs the form to write"),
-    ],
-)
-def test_what_convert_cannot_do_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, code, words):
-    monkeypatch.chdir(tmp_path)
-    assert main(["convert", *arguments]) == code
-    err = capsys.readouterr().err
-    assert words in err
-    assert err.count("\n") == 1
-
-
 def test_graphs_that_fail_their_check_leave_the_old_ones(folder):
     write_graphs_into(folder)
     old = [(folder / name).read_bytes() for name in GRAPHS]

@@ -1,12 +1,15 @@
 """Weights as people have them: float8, whole training checkpoints, wrapped names; by the command line alone."""
 
 import argparse
+import datetime
 import json
 import os
 import random
 import resource
 import signal
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +123,15 @@ def beside_the_weights() -> dict:
         "loss": np.float32(0.5),
         "numpy_state": np.random.RandomState(0).get_state(),
         "random_state": random.Random(0).getstate(),
+        "counts": Counter(a=1),
+        "seen": {1, 2},
+        "more": SimpleNamespace(a=1),
+        "when": datetime.datetime(2024, 1, 1),
+        "took": datetime.timedelta(seconds=5),
+        "where": Path("runs/1"),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "shape": torch.Size([1, 2]),
         "torch_state": torch.get_rng_state(),
         "opt": {"state": {}, "param_groups": [{"lr": np.float64(1e-4)}]},
     }
@@ -295,3 +307,45 @@ def test_damaged_weights_are_one_sentence(folder, tmp_path, official, capsys, da
     for command in (["info", source], ["convert", source, tmp_path / "made", "--to", "diffusers"]):
         assert str(source) in one_sentence(capsys, *command)
     assert not (tmp_path / "made").exists()
+
+
+LONG = "x" * 100_000
+FIRST = "x_embedder.proj.weight"
+ODD_STATES = {
+    "a block of a huge number": lambda s: s | {"blocks.999999999.attn.qkv.weight": s["blocks.0.attn.qkv.weight"]},
+    "a block of an endless number": lambda s: s | {f"blocks.{'9' * 5000}.attn.qkv.weight": s[FIRST]},
+    "numbers as names": lambda s: s | {1: s[FIRST]},
+    "a name of any length": lambda s: s | {LONG: s[FIRST]},
+    "a huge tensor of few bytes": lambda s: s | {FIRST: torch.zeros(1).expand(10**6, 10**6, 2, 2)},
+    "a huge grid of few bytes": lambda s: s | {"pos_embed": torch.zeros(1).expand(1, 10**12, 32)},
+    "sparse": lambda s: s | {"final_layer.linear.weight": s["final_layer.linear.weight"].to_sparse()},
+    "quantised": lambda s: s | {
+        "final_layer.linear.weight": torch.quantize_per_tensor(s["final_layer.linear.weight"], 0.1, 0, torch.qint8)
+    },
+    "without storage": lambda s: s | {"final_layer.linear.weight": s["final_layer.linear.weight"].to("meta")},
+    "text": lambda s: s | {"final_layer.linear.weight": "none"},
+    "only one": lambda s: {FIRST: s[FIRST]},
+    "none": lambda s: {},
+    "a list": lambda s: list(s.values()),
+    "a tensor": lambda s: s[FIRST],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD_STATES)
+@pytest.mark.parametrize("to", ["official", "reparameterized"])
+def test_state_dicts_that_no_network_has_are_one_sentence(folder, tmp_path, official, capsys, kind, to):
+    torch.save({"state_dict": ODD_STATES[kind](official)}, tmp_path / "a.pth")
+    options = ["--num-heads", heads(folder)]
+    for command in (["info", tmp_path / "a.pth"], ["convert", tmp_path / "a.pth", tmp_path / "b.pth", "--to", to]):
+        assert len(one_sentence(capsys, *command, *options)) < 3000
+    assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize("option", ["--image-size", "--num-heads"])
+@pytest.mark.parametrize("value", ["0", "-8", "1000000000000", "1e30"])
+def test_absurd_options_are_one_sentence(tmp_path, official, capsys, option, value):
+    save_file({name: tensor for name, tensor in official.items() if name != "pos_embed"}, tmp_path / "a.safetensors")
+    one_sentence(capsys, "info", tmp_path / "a.safetensors", option, value)
+    command = ["convert", tmp_path / "a.safetensors", tmp_path / "b.pth", "--to", "official"]
+    one_sentence(capsys, *command, option, value)
+    assert not (tmp_path / "b.pth").exists()

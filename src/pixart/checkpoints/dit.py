@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.checkpoints.diffusers import MAX_SIZE, NOT_TRAINED, WEIGHTS_NAME
-from pixart.checkpoints.official import FIRST, POSITIONS, Checkpoint, dims, read_states, without_prefix
+from pixart.checkpoints.official import (
+    FIRST,
+    NUM_HEADS,
+    POSITIONS,
+    Checkpoint,
+    check_sizes,
+    count_blocks,
+    dims,
+    read_states,
+    without_prefix,
+)
 from pixart.checkpoints.tensors import (
     check_tensors,
     read_pickle,
@@ -66,13 +76,13 @@ def _diffusers_folder(source: Path) -> Path | None:
     return source.parent if named else None
 
 
-def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None) -> "DiT":
+def read_dit(source: Path, *, num_heads: int | None, ema: bool, image_size: int | None) -> "DiT":
     """Read a DiT, in fp32, from a file in its own layout or a folder of Diffusers.
 
     Args:
         source: the file; or the folder with config.json and the weights, or one that has it as `transformer/`. A
             pickle in such a folder is opened only where it is `source` itself.
-        num_heads: for a file, whose shapes do not tell; a folder's config does.
+        num_heads: for a file, whose shapes do not tell (None: 16); a folder's config does.
         ema: of a training checkpoint of DiT's own, the moving average.
         image_size: for a file without `pos_embed`: side in pixels of the images it was trained on.
 
@@ -83,6 +93,8 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
 
     from pixart.model.dit import DiT, DiTConfig
 
+    check_sizes(num_heads, image_size)
+    num_heads = NUM_HEADS if num_heads is None else num_heads
     folder = _diffusers_folder(source)
     if folder is not None:
         where = str(source if source.is_file() else folder / WEIGHTS_NAME)
@@ -110,7 +122,7 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
             in_channels=in_channels,
             out_channels=dims(state, "final_layer.linear.weight", 2, source)[0] // patch_size**2,
             width=width,
-            depth=_depth(state, "blocks"),
+            depth=count_blocks(state, "blocks", source),
             num_heads=num_heads,
             patch_size=patch_size,
             mlp_ratio=dims(state, "blocks.0.mlp.fc1.weight", 2, source)[0] // width,
@@ -146,7 +158,7 @@ def _from_diffusers(folder: Path, path: Path) -> "tuple[dict[str, torch.Tensor],
         raise PixArtError(f"{path} is missing; copy or download it.{also}")
     given = widened(read_pickle(path) if path.suffix == ".bin" else read_safetensors(path))
     given.pop(NOT_TRAINED, None)
-    depth = _depth(given, "transformer_blocks")
+    depth = count_blocks(given, "transformer_blocks", path)
     layers = dict(LAYERS)
     for i in range(depth):
         layers |= {f"blocks.{i}.{ours}": [f"transformer_blocks.{i}.{n}" for n in t] for ours, t in BLOCK_LAYERS.items()}
@@ -161,10 +173,6 @@ def _from_diffusers(folder: Path, path: Path) -> "tuple[dict[str, torch.Tensor],
     check_tensors({name: [] for name in given if name not in copies}, {name: [] for name in sorted(taken)}, str(path))
     state = {ours: torch.cat([given[name] for name in theirs]) for ours, theirs in names.items()}
     return state, num_heads, sample_size
-
-
-def _depth(state: "dict[str, torch.Tensor]", blocks: str) -> int:
-    return 1 + max((int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d+)\.", name))), default=0)
 
 
 def reparameterized(
