@@ -86,12 +86,24 @@ def test_float8_files_are_read_as_their_numbers(folder, tmp_path, official, caps
     assert main(["generate", "a fox", "--model", str(made), *small, "--output", str(tmp_path / "a.png")]) == 0
 
 
-def test_a_diffusers_folder_with_a_float8_transformer_generates(folder, tmp_path, capsys):
-    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_a_diffusers_folder_with_a_float8_part_generates(folder, tmp_path, capsys, part):
+    weights = next((folder / part).glob("*.safetensors"))
     save_file(in_dtype(load_file(weights), torch.float8_e4m3fn), weights, {"format": "pt"})
-    assert "float8_e4m3fn" in facts(capsys, folder)["dtype"]
+    assert ("float8_e4m3fn" in facts(capsys, folder)["dtype"]) == (part == "transformer")
     small = ["--steps", "1", "--width", "64", "--height", "64", "--engine", "torch"]
     assert main(["generate", "a fox", "--model", str(folder), *small, "--output", str(tmp_path / "a.png")]) == 0
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_a_quantised_part_of_a_model_makes_no_image(folder, tmp_path, capsys, part, dtype):
+    weights = next((folder / part).glob("*.safetensors"))
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    small = ["--steps", "1", "--width", "64", "--height", "64", "--output", tmp_path / "a.png"]
+    for command in (["generate", "a fox", "--model", folder, *small], ["info", folder]):
+        assert str(weights) in one_sentence(capsys, *command)
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_not_a_number_in_float8_is_found(folder, tmp_path, official, capsys):
