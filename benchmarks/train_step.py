@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py emoji-64 emoji-128 emoji-256 xl-256 [--compile] [--threads 2]
 
-Ours is the real loop, `pixart.training.loop.train`, with its defaults. After each of its steps the plain one takes one,
-so that both meet the same machine. The plain loop is what a user would write around `PixArtTransformer2DModel`: bf16
-autocast, the same AdamW in one kernel, clipping, a moving average by one foreach call, and captions padded to 120
+Ours is the real loop, `pixart.training.loop.train_loop`, with its defaults. After each of its steps the plain one takes
+one, so that both meet the same machine. The plain loop is what a user would write around `PixArtTransformer2DModel`:
+bf16 autocast, the same AdamW in one kernel, clipping, a moving average by one foreach call, and captions padded to 120
 tokens as the official trainer pads. Both have the same batch, features in memory and the same caption lengths (those
 of the emoji captions: 4 to 41 tokens, 13 in the middle); `--caption-tokens 120` takes away what trimming saves.
 
@@ -19,21 +19,20 @@ import platform
 import statistics
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from pixart.training.objective import denoising_loss
-from pixart.training.optimizers.optimizer import OptimizerConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixart.data.features import TextStates
-from pixart.diffusion.timesteps import Timesteps
+from pixart.diffusion.objective import Objective
 from pixart.model.pixart import PixArt, PixArtConfig
-from pixart.training.batches import LatentBatches, Phase, TextCondition
-from pixart.training.loop import LoopConfig, train
-from pixart.training.rows import RowStreams, Share
+from pixart.training.distribution import alone
+from pixart.training.ema import EmaConfig
+from pixart.training.loop import LoopConfig, train_loop
+from pixart.training.optimizers import OptimizerConfig
+from pixart.training.rows import MicrobatchSlice, RowStreams
+from pixart.training.stopping import StopOnSignal
 
 EMOJI = PixArtConfig(width=256, depth=8, num_heads=4, text_dim=384)
 XL = PixArtConfig(width=1152, depth=2, num_heads=16, text_dim=4096, in_channels=4, out_channels=4)
@@ -44,22 +43,30 @@ CASES = {  # network, side in pixels, batch
     "xl-128": (XL, 128, 16),
     "xl-256": (XL, 256, 8),
 }
-PADDED, PICTURES, WARM = 120, 256, 3
+PADDED, IMAGES, WARM = 120, 256, 3
 
 
-def features(config: PixArtConfig, side: int, batch: int, steps: int, tokens: int | None) -> LatentBatches:
-    """Batches from random features in memory, one caption per picture."""
-    rng = np.random.default_rng(0)
-    lengths = np.clip(np.round(rng.lognormal(np.log(13), 0.4, PICTURES)), 4, 41).astype(int)
-    lengths = lengths if tokens is None else np.full(PICTURES, tokens)
-    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
-    states = torch.randn(int(starts[-1]), config.text_dim).half()
-    null = torch.randn(2, config.text_dim).half()
-    text = TextStates(states, starts, torch.arange(PICTURES + 1), null)
-    shape = (PICTURES, config.in_channels, side // 8, side // 8)
-    moments = {side: (torch.randn(shape).half(), torch.full(shape, 0.1).half())}
-    weights = np.full(PICTURES, 1 / PICTURES)
-    return LatentBatches(moments, weights, TextCondition(text, 0.1), (Phase(steps, side, batch),), 0)
+class Memory:
+    """Batches of random latents and captions of real lengths; `text` is padded to the longest of a batch."""
+
+    def __init__(self, config: PixArtConfig, side: int, batch: int, tokens: int | None):
+        rng = np.random.default_rng(0)
+        lengths = np.clip(np.round(rng.lognormal(np.log(13), 0.4, IMAGES)), 4, 41).astype(int)
+        lengths = lengths if tokens is None else np.full(IMAGES, tokens)
+        self.states = [torch.randn(length, config.text_dim).half() for length in lengths]
+        self.latents = torch.randn(IMAGES, config.in_channels, side // 8, side // 8)
+        self.batch = batch
+
+    def read(self, step: int) -> dict:
+        rows = np.random.default_rng([0, step]).integers(0, IMAGES, self.batch)
+        length = -(-max(len(self.states[row]) for row in rows) // 16) * 16
+        text = torch.zeros(self.batch, length, self.states[0].shape[1])
+        mask = torch.zeros(self.batch, length, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            states = self.states[row]
+            text[place, : len(states)], mask[place, : len(states)] = states.float(), True
+        keys = [str(row) for row in rows]
+        return {"latent": self.latents[rows], "text": text, "text_mask": mask, "count": self.batch, "keys": keys}
 
 
 def diffusers_model(config: PixArtConfig) -> torch.nn.Module:
@@ -116,35 +123,44 @@ def measure(case: str, steps: int, compile: bool, tokens: int | None) -> dict[st
     """Seconds per step of both, interleaved; FLOPs of a step of ours; the share of the time that waits for data."""
     config, side, batch_size = CASES[case]
     torch.manual_seed(0)
-    model, plain = PixArt(config), PlainLoop(config)
-    loss = partial(denoising_loss, condition=("text", "text_mask"), timesteps=Timesteps())
-    read = features(config, side, batch_size, steps, tokens)
+    model, plain, objective = PixArt(config), PlainLoop(config), Objective()
+
+    def loss(network: torch.nn.Module, batch: dict) -> torch.Tensor:
+        noised = objective.add_noise(batch["latent"], batch["rng"])
+        prediction = network(noised.x_t, noised.timestep, batch["text"], batch["text_mask"])
+        return objective.losses(prediction, noised)
+
+    memory = Memory(config, side, batch_size, tokens)
     with FlopCounterMode(display=False) as counter:
-        loss(model, read(0) | {"rng": RowStreams(0, 0, range(batch_size))}).backward()
+        loss(model, memory.read(0) | {"rng": RowStreams(0, 0, range(batch_size))}).mean().backward()
     ours: list[float] = []
     theirs: list[float] = []
     loading: list[float] = []
     left: list[float] = []
 
-    def batches(step: int, share: Share) -> dict:
-        if left:
-            ours.append(time.perf_counter() - left[-1])
-        begun = time.perf_counter()
-        batch = read(step, share)
-        loading.append(time.perf_counter() - begun)
-        if step:
-            ours[-1] += loading[-1]
-        begun = time.perf_counter()
-        plain.step(batch)
-        theirs.append(time.perf_counter() - begun)
-        left.append(time.perf_counter())
-        return batch
+    class Batches(torch.utils.data.Dataset):
+        def __getitem__(self, where: tuple[int, MicrobatchSlice]) -> dict:
+            if left:
+                ours.append(time.perf_counter() - left[-1])
+            begun = time.perf_counter()
+            batch = memory.read(where[0])
+            loading.append(time.perf_counter() - begun)
+            if where[0]:
+                ours[-1] += loading[-1]
+            begun = time.perf_counter()
+            plain.step(batch)
+            theirs.append(time.perf_counter() - begun)
+            left.append(time.perf_counter())
+            return batch
 
-    loop = LoopConfig(compile=compile, device="cpu", log_every=10**6, evaluate_every=10**6, save_every=10**6)
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            model, loss, batches, steps, Path(folder), loop=loop, optimizer=OptimizerConfig(learning_rate=1e-4),
-            evaluate=lambda ema, step: {}, report=lambda line: None,
+    rare = 10**6
+    never = {"log_every": rare, "validate_every": rare, "save_every": rare}
+    loop = LoopConfig(precision="bfloat16", compile=compile, device="cpu", workers=0, **never)
+    with tempfile.TemporaryDirectory() as folder, StopOnSignal() as stop:
+        train_loop(
+            model, loss, Batches(), steps, Path(folder), loop=loop, optimizer=OptimizerConfig(learning_rate=1e-4),
+            ema=EmaConfig(decays=(0.999,)), world=alone("cpu"), stop=stop, validate=lambda ema, step: {},
+            say=lambda line: None,
         )  # fmt: skip
     ours, theirs, loading = ours[WARM:], theirs[WARM : len(ours)], loading[WARM : len(ours)]
     ratios = [slow / fast for slow, fast in zip(theirs, ours, strict=True)]

@@ -11,10 +11,10 @@ import statistics
 import time
 
 import torch
-from pixart.training.optimizers.optimizer import Optimizer, OptimizerConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.model.pixart import PixArt, PixArtConfig
+from pixart.training.optimizers import Optimizer, OptimizerConfig
 
 BATCH, SIDE, TEXT_TOKENS, DEPTHS, REPEATS = 4, 32, 120, (1, 3), 3
 

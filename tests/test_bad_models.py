@@ -126,7 +126,9 @@ def test_parts_that_are_not_whole_are_named_by_the_names_that_last(folder, tmp_p
 
 def test_a_missing_encoder_folder_is_said_to_be_missing(tmp_path):
     from pixart.checkpoints.folder import copy_text_encoder
+    from pixart.data.features import weights_id
 
-    with pytest.raises(PixArtError, match="gone is not there"):
-        copy_text_encoder(tmp_path / "gone", tmp_path / "to")
+    for ask in (lambda: weights_id(tmp_path / "gone"), lambda: copy_text_encoder(tmp_path / "gone", tmp_path / "to")):
+        with pytest.raises(PixArtError, match="gone is not there"):
+            ask()
     assert open_model_folder().has_graphs

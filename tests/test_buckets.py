@@ -290,9 +290,9 @@ def test_one_percent_may_be_dropped_and_more_must_be_allowed():
         assert part in said
     assert "3.png" not in said
     check_dropped(11, 1000, allowed=0.02)  # what the message advises
-    with pytest.raises(PixArtError, match="All 5 pictures"):
+    with pytest.raises(PixArtError, match="All 5 images"):
         check_dropped(5, 5, allowed=1)
-    with pytest.raises(PixArtError, match="no pictures"):
+    with pytest.raises(PixArtError, match="no images"):
         check_dropped(0, 0)
 
 

@@ -115,7 +115,7 @@ def test_a_bad_caption_leaves_the_picture_and_says_why(tmp_path, text, kind):
         (b"", "caption-empty"),
         (b" \r\n", "caption-empty"),
         ("a café".encode("latin-1"), "caption-encoding"),
-        ("a red square".encode("utf-16"), "caption-encoding"),
+        (b"\xff\xfea\x00 ", "caption-encoding"),
         ("a red square".encode("utf-16-le"), "caption-nul"),
         (b"x" * 60_000, "caption-long"),
         (b"x" * 2_000_000, "caption-long"),
@@ -467,7 +467,7 @@ def test_many_tiny_members_do_not_fill_the_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 8_000
-    assert peak < 1_000_000
+    assert peak < 3_000_000  # some 100 bytes a sample for finding repeats
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])

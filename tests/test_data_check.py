@@ -21,7 +21,6 @@ from PIL import Image
 
 from pixart.buckets import computed_table
 from pixart.cli import main
-from pixart.data.check.command import Progress
 from pixart.data.check.duplicates import MAX_BITS, PictureTable
 from pixart.data.check.look import Seen, look_at, look_at_all, perceptual_hash
 from pixart.data.check.tally import EXAMPLES, Tally, gather
@@ -135,33 +134,15 @@ def test_it_finds_one_of_everything(messy, capsys):
     assert report["cache"]["pictures"] == report["kept"]
 
 
-def test_what_it_says_will_be_dropped_is_what_extraction_drops(messy, tiny_model, capsys):
-    from pixart.data.extract_batch import Extractor, ExtractSettings, batches_of
-
-    from pixart.data.dataset import open_dataset
+def test_what_it_says_will_be_dropped_is_what_extraction_drops(messy, tiny_model, tmp_path, capsys):
+    from pixart.data.features import open_features
 
     report = checked(capsys, messy, "--base-size", "64", "--model", tiny_model)
-    settings = ExtractSettings(
-        vae=tiny_model / "vae",
-        text_encoder=tiny_model / "text_encoder",
-        tokenizer=tiny_model / "tokenizer",
-        base_size=64,
-    )
-    extractor = Extractor(settings)
-    kept, skipped = {}, []
-    latents = texts = 0
-    for batch, _ in batches_of(open_dataset(messy).pairs(), 64, ()):
-        record, rows = extractor(batch)
-        skipped += [reason.split(":")[0] for _, reason in record.skipped]
-        for bucket, found in rows.items():
-            kept[bucket] = kept.get(bucket, 0) + len(found)
-            latents += sum(tensor.nbytes for row in found for tensor in row.moments)
-            texts += sum(states.nbytes for row in found for _, states in row.captions)
-    assert kept == {f"{b['width']}x{b['height']}": b["pictures"] for b in report["buckets"]}
-    assert sorted(skipped) == sorted(kind for kind, count in report["dropped"].items() for _ in range(count))
-    assert report["cache"]["latent_bytes"] == latents
-    # Captions of pictures that are dropped are counted too: a little more, never less.
-    assert texts <= report["cache"]["text_bytes"] < 2 * texts
+    options = ["--base-size", "64", "--model", str(tiny_model), "--allow-dropped", "1"]
+    assert main(["data", "extract", str(messy), str(tmp_path / "features"), *options]) == 0
+    store = open_features(tmp_path / "features")
+    assert len(store) == report["kept"]
+    assert store.manifest.skipped == report["dropped"]
 
 
 def test_measure_runs_the_encoders_of_the_model(messy, tiny_model, capsys):
@@ -425,17 +406,3 @@ def test_tokens_are_those_that_the_text_encoder_reads():
         ids, cut = counter.tokenizer.tokenize(text.lower().strip())
         assert (count > 8) == bool(cut) and min(count, 8) == len(ids)
     assert counter.cut(texts[1]) == "seven eight nine"
-
-
-def test_progress_says_what_is_left_where_there_is_no_terminal(capsys):
-    with Progress(1000, 0) as progress:
-        progress.said -= 100
-        progress.tick("reading", 0)  # nothing is known yet
-    assert "left" not in capsys.readouterr().err
-    with Progress(1000, None) as progress:
-        progress.tick("looking", 1)
-        progress.begun -= 100
-        progress.said -= 100
-        progress.tick("looking", 500)
-    said = capsys.readouterr().err
-    assert re.search(r"looking: 500 of about 1,000, 5 a second, about 2 min left", said), said

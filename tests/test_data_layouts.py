@@ -65,7 +65,7 @@ def test_pictures_that_no_row_names_are_counted(tmp_path):
     put(tmp_path, {**pictures(), "metadata.jsonl": jsonl([{"file_name": "red.png", "text": "a red square"}])})
     dataset = open_dataset(tmp_path)
     assert list(read(dataset)[0]) == ["red.png"]
-    assert dataset.notes == ["pictures that no row names: 2, such as blue.png"]
+    assert dataset.notes == ["images that no row names: 2, such as blue.png"]
 
 
 def test_the_emoji_data_set_with_its_splits(tmp_path):
@@ -98,7 +98,7 @@ def test_a_picture_with_txt_and_caption_has_both(tmp_path):
     dataset = open_dataset(tmp_path)
     pairs, _ = read(dataset)
     assert texts(pairs["a.png"]) == ["a red square\nin two lines", "tags, red"]
-    assert dataset.notes == ["pictures with two caption files, of which both are taken: 1, such as a.png"]
+    assert dataset.notes == ["images with two caption files, of which both are taken: 1, such as a.png"]
 
 
 def test_kohyas_folders_of_repeats(tmp_path):
@@ -166,10 +166,10 @@ def test_tar_shards_of_img2dataset(tmp_path):
 
 
 def test_a_tar_with_labels_and_names_with_dots(tmp_path):
-    put(tmp_path, {"a.tar": tar([("x/1.0.png", picture()), ("x/1.cls", b"7\n"), ("x/1.seg.npy", b"...")])})
+    put(tmp_path, {"a.tar": tar([("x/1.0.png", picture()), ("x/1.0.cls", b"7\n"), ("x/1.seg.npy", b"...")])})
     dataset = open_dataset(tmp_path)
     pairs, _ = read(dataset)
-    assert (pairs["a.tar/x/1"].label, pairs["a.tar/x/1"].captions) == ("7", ())
+    assert (pairs["a.tar/x/1.0"].label, pairs["a.tar/x/1.0"].captions) == ("7", ())
     assert dataset.notes == ["members that are not read, ending in .npy: 1, such as a.tar/x/1.seg.npy"]
 
 
@@ -202,7 +202,7 @@ def test_quoted_cells_and_semicolons(tmp_path):
 
 def test_columns_of_other_names_and_pictures_elsewhere(tmp_path):
     put(tmp_path, {**pictures("far/away/"), "lists/t.csv": "bild,wort,text\nred.png,a red square,x\n"})
-    with pytest.raises(UsageError, match="no column of pictures among bild, wort, text; name it with --image-column"):
+    with pytest.raises(UsageError, match="no column of images among bild, wort, text; name it with --image-column"):
         open_dataset(tmp_path / "lists" / "t.csv")
     options = {"image_column": "bild", "caption_column": "wort"}
     pairs, problems = read(open_dataset(tmp_path / "lists" / "t.csv", **options))
@@ -229,7 +229,7 @@ def test_parquet_with_pictures_in_it(tmp_path, struct):
     check_three(pairs)
     assert (list(pairs), problems) == ([f"some.parquet:{n}" for n in range(3)], [])
     assert [pair.label for pair in pairs.values()] == ["0", "1", None]
-    assert pairs["some.parquet:2"].image == InTable(str(tmp_path / "some.parquet"), 1, 0, "image")
+    assert pairs["some.parquet:2"].image == InTable(str(tmp_path / "some.parquet"), 1, 0, "image", str(tmp_path))
 
 
 def test_hugging_face_folder_of_parquet_shards(tmp_path):
@@ -377,7 +377,7 @@ def test_two_layouts_in_one_folder_are_asked_about(tmp_path):
         ("x.tar.gz", b"", "is packed; unpack it first"),
         ("x.png", picture(), "is no data set; give a folder"),
         ("shards/0.tar.gz", b"", "is compressed; unpack it to a plain .tar"),
-        ("urls.csv", "url,text\nhttp://x/y.png,a\n", "has only web addresses; fetch the pictures first"),
+        ("urls.csv", "url,text\nhttp://x/y.png,a\n", "has only web addresses; fetch the images first"),
         ("bad.parquet", b"PAR1 not really", "cannot be read as a table"),
         ("twice.csv", "file,text,text\na,b,c\n", "has the column 'text' twice"),
     ],

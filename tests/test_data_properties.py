@@ -18,7 +18,6 @@ from reader_data import COLOURS, colour_of, kinds, picture, put, read, tar, text
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.images import open_image
 from pixart.data.layouts import lines
-from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.tar import Member, members
 from pixart.data.layouts.texts import as_caption
 from pixart.data.pairs import Caption, ImageProblem, InFile, Pair, Problem, printable, read_bytes
@@ -203,24 +202,6 @@ def test_printable_is_one_harmless_line(text):
     shown = printable(text)
     assert all(character.isprintable() or character == "\u200d" for character in shown)
     assert printable(shown) == shown
-
-
-@bounded
-@given(st.lists(st.text(max_size=3), max_size=300))
-def test_seen_is_a_set(keys):
-    seen, true = Seen(), set()
-    for key in keys:
-        assert (key in seen) == (key in true)
-        assert seen.add(key) == (key not in true)
-        true.add(key)
-    assert len(seen) == len(true)
-
-
-def test_seen_grows_past_its_first_table():
-    seen = Seen()
-    assert all(seen.add(f"picture {n}.png") for n in range(5000))
-    assert not any(seen.add(f"picture {n}.png") for n in range(5000))
-    assert not any(f"other {n}.png" in seen for n in range(5000))
 
 
 @bounded

@@ -11,9 +11,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from pixart.training.objective import denoising_loss
 
 from pixart.diffusion import ddpm
+from pixart.diffusion.objective import Objective
 from pixart.diffusion.timesteps import Timesteps, draw_levels
 from pixart.errors import UsageError
 
@@ -88,33 +88,16 @@ def test_min_snr_caps_what_easy_timesteps_weigh():
     assert (both - weighted).tolist() == pytest.approx(PUBLISHED["vb"], rel=1e-3)  # the bound keeps its weight
 
 
-class Oracle(torch.nn.Module):
-    """Knows eps, if the noise is that of seed 0, and notes what it was asked."""
-
-    def __init__(self, x_0: torch.Tensor, learned_variance: bool):
-        super().__init__()
-        self.x_0, self.learned_variance, self.timestep = x_0, learned_variance, None
-
-    def forward(self, x_t, timestep, classes):
-        self.timestep = timestep
-        abar = ddpm.process().abar[timestep].float().view(-1, 1, 1, 1)
-        eps = (x_t - abar.sqrt() * self.x_0) / (1 - abar).sqrt()
-        return torch.cat([eps, torch.zeros_like(eps)], dim=1) if self.learned_variance else eps
-
-
 def test_a_network_that_knows_the_noise_has_no_error_and_gets_whole_timesteps():
     x_0 = torch.randn(512, 4, 2, 2, generator=torch.Generator().manual_seed(1))
-    batch = {"latent": x_0, "classes": torch.zeros(512, 1)}
-    for learned in (False, True):
-        batch["rng"] = np.random.default_rng(0)
-        oracle = Oracle(x_0, learned)
-        settings = {"condition": ("classes",), "timesteps": Timesteps(sampler="uniform"), "objective": "ddpm"}
-        loss = denoising_loss(oracle, batch, **settings)
-        assert loss.item() == pytest.approx(batch["losses"].mean().item())
-        assert torch.equal(oracle.timestep, (batch["levels"] * 1000).long()) and oracle.timestep.dtype == torch.int64
-        assert 0 <= oracle.timestep.min() < 20 and 980 < oracle.timestep.max() <= 999
-        assert (loss < 1e-6) == (not learned)  # what is left is what the variance costs
-    assert batch["losses"].shape == (512,) and not batch["losses"].requires_grad
+    objective = Objective("ddpm", timesteps=Timesteps(sampler="uniform"))
+    noised = objective.add_noise(x_0, np.random.default_rng(0))
+    assert torch.equal(noised.timestep, (noised.levels * 1000).long()) and noised.timestep.dtype == torch.int64
+    assert 0 <= noised.timestep.min() < 20 and 980 < noised.timestep.max() <= 999
+    abar = ddpm.process().abar[noised.timestep].float().view(-1, 1, 1, 1)
+    eps = (noised.x_t - abar.sqrt() * x_0) / (1 - abar).sqrt()
+    assert objective.losses(eps, noised).max() < 1e-5
+    assert objective.losses(torch.cat([eps, torch.zeros_like(eps)], dim=1), noised).mean() > 1e-3  # the variance
 
 
 def levels(shift: float = 1.0, **settings: float) -> torch.Tensor:

@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 import pixart
-from pixart.errors import PixArtError
 from pixart.pipeline.attention_maps import attention_maps
 from pixart.pipeline.request import make_request
 from pixart.pipeline.trace import trace
-from pixart.web.glass_box_html import STAGES, looked_html, run_strip, shipped_strip
-from pixart.web.glass_box_work import Eyes, look_at_run, look_inside
+from pixart.web.glass_box_html import looked_html
+from pixart.web.glass_box_work import Eyes, look_inside
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "seed": 4}
 HOSTILE = "a <img src=x onerror=alert(1)> & ${1+1} {{value}} fox"
@@ -88,24 +87,6 @@ def test_words_from_outside_stay_words(pipeline):
     assert len(base64.b64decode(data["maps"])) == 4 * len(looked.words) * 16
 
 
-def test_the_shipped_strip_is_small_and_whole():
-    strip = json.loads((STAGES / "strip.json").read_text(encoding="utf-8"))
-    assert sum(path.stat().st_size for path in STAGES.iterdir()) < 300_000
-    assert [row["run"] for row in strip["rows"]] == ["emoji-stage1", "emoji-stage2", "emoji-stage3", "emoji-stage3-256"]
-    for row in strip["rows"]:
-        sizes = [Image.open(STAGES / name).size for name in row["files"]]
-        assert sizes == [(row["size"],) * 2] * len(row["asked"])
-        assert row["checkpoint"] > 0
-    assert shipped_strip().count("<figure>") == 24 and "http" not in shipped_strip()
-
-
-def test_a_run_that_is_none_is_said_in_a_sentence(tmp_path):
-    for folder in ("", "  ", "\0", str(tmp_path)):
-        with pytest.raises(PixArtError, match=r"folder of a run|not a run folder"):
-            look_at_run(folder, "")
-    assert run_strip([]) == '<div class="gb-strip"></div>'
-
-
 def test_without_torch_the_steps_are_there_and_a_sentence_names_the_extra(tiny_model_with_graphs, tmp_path):
     script = f"""
 import sys
@@ -114,7 +95,7 @@ from pathlib import Path
 sys.modules["torch"] = None
 import gradio as gr
 from pixart.web import glass_box
-from pixart.web.glass_box_work import has_torch, look_inside, look_at_run
+from pixart.web.glass_box_work import has_torch, look_inside
 from pixart.web.models import Choice
 from pixart.web.studio import Studio
 studio = Studio(Choice({str(tiny_model_with_graphs)!r}), Path({str(tmp_path / "out")!r}))
@@ -127,12 +108,6 @@ pipeline = studio.pipeline()
 request = make_request(pipeline.folder, "a fox", width=64, height=64, steps=2, seed=1)
 looked = look_inside(pipeline, request, None)
 assert not has_torch() and len(looked.frames) == 3 and looked.words == ()
-try:
-    look_at_run(".", "")
-except ModuleNotFoundError as error:
-    assert error.name == "torch"
-else:
-    raise SystemExit("a run was read without torch")
 studio.close()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
@@ -207,14 +182,6 @@ def test_a_person_looks_inside(address, browser):
     assert page.locator(".gb-frame:visible").count() == 1
     words.last.click()
     assert page.locator(".gb-map").is_hidden()
-    # The strip of the stages, and a run that is none.
-    loaded = "images => images.filter(image => image.complete && image.naturalWidth >= 64).length"
-    page.locator("#glass-stages .gb-row").last.scroll_into_view_if_needed()
-    page.wait_for_function(f"({loaded})([...document.querySelectorAll('#glass-stages img')]) === 24")
-    page.get_by_text("A run of your own").click()
-    page.locator("#glass-run-folder textarea, #glass-run-folder input").fill("/nowhere <b>")
-    page.locator("#glass-run-show").click()
-    page.get_by_text("/nowhere <b> is not a run folder").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert wrong == [] and hosts == {address.split("/")[2]}
     page.close()

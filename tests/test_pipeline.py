@@ -343,7 +343,7 @@ def test_jpeg_and_webp_hold_the_settings_too(pipe, tmp_path, suffix):
     result = pipe("a fox, häßlich 苹果", seed=2, **SMALL)
     path = write_image(result.images[0], result.settings[0], tmp_path / f"fox{suffix}")
     assert read_settings(path) == result.settings[0]
-    from pixart.sampling.picture_texts import read_texts
+    from pixart.pipeline.image_metadata import read_texts
 
     assert read_texts(path).texts["parameters"] == parameters_text(result.settings[0])
     with Image.open(path) as image:

@@ -36,10 +36,10 @@ def test_alignment_and_styles_have_the_articles_kinds():
 def test_parti_prompts(tmp_path):
     file = tmp_path / "PartiPrompts.tsv"
     head = "Prompt\tCategory\tChallenge\tNote\n"
-    file.write_text(head + 'bond\tAbstract\tBasic\tBiology\n"a ""quoted"" cat"\tAnimals\tQuantity\t\n')
+    file.write_text(head + 'bond\tAbstract\tBasic\tBiology\n"A B" on a door\tAnimals\tQuantity\t\n')
     assert read_prompts(file) == [
         Prompt("bond", "PartiPrompts", "Abstract", {"Challenge": "Basic", "Note": "Biology"}),
-        Prompt('a "quoted" cat', "PartiPrompts", "Animals", {"Challenge": "Quantity", "Note": ""}),
+        Prompt('"A B" on a door', "PartiPrompts", "Animals", {"Challenge": "Quantity", "Note": ""}),
     ]
 
 

@@ -17,12 +17,12 @@ import pixart
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.diffusion.noise import MAX_SEED
 from pixart.errors import PixArtError, UsageError
+from pixart.pipeline.foreign_metadata import read_pairs
 from pixart.pipeline.image_files import AI_MADE, XMP_KEYWORD, parameters_text, read_settings, write_image
+from pixart.pipeline.image_metadata import MAX_TEXT, MAX_TEXTS, read_texts
 from pixart.pipeline.prompts import MAX_CHARACTERS
 from pixart.pipeline.request import make_request
-from pixart.sampling.foreign_settings import read_pairs
-from pixart.sampling.picture_texts import MAX_TEXT, MAX_TEXTS, read_texts
-from pixart.sampling.restore import FIELDS, fit_to_model, restore_settings
+from pixart.pipeline.restore import FIELDS, fit_to_model, restore_settings
 
 RECORD = {
     "format": 1,
@@ -403,7 +403,7 @@ def test_every_field_of_a_record_is_checked(tmp_path):
         (lambda path: Image.new("RGB", (8, 8)).save(path, format="JPEG"), "JPEG file without settings; they are lost"),
         (lambda path: path.write_bytes(b""), "not a PNG, JPEG or WebP file"),
         (lambda path: path.write_text("<svg/>"), "not a PNG, JPEG or WebP file"),
-        (lambda path: path.mkdir(), "There is no file"),
+        (lambda path: path.mkdir(), "is no file"),
         (lambda path: None, "There is no file"),
         (lambda path: raw_png(path, chunk(b"zTXt", b"pixart\0\0" + b"no zlib")), '"pixart" is damaged and was not'),
         (lambda path: raw_png(path, struct.pack(">I", 2**31) + b"tEXt" + b"pixart\0{"), "text of 2,147,483,648 bytes"),

@@ -429,3 +429,19 @@ def test_a_start_knows_its_sizes_and_objective(tiny_model, tmp_path):
     assert read_start(str(published(tmp_path))).objective == "ddpm"
     file = tmp_path / "official.pth"
     assert main(["convert", str(published(tmp_path)), str(file), "--to", "official"]) == 0
+
+
+def test_the_example_trains_with_a_loss_of_its_own(features, tiny_model, tmp_path, monkeypatch):
+    import runpy
+
+    file = Path(__file__).parent.parent / "examples" / "custom_loss.py"
+    assert len(file.read_text().splitlines()) <= 60
+    words = [features, tmp_path / "run", "--init", tiny_model, "--steps", "2", "--batch-size", "4"]
+    monkeypatch.setattr("sys.argv", [str(file), *map(str, words)])
+    runpy.run_path(str(file), run_name="__main__")
+    assert generated(tmp_path / "run" / "model").shape == (64, 64, 3)
+    with pytest.raises(UsageError):  # the same folder is another training with other settings
+        train(
+            TextToImage(init=str(tiny_model), caption_dropout=0.5),
+            recipe(tmp_path / "run", Phase(2, 4, features=features)),
+        )

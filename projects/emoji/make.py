@@ -7,19 +7,21 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from pixart import cli
+from pixart.config import run_command, shown
 from pixart.errors import PixArtError, UsageError
-from pixart.options import parsed, shown
 from pixart.quiet import quiet_libraries
 
 HERE = Path(__file__).parent
 DATA = Path("runs/emoji")
 JUDGE = Path("runs/emoji-judge")
+RECIPES = HERE / "recipes"
 
 
 @dataclass
@@ -192,11 +194,18 @@ class All:
             Data(DATA).run()
         if not (DATA / "train_recoloured").exists():
             Recolour(DATA).run()
-        _pixart("train", str(HERE / "recipes/all.toml"))  # autoencoder, stages 1 to 3, decoder: the list is in the file
-        model = Path("runs/emoji-decoder-again/model")
-        _pixart("train", str(HERE / "recipes/fast.toml"), "--teacher", str(model.parent))
+        train = partial(_pixart, "train")
+        train(str(RECIPES / "autoencoder.toml"))
+        for size in (64, 128, 256):
+            _pixart(
+                "data", "extract", str(DATA / "train"), f"runs/emoji-features-{size}", "--base-size", str(size),
+                "--square", "--vae", "runs/emoji-autoencoder/vae", "--label", "subgroup", "style",
+            )  # fmt: skip
+        for stage in ("stage1", "stage2", "stage3", "decoder", "few_step"):
+            train(str(RECIPES / f"{stage}.toml"))
+        model = Path("runs/emoji-decoder/model")
         if not (model / "fast").exists():
-            _pixart("convert", "runs/emoji-fast", str(model), "--to", "fast")
+            _pixart("convert", "runs/emoji-few-step", str(model), "--to", "fast")
         if not (JUDGE / "judge/reference.safetensors").exists():
             Judge(DATA).run()
         Evaluate(str(model), judge=JUDGE / "judge").run()
@@ -211,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def act() -> int:
         with quiet_libraries():
-            return parsed(commands, arguments, "python projects/emoji/make.py", lambda command: command.run())
+            return run_command(commands, arguments, "python projects/emoji/make.py", lambda command: command.run())
 
     return cli.guarded(act, "make.py")
 

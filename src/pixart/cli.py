@@ -13,18 +13,18 @@ from pixart.quiet import quiet_libraries
 
 HELP = f"""usage: pixart COMMAND ...
 
-PixArt-α {__version__}: text to image, from data to pictures.
+PixArt-α {__version__}: text to image, from data to images.
 
   generate PROMPT     generate images and write them
   encode PROMPT ...   encode prompts into a file, to generate without a text encoder
   verify FILE ...     generate images again from their files, and compare every pixel
-  app                 a web page for drawing, on this machine
+  app                 the studio: a web page for generating, on this machine
   convert SOURCE      write a model in another form
-  info SOURCE         say what a model is
+  info SOURCE         describe a model
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
-  metrics DRAWN       FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
-  layout NAME ...     draw the prompts of GenEval or T2I-CompBench where their scripts look
+  metrics FOLDER      FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
+  layout NAME ...     generate the prompts of GenEval or T2I-CompBench where their scripts look
   train RECIPE ...    train a model by a recipe
   export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets

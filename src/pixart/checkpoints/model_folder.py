@@ -15,7 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.checkpoints.diffusers import CLASS_NAMES, NULL_CAPTION, NULL_CAPTION_NAME, diffusers_config, read_settings
+from pixart.checkpoints.diffusers import (
+    CLASS_NAMES,
+    MAX_LAYERS,
+    NULL_CAPTION,
+    NULL_CAPTION_NAME,
+    diffusers_config,
+    read_settings,
+)
 from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
@@ -24,7 +31,7 @@ from pixart.checkpoints.weight_files import read_object, refuse_quantised, store
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +54,10 @@ FAST_GRAPHS = (
     "decoder.onnx",
     "fast_denoiser_int8.onnx",
 )
+TEXT_SIZES = (
+    "vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "hidden_size", "intermediate_size", "num_attention_heads",
+    "max_position_embeddings", "type_vocab_size", "relative_attention_num_buckets",
+)  # fmt: skip
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 # The classes that model_index.json may name for a part.
@@ -367,7 +378,17 @@ def read_text_encoder(path: Path) -> dict[str, Any]:
             f"{path} describes a text encoder of type {config['model_type']!r}, and pixart reads bert and t5; put the "
             "text encoder there that the transformer was trained with."
         )
+    layers = ("num_layers", "num_hidden_layers", "num_decoder_layers")
+    _check_sizes(config, dict.fromkeys(layers, MAX_LAYERS) | dict.fromkeys(TEXT_SIZES, 2_000_000), path)
     return config
+
+
+def _check_sizes(config: dict[str, Any], most: dict[str, int], path: Path) -> None:
+    """Networks are built from these before their weights are looked at, so an absurd one would take all memory."""
+    for name, limit in most.items():
+        value = config.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value <= limit):
+            raise PixArtError(f"{path} has {name} = {shown(value)}; it must be a whole number up to {limit:,}.")
 
 
 def read_vae(path: Path) -> dict[str, Any]:
@@ -380,8 +401,11 @@ def read_vae(path: Path) -> dict[str, Any]:
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise PixArtError(
-            f"The model folder is damaged: {path} says block_out_channels is {levels!r}, not 1 to 8 sizes."
+            f"The model folder is damaged: {path} says block_out_channels is {shown(levels)}, not 1 to 8 sizes."
         )
+    sizes = {"layers_per_block": 32, "latent_channels": 1024, "in_channels": 1024, "out_channels": 1024}
+    _check_sizes(config | {f"block_out_channels[{n}]": size for n, size in enumerate(levels)},
+                 sizes | {f"block_out_channels[{n}]": 16_384 for n in range(len(levels))}, path)  # fmt: skip
     return config
 
 

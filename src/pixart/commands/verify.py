@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from pixart.config import shown as option
-from pixart.errors import PixArtError, UsageError
-from pixart.sampling.picture_texts import PictureTexts, read_texts, shown
+from pixart.errors import PixArtError, UsageError, shown
+from pixart.pipeline.image_metadata import ImageTexts, read_texts
 
 MAX_FILE = 256 * 2**20  # bytes
 CODES = {"identical": 0, "differs": 1, "unchecked": 2}
@@ -154,9 +154,9 @@ def _open(path: Path):
     return open_image(Path(path).read_bytes()).image
 
 
-def _why_not(path: Path, texts: PictureTexts) -> str:
+def _why_not(path: Path, texts: ImageTexts) -> str:
     """Why an image without our record cannot be generated again."""
-    from pixart.sampling.restore import restore_settings
+    from pixart.pipeline.restore import restore_settings
 
     if texts.notices:
         return f"It holds no settings that can be read. {texts.notices[0]}"

@@ -12,15 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixart.data.layouts import (
-    class_folders,
-    hub_folder,
-    imagefolder,
-    pixart_layouts,
-    sidecars,
-    tables,
-    tar_shards,
-)
+from pixart.data.layouts import class_folders, pixart_layouts, sidecars, tables, tar_shards
 from pixart.data.layouts.layout import Columns, Layout, Notes
 from pixart.data.layouts.walk import Folder, Glance, ending, glance, walk
 from pixart.data.pairs import Pair, Problem, kind_of_file, printable
@@ -30,10 +22,7 @@ from pixart.errors import PixArtError, UsageError
 LAYOUTS = (
     "imagefolder", "sidecars", "pictures", "tar", "table", "class-folders", "sam", "interndata", "huggingface",
 )  # fmt: skip
-_LOOKED_FOR = (
-    imagefolder.LOOKED_FOR, sidecars.LOOKED_FOR, tar_shards.LOOKED_FOR, tables.LOOKED_FOR, class_folders.LOOKED_FOR,
-    pixart_layouts.LOOKED_FOR, hub_folder.LOOKED_FOR,
-)  # fmt: skip
+_LOOKED_FOR = "; ".join(one.LOOKED_FOR for one in (tables, sidecars, tar_shards, class_folders, pixart_layouts))
 
 
 @dataclass(frozen=True)
@@ -115,7 +104,7 @@ def open_dataset(
     except PermissionError:
         raise PixArtError(f"{printable(str(path))} may not be read by this user; change its permissions.") from None
     except (OSError, ValueError):
-        shards = tar_shards.brace_range(path)
+        shards = tar_shards.brace_range(path, columns)
         if shards is None:
             raise UsageError(f"There is nothing at {printable(str(path))}; give a folder or a file.") from None
         return Dataset(path, shards)
@@ -131,12 +120,12 @@ def open_dataset(
 def _in_folder(top: Glance, layout: str | None, columns: Columns) -> Layout:
     """The one layout that fits, or the one that was asked for."""
     finders = {
-        "huggingface": lambda: hub_folder.find(top, columns),
+        "huggingface": lambda: tables.find_hub_folder(top, columns),
         "interndata": lambda: pixart_layouts.find(top, columns),
         "sam": lambda: pixart_layouts.find(top, columns),
-        "tar": lambda: tar_shards.find(top),
-        "imagefolder": lambda: imagefolder.find(top, columns),
-        "table": lambda: tables.find(top, columns),
+        "tar": lambda: tar_shards.find(top, columns),
+        "imagefolder": lambda: tables.find_imagefolder(top, columns),
+        "table": lambda: tables.find_tables(top, columns),
         "class-folders": lambda: class_folders.find(top),
         "sidecars": lambda: sidecars.find(top),
         "pictures": lambda: sidecars.find(top),
@@ -144,7 +133,7 @@ def _in_folder(top: Glance, layout: str | None, columns: Columns) -> Layout:
     if layout is not None:
         chosen = finders[layout]()
         if chosen is None or (layout in ("sam", "interndata") and chosen.name != layout):
-            raise UsageError(f"{top.path} does not look like {layout}; looked for {_looked_for()}.")
+            raise UsageError(f"{top.path} does not look like {layout}; looked for {_LOOKED_FOR}.")
         return chosen
     for name in ("huggingface", "sam"):  # these two have marks that nothing else has
         special = finders[name]()
@@ -160,7 +149,7 @@ def _in_folder(top: Glance, layout: str | None, columns: Columns) -> Layout:
         fitting = [one for one in (classes, pictures if classes is None or pictures.repeats else None) if one]
     if not fitting:
         inside = f"{len(top.files):,} files and {len(top.folders):,} folders"
-        raise UsageError(f"{top.path} ({inside}) holds no data set that is known: looked for {_looked_for()}.")
+        raise UsageError(f"{top.path} ({inside}) holds no data set that is known: looked for {_LOOKED_FOR}.")
     if len(fitting) > 1:
         titles = " and ".join(f"{one.title} (layout {one.name})" for one in fitting)
         raise UsageError(f"{top.path} could be {titles}; choose with --layout.")
@@ -170,7 +159,7 @@ def _in_folder(top: Glance, layout: str | None, columns: Columns) -> Layout:
 def _one_file(path: Path, columns: Columns) -> Layout:
     kind = ending(path.name)
     if kind == ".tar":
-        return tar_shards.TarShards(path.parent, (path.name,), single=True)
+        return tar_shards.TarShards(path.parent, (path.name,), columns, single=True)
     if kind in tables.ENDINGS:
         return tables.one_file(path, columns)
     if kind == ".json":
@@ -180,10 +169,6 @@ def _one_file(path: Path, columns: Columns) -> Layout:
     raise UsageError(
         f"{path} is no data set; give a folder, or a {', '.join((*tables.ENDINGS, '.tar', '.json'))} file."
     )
-
-
-def _looked_for() -> str:
-    return "; ".join(_LOOKED_FOR)
 
 
 def captions_folder(path: Path) -> Path:

@@ -207,9 +207,17 @@ def extract(
         finished = folder.read(MANIFEST) is not None
         records, labels, sources = {}, {}, []
 
+        unknown: list[str] = []  # losses of which nobody can say how many images they are
+
+        def noting_unknown() -> Iterator[Pair | Problem]:
+            for one in dataset.pairs():
+                if isinstance(one, Problem) and one.lost is None:
+                    unknown.append(f"{one.key}: {one.reason}")
+                yield one
+
         def left() -> Iterator[Batch]:
             """The batches of this rank that are still to be computed; what is done is counted on the way."""
-            for batch, kinds in batches_of(dataset.pairs(), job.settings, captions=encoders.text_encoder is not None):
+            for batch, kinds in batches_of(noting_unknown(), job.settings, captions=encoders.text_encoder is not None):
                 labels.update(kinds)
                 sources[:] = batch.sources
                 if batch.number == 0:
@@ -255,7 +263,9 @@ def extract(
             if folder.local is not None:
                 open_features(folder.local).verify()
         else:
-            check_dropped(account.skipped, account.images, allowed=allow_dropped, examples=account.examples)
+            check_dropped(
+                account.skipped, account.images, allowed=allow_dropped, examples=account.examples, unknown=unknown
+            )
             _finish(job, list(records.values()), dataset, labels, sources)
         folder.remove(RECORDS)
         folder.remove(BEGUN)

@@ -1,6 +1,7 @@
 """Bytes to an RGB picture, safely: an allow-list of decoders, limits, and one way for every colour mode."""
 
 import io
+import struct
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ UNREAD_EXTENSIONS = frozenset(
     (".svg", ".pdf", ".eps", ".psd", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".exr", ".hdr", ".dng", ".raw")
 )
 _READ_HERE = "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read."
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STARTS = (
     (0, b"\x89PNG\r\n", "a PNG"),
     (0, b"\xff\xd8\xff", "a JPEG"),
@@ -74,13 +76,17 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
         raise ImageProblem("empty", "The picture has no bytes.")
     _quiet_pillow()
     try:
+        profile = None
+        if data.startswith(_PNG):
+            data, profile = _without_profile(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
             if image.format == "PNG":
                 _check_sums(data)
             orientation = _orientation(image)
+            hidden = _hidden_colour(image, data)
             image.load()  # the first frame
-            rgb, alpha = _on_white(image)
+            rgb, alpha = on_white(image, hidden)
             left = _orientation(image)  # 1 if Pillow has turned it already, as it does with TIFF
             if left > 1:
                 rgb = rgb.transpose(_UPRIGHT[left])
@@ -91,7 +97,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
                 alpha=alpha,
                 orientation=orientation,
                 animated=bool(getattr(image, "is_animated", False)),
-                icc=bool(image.info.get("icc_profile")),
+                icc=bool(profile or image.info.get("icc_profile")),
             )
     except ImageProblem:
         raise
@@ -119,8 +125,18 @@ _UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 def _orientation(image: "Image.Image") -> int:
+    """EXIF's orientation. Only this entry is read: Pillow reads all, and many may point at the same megabytes."""
+    data = image.info.get("exif")
     try:
-        value = image.getexif().get(0x0112, 1)
+        if not isinstance(data, bytes):  # a TIFF file's own folder, which Pillow has read to open it
+            value = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1
+        else:
+            data = data.removeprefix(b"Exif\0\0")
+            order = {b"II": "<", b"MM": ">"}[data[:2]]
+            start = struct.unpack_from(order + "I", data, 4)[0]
+            (count,) = struct.unpack_from(order + "H", data, start)
+            entries = (struct.unpack_from(order + "HHIH", data, start + 2 + 12 * n) for n in range(count))
+            value = next((value for tag, kind, _, value in entries if (tag, kind) == (0x0112, 3)), 1)
     except Exception:  # EXIF written badly: the pixels are fine, and nothing says that they are rotated
         return 1
     return value if value in _UPRIGHT else 1
@@ -132,6 +148,45 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageProblem("bomb", f"The picture claims {width} x {height} pixels; at most {max_pixels:,} are decoded.")
     if width < 1 or height < 1:
         raise ImageProblem("broken", f"The picture claims {width} x {height} pixels.")
+
+
+def _without_profile(data: bytes) -> tuple[bytes, bool]:
+    """A PNG without its colour profile, and whether it had one.
+
+    It is not applied, and Pillow refuses the whole image where it unpacks to more than a megabyte, as printers' do.
+    """
+    at = len(_PNG)
+    while at + 12 <= len(data) and data[at + 4 : at + 8] not in (b"IDAT", b"IEND"):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"iCCP":
+            return data[:at] + data[end:], True
+        at = end
+    return data, False
+
+
+def _hidden_colour(image: "Image.Image", data: bytes) -> "np.ndarray | None":
+    """Where the pixels of a PNG have the one colour that its tRNS chunk makes transparent, (height, width).
+
+    Only for the depths at which Pillow compares that colour with scaled pixels, and so finds none of them: grey of 2
+    and 4 bits, and RGB of 16. Call it before `image.load()`.
+    """
+    from PIL import Image
+
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None or image.mode not in ("L", "RGB"):
+        return None
+    depth = data[24]  # in the IHDR chunk, which is the first
+    if image.mode == "L" and depth in (2, 4):
+        del image.info["transparency"]
+        return np.asarray(image) == colour * (255 // (2**depth - 1))
+    if image.mode == "RGB" and depth == 16:
+        del image.info["transparency"]
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as low:
+            # Pillow keeps the high byte of each number; read with the bytes swapped, it keeps the low one.
+            low.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in low.tile]
+            bytes_ = (np.asarray(image).astype(np.int64) << 8) | np.asarray(low)
+        return (bytes_ == np.asarray(colour)).all(axis=-1)
+    return None
 
 
 def _check_sums(data: bytes) -> None:
@@ -178,13 +233,22 @@ def _what_it_is(data: bytes) -> str:
     return "no picture that is known here"
 
 
-def _on_white(image: "Image.Image") -> tuple["Image.Image", bool]:
-    """The picture as RGB, with white where it is transparent, and whether it is anywhere."""
+def on_white(image: "Image.Image", hidden: "np.ndarray | None" = None) -> tuple["Image.Image", bool]:
+    """The image as RGB, with white where it is transparent (or `hidden`, (height, width)), and whether it is anywhere.
+
+    The one definition of "on white". Raises ImageProblem (mode) for pixels whose range nobody can know.
+    """
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
         return _from_numbers(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if hidden is not None:
+        rgb = image.convert("RGB")
+        rgb.paste("white", mask=Image.fromarray(hidden.astype(np.uint8) * 255))
+        return rgb, bool(hidden.any())
+    if image.mode == "La":  # Pillow turns premultiplied grey only into its plain form
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         opacity = rgba.getchannel("A")
         if opacity.getextrema()[0] == 255:

@@ -5,11 +5,14 @@ bytes are: `read_bytes(pair.image)` fetches them, `pixart.data.images.open_image
 `ImageProblem` for one bad picture, and nothing else for anything that a data set can contain.
 """
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+from pixart import files
 from pixart.errors import PixArtError
 
 ORIGINAL = "original"  # the source of captions that the data set came with
@@ -59,13 +62,15 @@ class InTar:
 class InTable:
     """A cell of a Parquet file or an Arrow stream: `row` of row group (or record batch) `group`, both from 0.
 
-    `column` holds the bytes themselves, or a struct with a field `bytes` as Hugging Face writes it.
+    `column` holds the bytes themselves, or a struct with `bytes` or `path` as Hugging Face writes it, or a list of one
+    of these. Such a path starts from the table's folder, or from `root`, and must stay inside `root`.
     """
 
     path: str
     group: int
     row: int
     column: str
+    root: str = ""
 
 
 Location = InFile | InTar | InTable
@@ -75,13 +80,17 @@ Location = InFile | InTar | InTable
 class Problem:
     """What could not become a pair, or a caption that could not be used; nothing is skipped without one.
 
-    `key` names the picture, or the place in a file (`metadata.jsonl:17`); `kind` is a short fixed word for counting;
+    `key` names the image, or the place in a file (`metadata.jsonl:17`); `kind` is a short fixed word for counting;
     `reason` is a sentence. Both are made printable, whatever file names and captions are in them.
+
+    `lost` is how many images are lost by it: 1 for most, None where nobody can know (the rest of a damaged shard).
+    Whoever counts what was dropped adds these up, and takes None for more than any share allows.
     """
 
     key: str
     kind: str
     reason: str
+    lost: int | None = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", printable(self.key))
@@ -114,6 +123,11 @@ class Pair:
     extra: dict[str, str | int | float | None] = field(default_factory=dict)
 
 
+def key_hash(key: str) -> bytes:
+    """8 bytes that stand for a key in sets of what was seen. Two of a million agree by chance once in 37 million."""
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
 def printable(text: str) -> str:
     """`text` with control, format and surrogate characters written as escapes, so that it is one harmless line."""
     if text.isprintable():
@@ -141,33 +155,36 @@ def read_bytes(location: Location) -> bytes:
 def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: int = MAX_IMAGE_BYTES) -> bytes:
     """`length` bytes of a regular file from `offset`, or all of it; never more than `limit`. Raises ImageProblem."""
     name = printable(Path(path).name)
+    file, size = open_regular(path)
+    with file:
+        length = size if length is None else length
+        if length > limit:
+            raise ImageProblem("too-large", f"{name} has {length:,} bytes; at most {limit:,} are read.")
+        if length == 0:
+            raise ImageProblem("empty", f"{name} is empty.")
+        try:
+            file.seek(offset)
+            data = file.read(length)
+        except OSError as error:
+            raise ImageProblem("unreadable", f"{name} cannot be read: {error.strerror}.") from None
+    if len(data) < length:
+        raise ImageProblem("truncated", f"{name} ends too early: {len(data):,} of {length:,} bytes are there.")
+    return data
+
+
+def open_regular(path: str) -> tuple[BinaryIO, int]:
+    """A regular file, opened, and its size. Raises ImageProblem (missing, unreadable, not-a-file)."""
+    name = printable(Path(path).name)
     try:
-        # O_NONBLOCK: to open a pipe without a writer would wait for ever.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = files.open_regular(Path(path))
+    except PixArtError:
+        raise ImageProblem("not-a-file", f"{name} is a {kind_of_file(os.stat(path).st_mode)}, not a file.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ImageProblem("missing", f"{name} is not there.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ImageProblem("unreadable", f"{name} cannot be opened: {reason}.") from None
-    try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise ImageProblem("not-a-file", f"{name} is a {kind_of_file(about.st_mode)}, not a file.")
-        length = about.st_size if length is None else length
-        if length > limit:
-            raise ImageProblem("too-large", f"{name} has {length:,} bytes; at most {limit:,} are read.")
-        if length == 0:
-            raise ImageProblem("empty", f"{name} is empty.")
-        with os.fdopen(os.dup(handle), "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-    except OSError as error:
-        raise ImageProblem("unreadable", f"{name} cannot be read: {error.strerror}.") from None
-    finally:
-        os.close(handle)
-    if len(data) < length:
-        raise ImageProblem("truncated", f"{name} ends too early: {len(data):,} of {length:,} bytes are there.")
-    return data
+    return file, os.fstat(file.fileno()).st_size
 
 
 def kind_of_file(mode: int) -> str:

@@ -5,6 +5,7 @@ import os
 import sys
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +13,8 @@ import numpy as np
 
 from pixart.data.layouts.layout import Notes
 from pixart.data.layouts.lines import MAX_LINE
-from pixart.data.layouts.seen import key_hash
 from pixart.data.layouts.texts import as_caption
-from pixart.data.pairs import Caption, Pair, Problem, printable
+from pixart.data.pairs import Caption, Pair, Problem, key_hash, printable
 from pixart.errors import PixArtError
 
 
@@ -50,10 +50,7 @@ class WrittenCaptions:
         new = [caption for source in self._sources for caption in source.of(pair.key)]
         if not new:
             return pair
-        return Pair(
-            pair.key, (*pair.captions, *new), pair.label, pair.image, pair.width, pair.height, pair.repeats,
-            pair.caption_problem, pair.extra,
-        )  # fmt: skip
+        return replace(pair, captions=(*pair.captions, *new))
 
     def say_strangers(self, notes: Notes) -> None:
         """After a whole pass: lines whose key no picture has."""
@@ -61,6 +58,10 @@ class WrittenCaptions:
             if source.strangers():
                 what = f"captions in {source.path.name} of pictures that are not in this data set"
                 notes.say(f"{what}: {source.strangers():,}")
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(key_hash(key), "little")
 
 
 class _Source:
@@ -77,7 +78,7 @@ class _Source:
             number += 1
             row = self._row(line, number)
             if row is not None:
-                hashes.append(key_hash(row[0]))
+                hashes.append(_number(row[0]))
                 offsets.append(offset)
             offset += len(line)
         order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
@@ -87,7 +88,7 @@ class _Source:
 
     def of(self, key: str) -> list[Caption]:
         """The captions of one picture, in the order of the lines, equal ones once."""
-        value = np.uint64(key_hash(key))
+        value = np.uint64(_number(key))
         begin = int(np.searchsorted(self._hashes, value, "left"))
         captions: dict[str, Caption] = {}
         while begin < len(self._hashes) and self._hashes[begin] == value:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.errors import PixArtError
+from pixart.files import read_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MAX_BYTES = 64 << 20
 UNIGRAM = 1
 USER_DEFINED, BYTE = 4, 6  # types of pieces
 # Fields of the messages, by number.
@@ -34,7 +36,7 @@ def read_sentencepiece(path: Path) -> "Tokenizer":
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     try:
-        pieces, trainer, normalizer = _read(path.read_bytes())
+        pieces, trainer, normalizer = _read(read_bytes(path, MAX_BYTES))
         if trainer.get(MODEL_TYPE, UNIGRAM) != UNIGRAM:
             raise PixArtError(f"{path} holds no unigram model, and pixart reads only those (T5's is one).")
         unknown, end = trainer.get(UNKNOWN_ID, 0), trainer.get(END_ID, 2)

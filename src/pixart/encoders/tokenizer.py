@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pixart.encoders.sentencepiece_file import read_sentencepiece
 from pixart.errors import PixArtError
@@ -10,6 +11,9 @@ from pixart.files import read_json_object
 
 MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
 PAD_TO = 16
+MAX_GROWTH = 1000  # times that the rules of a tokenizer.json may lengthen a text
+MAX_RULES = 200
+PROBES = ("", "a", "a red fox, 3D: \N{FOX FACE} \u00c9 1.5\n</s> [SEP]")
 UNKNOWN = ("[UNK]", "<unk>")  # what BERT and T5 call the token of all that is not in their vocabulary
 
 
@@ -75,11 +79,34 @@ def _load(folder: Path):
     from tokenizers import Tokenizer as Loaded
 
     file = folder / "tokenizer.json"
+    if file.is_file():
+        _check_growth(read_json_object(file), file)
     with _panics(folder):
         tokenizer = Loaded.from_file(str(file)) if file.is_file() else read_sentencepiece(folder / "spiece.model")
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        for text in PROBES:  # what is wrong with the rules shows at the first text
+            if len(tokenizer.encode(text).ids) > 10 * len(text) + 100:
+                raise PixArtError(f"The tokenizer in {folder} makes far too many tokens of a text; copy it again.")
     return tokenizer
+
+
+def _check_growth(value: Any, file: Path) -> None:
+    """Refuse rules that may make a text very long: each replacement of a letter by several multiplies its length."""
+    growth, steps, waiting = 1.0, 0, [value.get(name) for name in ("normalizer", "pre_tokenizer")]
+    while waiting:
+        rule = waiting.pop()
+        if isinstance(rule, dict):
+            steps += 1
+            pattern, content = rule.get("pattern"), rule.get("content")
+            if isinstance(content, str):
+                fixed = pattern.get("String") if isinstance(pattern, dict) else None
+                growth *= max(1.0, len(content) / max(1, len(fixed or "")))
+            waiting += [one for one in rule.values() if isinstance(one, dict | list)]
+        elif isinstance(rule, list):
+            waiting += rule
+        if growth > MAX_GROWTH or steps > MAX_RULES:
+            raise PixArtError(f"The rules in {file} make a text far too long, or are too many; copy it again.")
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from typing import Any
 
 from pixart.checkpoints.hub import USERS_OFFLINE, looks_like_hub_id
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, shown
 from pixart.pipeline.networks import Runtime, choose_runtime
 from pixart.pipeline.prompts import check_text
 from pixart.pipeline.request import Request, make_request
+from pixart.pipeline.restore import FIELDS
 from pixart.runtime.memory import PLAIN, Memory, check_memory
-from pixart.sampling.picture_texts import shown
-from pixart.sampling.restore import FIELDS
 
 MAX_THREADS = 256
 MAX_RESOLVED = 100_000  # characters of a prompt with the words of its style

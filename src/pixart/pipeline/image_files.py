@@ -13,7 +13,7 @@ from typing import Any
 from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
-from pixart.sampling.picture_texts import PictureTexts, parse_json, read_texts
+from pixart.pipeline.image_metadata import ImageTexts, parse_json, read_texts
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
@@ -137,7 +137,7 @@ def _exif(record: dict[str, Any] | None) -> bytes:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that `write_image` put into an image file; raises PixArtError where there are none.
 
-    They are what the file says: nothing in them is checked. `pixart.sampling.restore` does that.
+    They are what the file says: nothing in them is checked. `pixart.pipeline.restore` does that.
     """
     record = read_record(read_texts(path))
     if record is None:
@@ -145,7 +145,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def read_record(texts: PictureTexts) -> dict[str, Any] | None:
+def read_record(texts: ImageTexts) -> dict[str, Any] | None:
     """Our JSON record among the texts of an image file, or None; raises PixArtError if it is damaged."""
     if CHUNK not in texts.texts:
         return None

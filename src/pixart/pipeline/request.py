@@ -93,6 +93,11 @@ def make_request(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise UsageError("There is no prompt in the list; give at least one.")
+    # None means not given, as for the seed.
+    num_images = 1 if num_images is None else num_images
+    guidance_interval = (0, 1000) if guidance_interval is None else guidance_interval
+    guidance_rescale = 0.0 if guidance_rescale is None else guidance_rescale
+    null_text = "encoded" if null_text is None else null_text
     for text in prompts:
         check_text(text, "prompt")
     check_text(negative_prompt, "negative prompt")

@@ -1,7 +1,9 @@
 """One interface to the three services. Calls never wait and never raise: a thread hands the records over in order."""
 
 import contextlib
+import functools
 import queue
+import sys
 import threading
 import time
 import uuid
@@ -178,6 +180,9 @@ class Trackio:
     def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
         import trackio
 
+        # It prints to stdout, which is for results; redirecting that here would take those of the main thread along.
+        for module in (trackio, trackio.run, trackio.utils):
+            module.print = functools.partial(print, file=sys.stderr)
         name = f"{folder.name}-{identity}"
         local = {"embed": False, "auto_log_cpu": False}
         self.trackio = trackio

@@ -217,13 +217,22 @@ def _look(task: Task, recipe: Recipe) -> str | None:
         if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOCK}):
             raise UsageError(f"{run} is not empty and not a run folder. Give another --output.")
         return None
-    _changes(read_json_object(run / CONFIG), to_json(task, recipe), run)
+    _changes(_config(run), to_json(task, recipe), run)
     if not (run / FINISHED).is_file():
         return None
     result = read_json_object(run / FINISHED).get("result")
     if not isinstance(result, str) or not (run / result).exists():
         raise PixArtError(f"{run / FINISHED} names no result that is there; remove it to write the result again.")
     return result
+
+
+def _config(run: Path) -> dict:
+    """What config.json holds. PixArtError where it is no recipe's."""
+    config = read_json_object(run / CONFIG)
+    tables = all(isinstance(config.get(name), dict) for name in ("loop", "optimizer"))
+    if not isinstance(config.get("task"), str) or not tables:
+        raise PixArtError(f"{run / CONFIG} is damaged: it holds no recipe. Give another --output.")
+    return config
 
 
 def _changes(there: dict, wanted: dict, run: Path) -> list[str]:
@@ -249,7 +258,7 @@ def _decided(config: dict, recipe: Recipe, task: Task, world: World) -> tuple[Re
     """The recipe with what it left open decided, as when the run began; and what is done in another way than then."""
     changed: list[str] = []
     if (recipe.output / CONFIG).is_file():
-        there = read_json_object(recipe.output / CONFIG)
+        there = _config(recipe.output)
         changed = _changes(there, config, recipe.output)
         decided = _with_decided(there, config)
         precision, rate = decided["loop"]["precision"], decided["optimizer"]["learning_rate"]
@@ -275,14 +284,11 @@ def _held(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PixArtError(f"The run folder {run} cannot be made: {error.strerror}.") from None
-    try:
-        with locked(run / LOCK, f"Another pixart train works in {run}; wait for it, or stop it."):
+    with locked(run / LOCK, f"Another pixart train works in {run}; wait for it, or stop it."):
+        try:
             yield
-    finally:
-        if not (run / CONFIG).is_file():  # a recipe that cannot be built leaves nothing behind
+        finally:  # while it is held, so that nobody can come in between
             with contextlib.suppress(OSError):
-                (run / LOCK).unlink(missing_ok=True)
-                run.rmdir()
-        elif (run / FINISHED).is_file():
-            with contextlib.suppress(OSError):
-                (run / LOCK).unlink(missing_ok=True)
+                (run / LOCK).unlink()
+                if not (run / CONFIG).is_file():
+                    run.rmdir()  # a recipe that cannot be built leaves nothing behind

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
+from pixart.config import run_command
 from pixart.errors import UsageError
-from pixart.options import parsed
 
 
 @dataclass
@@ -25,9 +25,17 @@ class App:
     outputs: Annotated[Path, arg(metavar="FOLDER")] = Path("outputs")
     """Where the pictures are saved, each run in a folder of its own. Files in it can be fetched through the page."""
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
-    """Where to listen. Whoever can reach another address than the default can use the page: there is no password."""
+    """Where to listen. Others can reach any address but the default, so it needs a password."""
     port: Annotated[int, arg(metavar="N")] = 7860
     """Port to listen on."""
+    password_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: PIXART_PASSWORD)")] = None
+    """A file with a password, which the browser then asks for, with any user name."""
+    allowed_host: Annotated[
+        tuple[str, ...], UseAppendAction, arg(metavar="NAME", help_behavior_hint="(repeatable)")
+    ] = ()
+    """A further name by which browsers may reach the page, as behind a proxy."""
+    root_path: Annotated[str, arg(metavar="PATH", help_behavior_hint="(default: none)")] = ""
+    """The path that a proxy takes away before it hands a request on, such as /proxy/7860."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx, torch, or auto."""
     dtype: Annotated[str, arg(metavar="NAME")] = "auto"
@@ -42,17 +50,21 @@ class App:
 
 def run(arguments: list[str]) -> int:
     """Serve until Ctrl-C; the address goes to stdout."""
-    return parsed(App, arguments, "pixart app", _run)
+    return run_command(App, arguments, "pixart app", _run)
 
 
 def _run(options: App) -> int:
     if not 1 <= options.port <= 65535:
         raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
+    from pixart.web.serve import forget_gradio_settings, read_password, serve, temporary_folder
+
+    password = read_password(options.password_file)
+    if ignored := forget_gradio_settings():
+        print(f"Ignored: {', '.join(ignored)}; see docs/app.md, Safety.", file=sys.stderr, flush=True)
     import gradio  # noqa: F401  so that a missing extra is said before anything is loaded
 
     from pixart.pipeline.networks import choose_runtime
     from pixart.web.models import Choice
-    from pixart.web.serve import serve, temporary_folder
     from pixart.web.studio import Studio
 
     studio = Studio(
@@ -62,7 +74,15 @@ def _run(options: App) -> int:
     )
     choose_runtime(studio.models.folder, options.engine, options.dtype, device=options.device)
     studio.warm_up()
-    page, address = serve(studio, host=options.host, port=options.port, open_browser=options.open)
+    page, address = serve(
+        studio,
+        host=options.host,
+        port=options.port,
+        open_browser=options.open,
+        allowed_hosts=options.allowed_host,
+        password=password,
+        root_path=options.root_path,
+    )
     print(address, flush=True)
     print(f"Pictures go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
     signal.signal(signal.SIGTERM, _stop)
@@ -70,7 +90,7 @@ def _run(options: App) -> int:
         while True:
             time.sleep(3600)
     finally:
-        page.close(verbose=False)
+        page.close()
         studio.close()
         shutil.rmtree(temporary_folder(), ignore_errors=True)
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from pixart.errors import PixArtError
 from pixart.pipeline.image_files import read_settings
@@ -125,7 +128,13 @@ def connect(studio: Studio, draw: DrawTab, tab: gr.Textbox, model_line: gr.HTML)
     def drop(path: str | None) -> list:
         if not path:
             return [*[gr.skip()] * len(NAMES), gr.skip(), gr.skip()]
-        return [*from_file(studio, path), None]
+        # The page names the file, so it may name any; only uploads are read, and not kept.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(get_upload_folder())):
+            return [*[gr.skip()] * len(NAMES), markup.message("Only uploaded images are read.", "error"), None]
+        try:
+            return [*from_file(studio, path), None]
+        finally:
+            Path(path).unlink(missing_ok=True)
 
     draw.dropped.upload(drop, draw.dropped, [*draw.fields, draw.message, draw.dropped], **QUIET)
 
@@ -158,7 +167,8 @@ def connect_look(studio: Studio, draw: DrawTab, look: Any, tabs: gr.Tabs) -> Non
 def opened(studio: Studio) -> Callable:
     """What the page does when it is opened or loaded again: old settings, and the drawing that may still run."""
 
-    async def open_page(tab_id: str, stored: str) -> AsyncIterator[list]:
+    async def open_page(request: gr.Request, tab_id: str, stored: str) -> AsyncIterator[list]:
+        studio.arrive(request.session_hash, tab_id)
         try:
             values = json.loads(stored) if stored and len(stored) < 1_000_000 else {}
         except (ValueError, RecursionError):
@@ -212,7 +222,7 @@ def field_updates(studio: Studio, form: Form) -> list:
 
 def from_file(studio: Studio, path: str) -> list:
     """The fields and a message from a picture that somebody dropped; whatever is in it, nothing is raised."""
-    from pixart.sampling.restore import fit_to_model, restore_settings
+    from pixart.pipeline.restore import fit_to_model, restore_settings
 
     try:
         found = fit_to_model(restore_settings(path), studio.models.folder)

@@ -105,8 +105,11 @@ class Drawing:
                     file = self._save(picture, request, path)
                     pictures.append(picture)
                     tile = replace(self.view.tiles[len(pictures) - 1], path=file, preview="")
+                    # Recorded before it is shown: only images of recorded runs are served.
+                    tiles = list(self.view.tiles)
+                    tiles[len(pictures) - 1] = tile
+                    self._record(path, time.monotonic() - started, tuple(tiles))
                     self._set_tile(len(pictures) - 1, tile, run=path.name)
-                    self._record(path, time.monotonic() - started)
                     job.check()
         except Cancelled:
             if path is not None:
@@ -131,8 +134,8 @@ class Drawing:
                 folder.rmdir()
             raise
 
-    def _record(self, path: Path, seconds: float) -> Run:
-        saved = [tile for tile in self.view.tiles if tile.path is not None]
+    def _record(self, path: Path, seconds: float, tiles: tuple[Tile, ...] = ()) -> Run:
+        saved = [tile for tile in tiles or self.view.tiles if tile.path is not None]
         run = Run(
             name=path.name,
             created=path.stat().st_mtime,

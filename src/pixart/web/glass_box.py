@@ -1,4 +1,4 @@
-"""The tab that shows how a picture comes about: words, steps, and what each stage of training taught."""
+"""The tab that shows how an image comes about: its words and its steps."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,14 +12,13 @@ from pixart.errors import PixArtError
 from pixart.pipeline.prompts import NO_STYLE
 from pixart.web import markup
 from pixart.web.form import Form, samplers_of, styles_of
-from pixart.web.glass_box_html import NO_TORCH, looked_html, run_strip, said_html, shipped_strip
-from pixart.web.glass_box_work import Eyes, has_torch, look_at_run, look_inside
+from pixart.web.glass_box_html import NO_TORCH, looked_html, said_html
+from pixart.web.glass_box_work import Eyes, has_torch, look_inside
 from pixart.web.studio import Studio
 from pixart.web.work_queue import Job
 
 HERE = Path(__file__).parent
 LOOK_EVERY = 0.15  # seconds between two looks at what is being done
-FOLLOW_EVERY = 15  # seconds between two looks at a run that still trains
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 INTRO = (
     "Draw one picture and look inside: which words each part of it reads, and what the network believes at every step."
@@ -58,26 +57,8 @@ def build_tab(studio: Studio) -> Look:
                 fields = _fields(studio)
             with gr.Column(scale=6, min_width=300):
                 view = _live_html(elem_id="glass-view")
-        gr.HTML("<h3>What each stage of training taught the shipped model</h3>")
-        _styled_html(shipped_strip(), elem_id="glass-stages")
-        with gr.Accordion("A run of your own", open=False, elem_id="glass-run"):
-            run = gr.Textbox(label="Folder of a run", placeholder="runs/stage2", elem_id="glass-run-folder")
-            prompts = gr.Textbox(
-                label="Prompts, a line each",
-                info="At most six. Empty: those that the run draws while it trains. Stage 1 is asked for classes.",
-                lines=3,
-                elem_id="glass-run-prompts",
-            )
-            with gr.Row():
-                show = gr.Button("Draw with its newest checkpoint", elem_id="glass-run-show", scale=2, min_width=160)
-                follow = gr.Checkbox(label="and again with every new one", scale=1, min_width=160)
-            run_status = gr.HTML(elem_id="glass-run-status")
-            strip = _styled_html("", elem_id="glass-run-strip")
-        shown = [run_status, strip, gr.State(("", []))]
-        timer = gr.Timer(FOLLOW_EVERY, active=False)
     look = Look(tab, prompt, *fields, go)
     _connect_drawing(studio, eyes, look, stop, status, view)
-    _connect_run(studio, run, prompts, show, follow, shown, timer)
     return look
 
 
@@ -97,11 +78,6 @@ def _fields(studio: Studio) -> list[Any]:
             height = gr.Number(None, label="Height", placeholder=own, precision=0, min_width=110)
         sampler = gr.Dropdown(samplers_of(folder), value=None, label="Sampler", allow_custom_value=True)
     return [negative, style, seed, steps, scale, width, height, sampler]
-
-
-def _styled_html(value: str, *, elem_id: str) -> gr.HTML:
-    css = (HERE / "glass_box.css").read_text(encoding="utf-8")
-    return gr.HTML(value, css_template=css, elem_id=elem_id)
 
 
 def _live_html(*, elem_id: str) -> gr.HTML:
@@ -150,40 +126,6 @@ def _connect_drawing(studio: Studio, eyes: Eyes, look: Look, stop: gr.Button, st
         return [gr.Dropdown(choices=styles_of(folder)), gr.Dropdown(choices=samplers_of(folder))]
 
     look.tab.select(choices, None, [look.style, look.sampler], queue=False, **QUIET)
-
-
-def _connect_run(
-    studio: Studio,
-    run: gr.Textbox,
-    prompts: gr.Textbox,
-    show: gr.Button,
-    follow: gr.Checkbox,
-    shown: list[Any],  # status, strip, and (folder, rows) as a state
-    timer: gr.Timer,
-) -> None:
-    async def look(request: gr.Request, folder: str, lines: str, before: list) -> AsyncIterator[list]:
-        def work(job: Job, tell: Callable[[str], None]) -> list:
-            return look_at_run(folder, lines or "", before, tell)
-
-        async for line, _, rows in _told(studio, _owner(request), "Looking at a run", work):
-            if rows is None or len(rows) == len(before):
-                yield [line, gr.skip(), gr.skip()]
-            else:
-                yield [line, run_strip(rows), (folder, rows)]
-
-    async def first(request: gr.Request, folder: str, lines: str) -> AsyncIterator[list]:
-        async for update in look(request, folder or "", lines, []):
-            yield update
-
-    async def again(request: gr.Request, lines: str, state: tuple[str, list]) -> AsyncIterator[list]:
-        if state[1]:
-            async for update in look(request, state[0], lines, state[1]):
-                yield update
-
-    common = {"concurrency_limit": None, "trigger_mode": "once", **QUIET}
-    show.click(first, [run, prompts], shown, **common)
-    follow.change(lambda on: gr.Timer(active=on), follow, timer, queue=False, **QUIET)
-    timer.tick(again, [prompts, shown[2]], shown, **common)
 
 
 async def _told(

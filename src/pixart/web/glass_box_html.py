@@ -1,18 +1,15 @@
 """The HTML of the glass box. Pictures stand in it as text; every word that came from outside is escaped here."""
 
 import base64
-import functools
 import html
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pixart.web.glass_box_work import Looked, data_uri
+from pixart.web.glass_box_work import Looked
 
 HERE = Path(__file__).parent
-STAGES = HERE / "stages"
 NO_TORCH = "Word maps need torch, which is not installed: pip install 'pixart[torch]'. The steps are shown without it."
 
 
@@ -60,49 +57,8 @@ def _data(looked: Looked) -> str:
     )
 
 
-@functools.cache
-def shipped_strip() -> str:
-    """What the three stages behind the shipped model taught it, from the pictures in the package."""
-    strip = json.loads((STAGES / "strip.json").read_text(encoding="utf-8"))
-    rows = []
-    for row in strip["rows"]:
-        uris = [
-            "data:image/webp;base64," + base64.b64encode((STAGES / name).read_bytes()).decode() for name in row["files"]
-        ]
-        small = f"{row['size']} px, {row['checkpoint']:,} steps"
-        rows.append(_row(row["title"], small, row["asked"], uris, row["said"]))
-    how = (
-        f"Each column is one thing, each row the end of a run, every picture from the noise of seed {strip['seed']} in "
-        f"{strip['steps']} steps, guidance {strip['guidance_scale']:g}. The runs kept no earlier moments."
-    )
-    return f'<div class="gb-strip">{"".join(rows)}<p class="gb-line">{html.escape(how)}</p></div>'
-
-
-def run_strip(rows: list[Any]) -> str:
-    """What a run draws: `StripRow`s, the last of them drawn just now."""
-    made = []
-    for i, row in enumerate(rows):
-        when = "drawn now, by the averaged weights" if i == len(rows) - 1 else "drawn while it trained"
-        uris = [data_uri(image) for image in row.images]
-        made.append(_row(f"Step {row.step:,}", f"{row.size} px, {when}", row.asked, uris, ""))
-    return f'<div class="gb-strip">{"".join(made)}</div>'
-
-
 def said_html(sentence: str) -> str:
     return f'<p class="gb-said">{html.escape(sentence)}</p>'
-
-
-def _row(title: str, small: str, asked: Any, uris: list[str], said: str) -> str:
-    cells = "".join(
-        f'<figure><img src="{uri}" alt="{html.escape(name[:200])}" loading="lazy"><figcaption>'
-        f"{html.escape(name[:60])}</figcaption></figure>"
-        for name, uri in zip(asked, uris, strict=True)
-    )
-    said = f"<p>{html.escape(said)}</p>" if said else ""
-    return (
-        f'<section class="gb-row"><h4>{html.escape(title)} <small>{html.escape(small)}</small></h4>'
-        f'<div class="gb-cells">{cells}</div>{said}</section>'
-    )
 
 
 def _percent(share: float) -> str:

@@ -3,26 +3,21 @@
 import base64
 import importlib.util
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from pixart.errors import PixArtError
 from pixart.pipeline.attention_maps import AttentionMaps, attention_maps, torch_networks
 from pixart.pipeline.pipeline import Pipeline
-from pixart.pipeline.prompts import check_text
 from pixart.pipeline.request import Request
 from pixart.pipeline.trace import Trace, decode_steps, trace
 
 MOST_STEPS = 24  # of a longer drawing so many are shown, evenly chosen
 MOST_WORDS = 40  # that have a button
 FINEST = 32  # rows or columns of a map that the page is sent
-MOST_PROMPTS = 6
-RUN_PROMPTS = ("a red apple", "an owl", "a guitar", "a house")
 
 
 class Eyes:
@@ -147,35 +142,3 @@ def data_uri(image, exact: bool = False) -> str:
     image.save(file, format="PNG" if exact else "JPEG", quality=88)
     kind = "png" if exact else "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def look_at_run(
-    run: str, prompts: str, before: Sequence[Any] = (), tell: Callable[[str], None] = lambda said: None
-) -> list[Any]:
-    """What a run folder shows: the samples that training left, and its newest checkpoint drawn now, as `StripRow`s.
-
-    `prompts` are lines of text; without any the run's own samples' prompts are taken, else four of ours. Stage 1 knows
-    no text and is asked for some of its classes. With `before`, what an earlier call returned, the newest checkpoint is
-    added if it is a newer one. Needs torch.
-
-    Raises:
-        PixArtError: it is no run, or cannot be drawn; says why.
-    """
-    from pixart.training.recipe import ClassRecipe
-    from pixart.training.strip import MOST_ROWS, draw_checkpoint, newest_step, read_samples, recipe_of, some_classes
-
-    check_text(prompts, "list of prompts")
-    if not run.strip() or "\0" in run:
-        raise PixArtError("Give the folder of a run, such as runs/stage2.")
-    folder = Path(run.strip()).expanduser()
-    if before and newest_step(folder) in (None, before[-1].step):
-        return list(before)
-    tell("Reading the run")
-    recipe = recipe_of(folder)
-    rows = list(before) or read_samples(folder)
-    asked: tuple[Any, ...] = tuple(line.strip() for line in prompts.splitlines() if line.strip())[:MOST_PROMPTS]
-    if isinstance(recipe, ClassRecipe):
-        asked = some_classes(folder, len(RUN_PROMPTS))
-    tell("Drawing with the newest checkpoint")
-    row = draw_checkpoint(folder, asked or (rows[-1].asked[:MOST_PROMPTS] if rows else RUN_PROMPTS))
-    return [*rows, row][-MOST_ROWS:]

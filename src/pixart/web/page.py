@@ -44,6 +44,11 @@ def build_page(studio: Studio) -> gr.Blocks:
             concurrency_limit=None,
             api_visibility="private",
         )
+
+        def leave(request: gr.Request) -> None:
+            studio.leave(request.session_hash)
+
+        page.unload(leave)
     return page
 
 

@@ -20,7 +20,8 @@ from pixart.web.work_queue import Job, WorkQueue
 
 T = TypeVar("T")
 DOUBLE_CLICK = 0.8  # seconds within which the same form again is the same click
-MAX_TABS = 1000  # tabs whose last click and stream are remembered
+RELOAD_SECONDS = 20  # within which a page that is loaded again finds its last drawing
+MAX_TABS = 1000  # tabs whose stream is remembered
 
 
 class Studio:
@@ -39,6 +40,7 @@ class Studio:
         self._lock = threading.Lock()
         self._last: dict[str, tuple[Any, float, Job]] = {}  # tab -> its last form, when, and its job
         self._streams: dict[str, int] = {}  # tab -> number of its newest stream
+        self._sessions: dict[str, str] = {}  # open connection of a page -> its tab
 
     def warm_up(self) -> Job:
         """Load the model in the drawing thread, so that the first click need not wait for it."""
@@ -67,7 +69,9 @@ class Studio:
                 metadata=self.metadata,
             )
             job = self.queue.submit(drawing, owner=tab, title=form.prompt[:80])
-            self._remember(self._last, tab, (form, time.monotonic(), job))
+            now = time.monotonic()
+            self._last = {name: one for name, one in self._last.items() if now - one[1] < DOUBLE_CLICK}
+            self._last[tab] = (form, now, job)
         return job
 
     def draw_grid(self, tab: str, grid: Grid) -> Job:
@@ -95,11 +99,37 @@ class Studio:
         job = live[0] if live else (jobs[-1] if jobs else None)
         return job, (job.work.view if job else None), max(0, len(live) - 1)
 
+    def arrive(self, session: str | None, tab: str) -> None:
+        """A page is opened, or loaded again under a new session; only strings of our own length are remembered."""
+        with self._lock:
+            self._sessions[str(session)[:64]] = tab[:64]
+            while len(self._sessions) > 10 * MAX_TABS:
+                self._sessions.pop(next(iter(self._sessions)))
+
+    def leave(self, session: str | None) -> None:
+        """A page is closed. What it drew is forgotten a little later, unless it was only loaded again."""
+
+        def forget() -> None:
+            with self._lock:
+                back = tab in self._sessions.values()
+            if not back:
+                self.queue.leave(tab)
+
+        with self._lock:
+            tab = self._sessions.pop(str(session)[:64], "")
+        if tab:
+            timer = threading.Timer(RELOAD_SECONDS, forget)
+            timer.daemon = True
+            timer.start()
+
     def new_stream(self, tab: str) -> int:
         """Number of a stream that shows a tab its drawings; the tab's earlier ones end."""
         with self._lock:
             number = self._streams.get(tab, 0) + 1
-            self._remember(self._streams, tab, number)
+            self._streams.pop(tab, None)
+            self._streams[tab] = number
+            while len(self._streams) > MAX_TABS:
+                self._streams.pop(next(iter(self._streams)))
         return number
 
     def is_newest_stream(self, tab: str, number: int) -> bool:
@@ -136,9 +166,3 @@ class Studio:
     def _tracking_failed(self, line: str) -> None:
         self.tracking_said = line
         print(line, file=sys.stderr, flush=True)
-
-    def _remember(self, where: dict[str, Any], tab: str, value: Any) -> None:
-        where.pop(tab, None)
-        where[tab] = value
-        while len(where) > MAX_TABS:
-            where.pop(next(iter(where)))

@@ -11,11 +11,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, shown
 
 MAX_WAITING = 64  # jobs of all people together
 MAX_WAITING_OF_ONE = 16
-KEPT = 4  # finished jobs that are remembered for each person, for a page that reloads
+# Finished jobs that are remembered for a page that reloads: the last one of each person; of all together so many, for
+# so long, and so many bytes.
+MAX_KEPT = 64
+KEPT_SECONDS = 600
+MAX_KEPT_BYTES = 32 * 2**20
 
 
 class Cancelled(Exception):
@@ -39,6 +43,7 @@ class Job:
         self.error = ""
         self.started: float | None = None
         self.seconds = 0.0
+        self.ended = 0.0
         self.over = threading.Event()
         self._stop = threading.Event()
 
@@ -82,11 +87,8 @@ class WorkQueue:
             if sum(1 for other in self._waiting if other.owner == owner) >= MAX_WAITING_OF_ONE:
                 raise UsageError(f"{MAX_WAITING_OF_ONE} of your drawings are waiting already, the most there can be.")
             self._waiting.append(job)
-            mine = self._jobs.setdefault(owner, deque())
-            mine.append(job)
-            over = [other for other in mine if other.over.is_set()]
-            for old in over[: max(0, len(over) - KEPT)]:
-                mine.remove(old)
+            self._jobs.setdefault(owner, deque()).append(job)
+            self._forget()
             self._wake.notify_all()
         return job
 
@@ -99,13 +101,13 @@ class WorkQueue:
         def run(job: Job) -> Any:
             try:
                 return work()
-            except Exception as error:
+            except BaseException as error:
                 raised.append(error)
                 raise
 
         job = self.submit(run, owner="", title=title)
         job.over.wait()
-        if raised:
+        if raised and isinstance(raised[0], Exception):
             raise raised[0]
         if job.state != "done":
             raise PixArtError(job.error or "The page is closing down.")
@@ -121,6 +123,31 @@ class WorkQueue:
         with self._wake:
             return list(self._jobs.get(owner, ()))
 
+    def leave(self, owner: str) -> None:
+        """Forget what is over of an owner who is gone."""
+        with self._wake:
+            kept = deque(job for job in self._jobs.pop(owner, ()) if not job.over.is_set())
+            if kept:
+                self._jobs[owner] = kept
+
+    def _forget(self) -> None:
+        """Drop finished jobs over the limits, the oldest first. To be called with the lock held."""
+        over = [job for mine in self._jobs.values() for job in mine if job.over.is_set()]
+        last = {job.owner: job for job in over}
+        kept = sorted(last.values(), key=lambda job: -job.ended)[:MAX_KEPT]
+        size, now = 0, time.monotonic()
+        keep: set[int] = set()
+        for job in kept:
+            size += _held_bytes(job)
+            if size <= MAX_KEPT_BYTES and now - job.ended < KEPT_SECONDS:
+                keep.add(id(job))
+        for owner in list(self._jobs):
+            mine = deque(job for job in self._jobs[owner] if not job.over.is_set() or id(job) in keep)
+            if mine:
+                self._jobs[owner] = mine
+            else:
+                del self._jobs[owner]
+
     def cancel_all(self, owner: str) -> int:
         """Stop what runs for `owner` at its next step, forget what waits; returns how many those were."""
         with self._wake:
@@ -130,7 +157,9 @@ class WorkQueue:
                 if job in self._waiting:
                     self._waiting.remove(job)
                     job.state = "cancelled"
+                    job.ended = time.monotonic()
                     job.over.set()
+            self._forget()
         return len(live)
 
     def close(self) -> None:
@@ -151,11 +180,24 @@ class WorkQueue:
                 if not self._waiting:
                     return
                 job = self._running = self._waiting.popleft()
-            self._do(job)
+            try:
+                self._do(job)
+            except BaseException:  # reporting a failure may fail too; those who wait must hear of it all the same
+                job.error = job.error or "This failed inside pixart."
+            finally:
+                job.seconds = time.monotonic() - job.started
+                job.ended = time.monotonic()
+                if job.state == "running":
+                    job.state = "failed"
+                job.over.set()
             with self._wake:
                 self._running = None
+                if not job.owner or not hasattr(job.work, "view"):  # nobody looks at it again, but those who wait
+                    self._jobs[job.owner] = deque(one for one in self._jobs.get(job.owner, ()) if one is not job)
+                self._forget()
 
     def _do(self, job: Job) -> None:
+        """Do one job. Whatever it throws, a library's panic too (no Exception), ends this job only."""
         job.started = time.monotonic()
         job.state = "running"
         state = "failed"
@@ -172,10 +214,16 @@ class WorkQueue:
 
             job.error = str(missing_extra(error) or error)
         except MemoryError:
-            job.error = "There is not enough memory for this; make smaller pictures, or choose a frugal memory mode."
-        except Exception as error:  # one request that fails in an unknown way must not end the others'
+            job.error = "There is not enough memory for this; make smaller images, or choose a frugal memory mode."
+        except BaseException as error:
+            job.error = f"This failed inside pixart ({type(error).__name__})."  # its text may fail to be made
+            job.error = f"This failed inside pixart ({type(error).__name__}: {shown(str(error), 300)})."
             traceback.print_exc()
-            job.error = f"This failed inside pixart ({type(error).__name__}: {error}); the terminal has the details."
-        job.seconds = time.monotonic() - job.started
         job.state = state
-        job.over.set()
+
+
+def _held_bytes(job: Job) -> int:
+    """About what a finished job holds in memory: its previews and its result, where that is a text."""
+    view = getattr(job.work, "view", None)
+    previews = sum(len(tile.preview) for tile in view.tiles) if view is not None else 0
+    return 10_000 + previews + (len(job.result) if isinstance(job.result, str) else 0)

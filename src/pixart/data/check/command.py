@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,15 +13,17 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart.buckets import bucket_table
+from pixart.config import run_command, shown
 from pixart.data.check.duplicates import PictureTable
 from pixart.data.check.flagged import FlaggedFile, check_aside, set_aside
 from pixart.data.check.measure import measure, read_encoders
 from pixart.data.check.report import GROUPS, Report, as_json, make_report
-from pixart.data.check.tally import Tally, gather
+from pixart.data.check.tally import Tally, Tick, gather
 from pixart.data.check.tokens import TokenCounter
 from pixart.data.dataset import Dataset, open_dataset
 from pixart.errors import PixArtError, UsageError
-from pixart.options import parsed, shown
+from pixart.files import write_whole
+from pixart.progress import Progress
 
 FEW = 256  # pictures for which no other process is started
 
@@ -77,7 +79,7 @@ class CheckOptions:
 
 def run(arguments: list[str]) -> int:
     """Everything after `pixart data check`. Returns the exit code; raises PixArtError with one sentence."""
-    return parsed(CheckOptions, arguments, "pixart data check", _run)
+    return run_command(CheckOptions, arguments, "pixart data check", _run)
 
 
 def _run(options: CheckOptions) -> int:
@@ -96,7 +98,7 @@ def _run(options: CheckOptions) -> int:
         report = _check(options, dataset, Path(scratch), flagged)
         _tell(options, report, flagged)
     if not report.tally.rows:
-        raise PixArtError(f"{options.path} ({dataset.layout}) holds no pictures.")
+        raise PixArtError(f"{options.path} ({dataset.layout}) holds no images that can be read.")
     return 1 if options.strict and report.troubles else 0
 
 
@@ -135,14 +137,15 @@ def _check(options: CheckOptions, dataset: Dataset, scratch: Path, flagged: Flag
     if options.workers is None and to_open <= FEW:
         workers = 1
     with closing(PictureTable(scratch / "pictures.sqlite")) as pictures:
-        with Progress(hint, sample) as progress:
-            gather(dataset, tally, counter, pictures, sample=sample, workers=workers, tick=progress.tick)
-            progress.stage("comparing")
+        with Progress() as progress:
+            tick = _ticks(progress, hint, sample)
+            gather(dataset, tally, counter, pictures, sample=sample, workers=workers, tick=tick)
+            progress.start("comparing")
             near = pictures.near(GROUPS)
             if options.list or options.set_aside:
                 flagged.add_duplicates(pictures, near)
             if options.measure:
-                progress.stage("measuring")
+                progress.start("measuring")
                 encoders = measure(model, encoders, tally, options.base_size)
         return make_report(
             options.path, dataset.layout, list(dataset.notes), tally, pictures, encoders,
@@ -174,13 +177,9 @@ def _tell(options: CheckOptions, report: Report, flagged: FlaggedFile) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        write_whole(target, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise PixArtError(f"{target} cannot be written: {error.strerror}.") from None
 
 
@@ -188,46 +187,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Progress:
-    """On stderr: a bar with the time left on a terminal, elsewhere a line every half minute."""
+def _ticks(progress: Progress, pairs: int | None, sample: int | None) -> Tick:
+    """What `gather` reports to: `pairs` is about how many there are, `sample` how many are opened (None: all)."""
 
-    def __init__(self, pairs: int | None, sample: int | None):
-        """`pairs` is about how many there are, None where unknown; `sample` how many are opened, None for all."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+    def tick(doing: str, done: int) -> None:
+        if doing == "reading" and sample is None:
+            return  # images are opened beside reading
+        total = pairs if doing == "reading" or sample is None else min(sample, pairs or sample)
+        if progress.doing != doing:
+            progress.start(doing, total, unit="images")
+        progress.update(done)
 
-        console = Console(stderr=True)
-        self.pairs, self.sample, self.live = pairs, sample, console.is_terminal
-        self.begun = self.said = time.monotonic()
-        self.name = ""
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Bar(*columns, console=console, transient=True, disable=not self.live)
-        self.task = self.bar.add_task("reading", total=None)
-
-    def __enter__(self) -> "Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.stop()
-
-    def stage(self, name: str) -> None:
-        """The next thing to wait for, of unknown length."""
-        if name != self.name:
-            self.name, self.begun = name, time.monotonic()
-            self.bar.reset(self.task, description=name, total=None)
-
-    def tick(self, name: str, done: int) -> None:
-        """`done` pairs were read, or pictures looked at; when all are opened, looking goes on beside reading."""
-        if name == "reading" and self.sample is None:
-            return
-        self.stage(name)
-        total = self.pairs if name == "reading" or self.sample is None else min(self.sample, self.pairs or self.sample)
-        self.bar.update(self.task, completed=done, total=max(total, done) if total else None)
-        now = time.monotonic()
-        if not self.live and now - self.said >= 30:
-            self.said = now
-            rate = done / max(now - self.begun, 1e-9)
-            left = f", about {(total - done) / rate / 60:.0f} min left" if total and total > done > 0 else ""
-            _say(f"{name}: {done:,}{f' of about {total:,}' if total else ''}, {rate:,.0f} a second{left}.")
+    return tick

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +11,7 @@ from pixart.data.check.kinds import kind_of
 from pixart.data.check.tally import Example
 from pixart.data.pairs import InFile, Location
 from pixart.errors import PixArtError, UsageError
+from pixart.files import glob_escape, replacing
 
 # What is moved by --set-aside: pictures that no training can use, and later copies of the same pixels.
 SET_ASIDE = ("empty", "truncated", "broken", "crash", "format", "bomb", "mode", "too-large", "narrow", "duplicate")
@@ -63,13 +63,10 @@ class FlaggedFile:
     def copy_to(self, target: Path) -> None:
         """Put the list where the user wants it, whole. Raises PixArtError where it cannot be written."""
         self.file.flush()
-        partial = target.with_name(f".{target.name}.partial")
         try:
-            shutil.copyfile(self.path, partial)
-            partial.replace(target)
+            with replacing(target) as partial:
+                shutil.copyfile(self.path, partial)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise PixArtError(f"{target} cannot be written: {error.strerror}.") from None
 
     def close(self) -> None:
@@ -115,13 +112,6 @@ def set_aside(data: Path, aside: Path, flagged: Iterator[Flagged]) -> tuple[int,
 
 def _sidecars(picture: Path) -> list[Path]:
     """Captions that belong to this picture alone: not those that another picture of the same stem shares."""
-    beside = [path for path in picture.parent.glob(f"{_escaped(picture.stem)}.*") if path.stem == picture.stem]
+    beside = [path for path in picture.parent.glob(f"{glob_escape(picture.stem)}.*") if path.stem == picture.stem]
     others = [path for path in beside if path != picture and path.suffix.lower() not in SIDECARS]
     return [] if others else [path for path in beside if path.suffix.lower() in SIDECARS]
-
-
-def _escaped(stem: str) -> str:
-    """A file name with what `glob` would read as a pattern taken literally."""
-    from glob import escape
-
-    return escape(stem)

@@ -114,7 +114,7 @@ def best_base_size(tally: Tally) -> int | None:
 def _finding(path: Path, tally: Tally, kind: str) -> Finding:
     about = kind_of(kind)
     examples = sorted(tally.examples[kind].items, key=lambda example: example.key)
-    level = DROPPED if tally.dropped[kind] else about.level
+    level = DROPPED if tally.dropped[kind] or tally.unknown[kind] else about.level
     fix, why = about.fix, about.why
     if kind == "small":
         best = best_base_size(tally)
@@ -220,7 +220,8 @@ def as_json(report: Report) -> dict:
         "pairs": tally.pairs,
         "looked_at": tally.looked,
         "kept": report.kept,
-        "dropped": dict(tally.dropped),
+        "dropped": {kind: count for kind, count in tally.dropped.items() if count},
+        "lost_unknown": dict(tally.unknown),
         "findings": [_finding_json(finding) for finding in report.findings],
         "captions": {
             name: {"captions": s.captions, "cut": s.cut, "tokens": s.tokens} for name, s in tally.sources.items()
@@ -257,5 +258,5 @@ def vars_of(example: Example) -> dict:
 
 def by_reason(tally: Tally) -> list[tuple[str, int]]:
     """(title, pictures) of what is dropped, most first."""
-    counts = Counter({kind_of(kind).title: count for kind, count in tally.dropped.items()})
+    counts = Counter({kind_of(kind).title: count for kind, count in tally.dropped.items() if count})
     return counts.most_common()

@@ -76,6 +76,7 @@ class Tally:
     without_caption: int = 0  # and without a class: of no use until it is captioned
     long_pictures: int = 0  # with at least one caption that is cut
     dropped: Counter = field(default_factory=Counter)
+    unknown: Counter = field(default_factory=Counter)  # places by kind, each of which lost nobody knows how many images
     counts: Counter = field(default_factory=Counter)  # of every kind of finding
     examples: dict[str, Reservoir] = field(default_factory=dict)
     sheet: Reservoir = field(default_factory=lambda: Reservoir(SHEET))
@@ -112,8 +113,11 @@ class Tally:
         if problem.kind.startswith("caption-"):  # something about a caption; the pair itself follows
             self.found(problem.kind, lambda: Example(problem.key, problem.reason))
             return
-        self.problems += 1
-        self.dropped[problem.kind] += 1
+        if problem.lost is None:
+            self.unknown[problem.kind] += 1
+        else:
+            self.problems += problem.lost
+            self.dropped[problem.kind] += problem.lost
         self.found(problem.kind, lambda: Example(problem.key, problem.reason))
 
     def add_pair(self, pair: Pair) -> None:

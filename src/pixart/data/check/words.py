@@ -40,8 +40,14 @@ def plural(count: int, word: str) -> str:
 def verdict(report: Report) -> str:
     """The one sentence that matters."""
     tally = report.tally
-    if not tally.rows:
-        return "There is nothing in it."
+    if tally.unknown:
+        places = plural(sum(tally.unknown.values()), "place")
+        return f"An unknown number of images is lost in {places}, which extraction refuses. Besides: {_holds(report)}"
+    return _holds(report) if tally.rows else "There is nothing in it."
+
+
+def _holds(report: Report) -> str:
+    tally = report.tally
     captions = sum(source.captions for source in tally.sources.values())
     holds = f"{plural(tally.rows, 'picture')} with {plural(captions, 'caption')}"
     if not tally.looked and tally.pairs:

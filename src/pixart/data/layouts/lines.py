@@ -4,6 +4,7 @@ import codecs
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,10 @@ def json_lines(path: Path, name: str) -> Iterator[Row]:
             if line is None:
                 yield where, Problem(where, "row", f"Line {number} is longer than {MAX_LINE:,} bytes.")
             elif line.strip():
-                yield where, _json_row(line, number, where)
+                row = _json_row(line, number, where)
+                if isinstance(row, Problem) and not line.endswith(b"\n"):  # only the last line of a file has no end
+                    row = replace(row, reason=f"{row.reason} The file may be cut off here.", lost=None)
+                yield where, row
 
 
 def _json_row(line: bytes, number: int, where: str) -> dict | Problem:
@@ -34,7 +38,8 @@ def _json_row(line: bytes, number: int, where: str) -> dict | Problem:
     except RecursionError:
         return Problem(where, "row", f"Line {number} is nested too deeply.")
     except ValueError as error:
-        return Problem(where, "row", f"Line {number} is not JSON: {error}.")
+        lost = None if "Extra data" in str(error) else 1  # several rows on one line
+        return Problem(where, "row", f"Line {number} is not JSON: {error}.", lost)
     if not isinstance(row, dict):
         return Problem(where, "row", f"Line {number} is not a JSON object with keys such as file_name and text.")
     return row
@@ -61,7 +66,7 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
 
         def end(reason: str) -> Row:
             where = f"{name}:{number}"
-            return where, Problem(where, "row", f"{reason}; nothing after it can be read.")
+            return where, Problem(where, "row", f"{reason}; nothing after it can be read.", lost=None)
 
         try:
             if text.next() != "[":
@@ -79,6 +84,9 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
                 where = f"{name}:{number}"
                 yield where, row if isinstance(row, dict) else Problem(where, "row", f"Entry {number} is no object.")
                 number += 1
+            text.at += 1
+            if text.next():
+                yield end("More follows behind the list")
         except RecursionError:
             yield end(f"Entry {number} is nested too deeply")
         except ValueError as error:
@@ -147,7 +155,8 @@ def csv_rows(path: Path, name: str) -> Iterator[Row]:
                 for number in range(first, lines.number + 1):
                     where = f"{name}:{number}"
                     last = f" to {lines.number}" if lines.number > first else ""
-                    yield where, Problem(where, "row", f"Line {first}{last} cannot be read: {error}.")
+                    lost = None if lines.cut and number == lines.number else 1
+                    yield where, Problem(where, "row", f"Line {first}{last} cannot be read: {error}.", lost)
                 continue
             where = f"{name}:{first}"
             if not cells:
@@ -157,7 +166,7 @@ def csv_rows(path: Path, name: str) -> Iterator[Row]:
                 yield where, Problem(where, "row", f"Line {first} is longer than {MAX_LINE:,} bytes.")
             elif len(cells) != len(header):
                 reason = f"Line {first} has {len(cells)} cells, the header {len(header)}; quote commas and line ends."
-                yield where, Problem(where, "row", reason)
+                yield where, Problem(where, "row", reason, None if lines.cut else 1)
             else:
                 yield where, dict(zip(header, cells, strict=True))
 
@@ -184,12 +193,12 @@ def csv_header(path: Path) -> tuple[list[str], str]:
 
 
 class _CsvLines:
-    """Decoded lines for csv.reader; `number` is that of the last one given."""
+    """Decoded lines for csv.reader; `number` is that of the last one given, `cut` whether it has no line end."""
 
     def __init__(self, file: BinaryIO):
         self._lines = _lines(file)
         self.number = 0
-        self.too_long = False
+        self.too_long = self.cut = False
 
     def __iter__(self) -> "_CsvLines":
         return self
@@ -199,6 +208,7 @@ class _CsvLines:
         if line is None:
             self.too_long = True
             return "too long\n"
+        self.cut = not line.endswith((b"\n", b"\r"))
         return line.decode("utf-8", "surrogateescape")
 
 
@@ -219,9 +229,14 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        file = path.open("rb")
     except OSError as error:
         raise PixArtError(f"{path} cannot be read: {error.strerror}.") from None
+    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file.close()
+        raise PixArtError(f"{path} is UTF-16; save it as UTF-8.")
+    file.seek(0)
+    return file
 
 
 def count_lines(path: Path) -> int:

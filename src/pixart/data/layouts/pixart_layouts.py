@@ -14,10 +14,9 @@ from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.lines import Row, json_list
 from pixart.data.layouts.places import Manifest, locate
 from pixart.data.layouts.rows import pairs_of_rows
-from pixart.data.layouts.seen import Seen
 from pixart.data.layouts.texts import gather, read_caption_file
 from pixart.data.layouts.walk import Glance, glance
-from pixart.data.pairs import InFile, Pair, Problem, printable
+from pixart.data.pairs import InFile, Pair, Problem, key_hash, printable
 from pixart.errors import PixArtError
 
 LOOKED_FOR = "PixArt's partition folder: with .txt lists and images (sam), or with data_info.json (interndata)"
@@ -41,7 +40,7 @@ class Sam:
     def read(self, notes: Notes) -> Iterator[Pair | Problem]:
         """List by list, line by line."""
         _say_features(self.path, notes)
-        seen = Seen()
+        seen: set[bytes] = set()
         manifest = Manifest("", self.path / "images", self.path / "images")
         for name in self.lists:
             for number, line in _text_lines(self.path / name):
@@ -57,9 +56,10 @@ class Sam:
                     continue
                 file, path = place
                 key = f"images/{file}"
-                if not seen.add(key):
+                if key_hash(key) in seen:
                     yield Problem(where, "duplicate-row", f"{printable(key)} stands in an earlier line, too.")
                     continue
+                seen.add(key_hash(key))
                 text = self.path / "captions" / f"{os.path.splitext(file)[0]}.txt"
                 there = [read_caption_file(str(text), key)] if os.path.lexists(text) else []
                 captions, problem = gather(there, key)
@@ -94,7 +94,7 @@ class InternData:
     def read(self, notes: Notes) -> Iterator[Pair | Problem]:
         """List by list, entry by entry."""
         _say_features(self.path, notes)
-        seen = Seen()
+        seen: set[bytes] = set()
         for name in self.lists:
             manifest = Manifest(name, self.images, self.images)
             rows = _count_wide(json_list(self.path / name, name), notes)

@@ -3,6 +3,7 @@
 import os
 import posixpath
 import stat
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,12 @@ def locate(value: object, where: str, manifest: Manifest) -> tuple[str, str] | P
     if about is None and path is not None and "\\" in value:  # written on Windows
         path = _inside(value.replace("\\", "/"), manifest)
         about = _stat(path) if path is not None else None
+    if about is None and path is not None and not value.isascii():  # macOS writes names decomposed
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, path[len(manifest.root_slash) :])
+            if (found := _stat(manifest.root_slash + other)) is not None:
+                path, about = manifest.root_slash + other, found
+                break
     if path is None:
         root = printable(str(manifest.root))
         reason = f"{_shown(value)} lies outside the data set, {root}; --image-root allows another folder."

@@ -1,18 +1,18 @@
-"""Rows of a manifest to pairs: which columns hold what, where the picture is, and what cannot be a pair.
+"""Rows of a manifest to pairs: which columns hold what, where the image is, and what cannot be a pair.
 
-Rows one after the other that name the same picture become one pair with all their captions (as COCO's five captions
-stand in many tables); the same picture further on is reported.
+Rows one after the other that name the same image become one pair with all their captions (as COCO's five captions
+stand in many tables); the same image further on is reported.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from pixart.data.layouts.layout import Columns
 from pixart.data.layouts.lines import Row
 from pixart.data.layouts.places import Manifest, locate
-from pixart.data.layouts.seen import Seen
-from pixart.data.layouts.texts import as_caption, gather
-from pixart.data.pairs import METADATA, ORIGINAL, Caption, InFile, Pair, Problem, printable
+from pixart.data.layouts.texts import gather
+from pixart.data.pairs import METADATA, ORIGINAL, Caption, InFile, Pair, Problem, key_hash, printable
 from pixart.errors import UsageError
 
 IMAGE_COLUMNS = (
@@ -23,69 +23,99 @@ CAPTION_COLUMNS = ("text", "caption", "prompt", "description", "txt", "captions"
 CAPTION_LISTS = ("captions", "texts", "prompts", "sentences")
 WEB_COLUMNS = ("url", "image_url")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
-SECOND = "sharegpt4v"
+DENSE = "sharegpt4v"
 MAX_EXTRA = 200  # characters of a value that is kept in Pair.extra
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which column of a row is what. `captions` may be several columns."""
+    """Which column of a row is what. `captions` may be several columns, `dense` is PixArt-Sigma's sharegpt4v."""
 
     image: str | None
     captions: tuple[str, ...]
+    dense: str | None
     width: str | None
     height: str | None
     label: str | None
 
+    def used(self) -> list[str]:
+        names = (self.image, *self.captions, self.dense, self.width, self.height, self.label)
+        return [name for name in dict.fromkeys(names) if name]
 
-def roles(names: list[str], columns: Columns, title: str) -> Roles:
-    """What the columns `names` of `title` are. Raises UsageError if a column that the user named is not there."""
-    for asked in (columns.image, columns.caption):
-        if asked is not None and asked not in names:
-            raise UsageError(f"{title} has no column {asked!r}; it has {', '.join(map(printable, names)) or 'none'}.")
+
+@lru_cache(maxsize=1000)
+def roles(names: tuple[str, ...], columns: Columns) -> Roles:
+    """What the columns (or JSON keys) `names` are, in any case; a column that the user named is the one."""
     lower = {name.lower(): name for name in reversed(names)}
 
     def first(usual: tuple[str, ...]) -> str | None:
         return next((lower[name] for name in usual if name in lower), None)
 
     if columns.caption is not None:
-        captions = [columns.caption]
+        captions = [columns.caption] if columns.caption in names else []
     else:
         main = first(CAPTION_COLUMNS)
         captions = [main] if main else []
         captions += [lower[name] for name in CAPTION_LISTS if name in lower and lower[name] != main]
-    image = columns.image or first(IMAGE_COLUMNS)
-    return Roles(image, tuple(captions), first(("width",)), first(("height",)), first(LABEL_COLUMNS))
+    image = first(IMAGE_COLUMNS) if columns.image is None else columns.image if columns.image in names else None
+    dense = lower.get(DENSE) if lower.get(DENSE) not in captions else None
+    return Roles(image, tuple(captions), dense, first(("width",)), first(("height",)), first(LABEL_COLUMNS))
 
 
-def pairs_of_rows(rows: Iterator[Row], manifest: Manifest, columns: Columns, seen: Seen) -> Iterator[Pair | Problem]:
-    """Pairs of `rows`, whose picture column holds paths; `seen` gets the key of every picture that is named."""
-    known: dict[tuple[str, ...], Roles] = {}
+def check_named(names: list[str], columns: Columns, title: str) -> None:
+    """Raise UsageError if a column that the user named is not among `names` of the table `title`."""
+    for asked in (columns.image, columns.caption):
+        if asked is not None and asked not in names:
+            raise UsageError(f"{title} has no column {asked!r}; it has {', '.join(map(printable, names)) or 'none'}.")
+
+
+def captions_of(
+    row: dict, found: Roles, key: str, texts: Iterable[object] = ()
+) -> tuple[tuple[Caption, ...], Problem | None]:
+    """Captions of an image from `texts` (its caption files) and its row, the same for every layout.
+
+    A column may hold a text or a list of texts. Captions of the column sharegpt4v have that model as their source.
+    Emoji metadata, which is what a row with base_concept and captions is, has the source METADATA.
+    """
+    values = [*texts, *(one for name in found.captions for one in _listed(row.get(name)))]
+    if len(values) > 1:  # one empty column does not matter beside another that has a caption
+        values = [value for value in values if value not in (None, "", b"")] or values[:1]
+    source = METADATA if "base_concept" in row and "captions" in row else ORIGINAL
+    captions, problem = gather(values, key, source)
+    dense = gather(_listed(row.get(found.dense)), key, DENSE)[0] if found.dense else ()
+    known = {caption.text for caption in captions}
+    return (*captions, *(caption for caption in dense if caption.text not in known)), problem
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def pairs_of_rows(
+    rows: Iterator[Row], manifest: Manifest, columns: Columns, seen: set[bytes]
+) -> Iterator[Pair | Problem]:
+    """Pairs of `rows`, whose image column holds paths; `seen` gets the hash of the key of every image named."""
     waiting: Pair | None = None
     for where, row in rows:
-        if isinstance(row, Problem):
-            yield row
-            continue
-        names = tuple(row)
-        if names not in known:
-            if len(known) > 1000:  # rows with ever new keys must not fill the memory
-                known.clear()
-            known[names] = _roles_of_row(list(names), columns)
-        one = _pair(row, known[names], where, manifest)
+        one = row if isinstance(row, Problem) else _pair(row, roles(tuple(row), columns), where, manifest)
         if isinstance(one, Problem):
             yield one
-        elif waiting is not None and one.key == waiting.key:
-            merged = _merge(waiting, one)
-            if merged is None:
-                yield _repeated(where, one, "in the row before, with the same caption")
+            continue
+        if waiting is not None and one.key == waiting.key:
+            known = {caption.text for caption in waiting.captions}
+            new = tuple(caption for caption in one.captions if caption.text not in known)
+            if new:
+                problem = waiting.caption_problem or one.caption_problem
+                waiting = replace(waiting, captions=waiting.captions + new, caption_problem=problem)
             else:
-                waiting = merged
-        elif not seen.add(one.key):
-            yield _repeated(where, one, "in an earlier row; captions of one picture belong into neighbouring rows")
+                yield _repeated(where, one, "in the row before, with the same caption")
+        elif key_hash(one.key) in seen:
+            yield _repeated(where, one, "in an earlier row; captions of one image belong into neighbouring rows")
         else:
             if waiting is not None:
                 yield waiting
             waiting = one
+            seen.add(key_hash(one.key))
     if waiting is not None:
         yield waiting
 
@@ -94,70 +124,34 @@ def _repeated(where: str, one: Pair, what: str) -> Problem:
     return Problem(where, "duplicate-row", f"{printable(one.key)} stands already {what}.")
 
 
-def _roles_of_row(names: list[str], columns: Columns) -> Roles:
-    there = Columns(
-        image=columns.image if columns.image in names else None,
-        caption=columns.caption if columns.caption in names else None,
-    )
-    found = roles(names, there, "")
-    return Roles(
-        found.image if columns.image is None else there.image,
-        found.captions if columns.caption is None else tuple(c for c in (there.caption,) if c),
-        found.width, found.height, found.label,
-    )  # fmt: skip
-
-
-def _merge(first: Pair, second: Pair) -> Pair | None:
-    known = {caption.text for caption in first.captions}
-    new = tuple(caption for caption in second.captions if caption.text not in known)
-    if not new:
-        return None
-    return Pair(
-        first.key, first.captions + new, first.label, first.image, first.width, first.height, first.repeats,
-        first.caption_problem or second.caption_problem, first.extra,
-    )  # fmt: skip
-
-
 def _pair(row: dict, found: Roles, where: str, manifest: Manifest) -> Pair | Problem:
     if found.image is None:
-        web = next((name for name in row if name.lower() in WEB_COLUMNS), None)
-        if web is not None:
-            return Problem(where, "url", "The row has only a web address; fetch the pictures first (img2dataset does).")
+        if any(name.lower() in WEB_COLUMNS for name in row):
+            return Problem(where, "url", "The row has only a web address; fetch the images first (img2dataset does).")
         return Problem(where, "no-image", f"The row has none of the keys {', '.join(IMAGE_COLUMNS[:4])}, ...")
     place = locate(row[found.image], where, manifest)
     if isinstance(place, Problem):
         return place
     key, path = place
-    captions, problem = captions_of(row, found.captions, key)
-    used = {found.image, found.width, found.height, found.label, *found.captions}
+    captions, problem = captions_of(row, found, key)
+    used = found.used()
     extra = {
         name: value
         for name, value in row.items()
         if name not in used and (value is None or isinstance(value, str | int | float)) and len(str(value)) <= MAX_EXTRA
     }
-    label = row.get(found.label) if found.label else None
     return Pair(
-        key=key, captions=captions, label=None if label in (None, "") else str(label), image=InFile(path),
-        width=size(row.get(found.width)), height=size(row.get(found.height)), caption_problem=problem, extra=extra,
+        key=key, captions=captions, label=label_of(row, found), image=InFile(path), width=size(row.get(found.width)),
+        height=size(row.get(found.height)), caption_problem=problem, extra=extra,
     )  # fmt: skip
 
 
-def captions_of(row: dict, names: tuple[str, ...], key: str) -> tuple[tuple[Caption, ...], Problem | None]:
-    """Captions of the columns `names` of a row; a column may hold a text or a list of texts.
-
-    The key sharegpt4v is PixArt-Sigma's for captions by that model, which is then their source.
-    """
-    values: list[object] = []
-    for name in names:
-        value = row.get(name)
-        values.extend(value if isinstance(value, list) else [value])
-    if len(values) > 1:  # one empty column does not matter beside another that has a caption
-        values = [value for value in values if value not in (None, "")] or [None]
-    captions, problem = gather(values, key, METADATA if "base_concept" in row and "captions" in row else ORIGINAL)
-    second = as_caption(row.get(SECOND), key, SECOND) if SECOND not in names else None
-    if isinstance(second, Caption) and second.text not in {caption.text for caption in captions}:
-        captions = (*captions, second)
-    return captions, problem
+def label_of(row: dict, found: Roles, classes: Sequence[str] = ()) -> str | None:
+    """The label of a row; a number stands for one of the `classes` where a schema names them."""
+    value = row.get(found.label) if found.label else None
+    if isinstance(value, int) and 0 <= value < len(classes):
+        return classes[value]
+    return None if value in (None, "") else str(value)
 
 
 def size(value: object) -> int | None:

@@ -1,40 +1,60 @@
-"""Tar shards as webdataset and img2dataset write them: files side by side that share a name are one sample.
+"""Tar shards as webdataset and img2dataset write them: files near each other that share a name are one sample.
 
-A sample's key is the member's name up to the first dot of its last part. The picture, its `.txt` and its `.json` must
-follow each other; only the offsets of pictures are kept.
+A sample's name is the member's without its ending. webdataset itself cuts at the first dot, which gives "Mr. Fox.jpg"
+the caption in "Mr. Owl.txt". Only the offsets of images are kept.
 """
 
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
-from pixart.data.layouts.layout import Notes
+from pixart.data.layouts.layout import Columns, Notes
 from pixart.data.layouts.lines import unique
-from pixart.data.layouts.rows import size
-from pixart.data.layouts.seen import Seen
+from pixart.data.layouts.rows import captions_of, roles, size
 from pixart.data.layouts.tar import Member, members
-from pixart.data.layouts.texts import MAX_CAPTION_FILE, gather
-from pixart.data.layouts.walk import Glance, ending, find_all, look_around
-from pixart.data.pairs import ImageProblem, InTar, Pair, Problem, printable, read_file
+from pixart.data.layouts.texts import MAX_CAPTION_FILE
+from pixart.data.layouts.walk import Glance, ending, find_all, look_around, missing_parts
+from pixart.data.pairs import ImageProblem, InTar, Pair, Problem, key_hash, printable, read_file
 from pixart.errors import UsageError
 
 LOOKED_FOR = ".tar shards (tar)"
 _TEXTS = (".txt", ".caption", ".text")
 _SMALL = frozenset((*_TEXTS, ".json", ".cls"))
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_FILES = 32  # files of one sample; more are no sample
+WINDOW = 8  # samples whose files may be mixed with each other
+
+
+@dataclass
+class _Sample:
+    shard: str
+    name: str
+    files: list[Member] = field(default_factory=list)
+    too_many: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    @property
+    def images(self) -> list[Member]:
+        return [file for file in self.files if ending(file.name) in EXTENSIONS]
 
 
 @dataclass(frozen=True)
 class TarShards:
-    """`shards` are paths relative to `path`; their names stand in the keys."""
+    """`shards` are paths relative to `path`; their names stand in the keys. `packed` are compressed shards."""
 
     path: Path
     shards: tuple[str, ...]
+    columns: Columns
+    packed: tuple[str, ...] = ()
     name: str = "tar"
     single: bool = False
 
@@ -49,70 +69,75 @@ class TarShards:
 
     def read(self, notes: Notes) -> Iterator[Pair | Problem]:
         """Shard by shard, in the order of the members. A sample whose files lie in two shards is a problem."""
-        last: _Sample | None = None
+        last: _Sample | None = None  # of the shard before: its files may go on in this one
         for shard in self.shards:
-            seen = Seen()
+            seen: set[bytes] = set()
             first = True
-            for one in _samples(self.path / shard, shard):
+            for one in _samples(self.path / shard, shard, notes):
                 if isinstance(one, Problem):
                     yield one
                     continue
-                if last is not None and first and one.name == last.name and not (one.pictures and last.pictures):
+                if last is not None and first and one.name == last.name and not (one.images and last.images):
                     reason = f"The files of this sample lie in {last.shard} and in {shard}; put them into one shard."
-                    yield Problem(printable(last.key), "split-sample", reason)
+                    yield Problem(last.key, "split-sample", reason)
                     last, first = None, False
-                    seen.add(one.key)
+                    seen.add(key_hash(one.key))
                     continue
                 first = False
                 if last is not None:
-                    yield _finish(last, self.path, notes)
+                    yield _finish(last, self.path, self.columns)
                 last = one
-                if not seen.add(one.key):
-                    reason = "The shard has this sample twice, or its files do not follow each other."
-                    yield Problem(printable(one.key), "duplicate-sample", reason)
+                if key_hash(one.key) in seen:
+                    reason = "The shard has this sample twice, or its files lie far from each other."
+                    yield Problem(one.key, "duplicate-sample", reason)
                     last = None
+                seen.add(key_hash(one.key))
         if last is not None:
-            yield _finish(last, self.path, notes)
+            yield _finish(last, self.path, self.columns)
+        if not self.single:
+            yield from missing_parts(self.shards)
+            yield from self._missing()
+
+    def _missing(self) -> Iterator[Problem]:
+        """Shards that are compressed, or that an index (img2dataset's, webdataset's wids) names and that are gone."""
+        for name in self.packed:
+            yield Problem(name, "missing", "The shard is compressed; unpack it to a plain .tar.", lost=None)
+        for name in find_all(self.path, lambda folder, name: ending(name) == ".json"):
+            folder = os.path.dirname(name)
+            if name.endswith("_stats.json"):
+                shard = name.removesuffix("_stats.json") + ".tar"
+                counts = {shard: _json(self.path / name).get("successes")} if shard not in self.shards else {}
+            else:
+                listed = _json(self.path / name).get("shardlist")
+                rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+                named = {os.path.join(folder, str(row.get("url"))): row.get("nsamples") for row in rows}
+                counts = {shard: count for shard, count in named.items() if os.path.normpath(shard) not in self.shards}
+            for shard, count in counts.items():
+                if count != 0:
+                    lost = count if isinstance(count, int) and count > 0 else None
+                    yield Problem(shard, "missing", f"{printable(name)} names this shard, which is not there.", lost)
 
     def count_hint(self) -> int | None:
         """What img2dataset's `00000_stats.json` files say, where every shard has one."""
-        total = 0
-        for shard in self.shards:
-            stats = self.path / f"{shard.removesuffix('.tar')}_stats.json"
-            try:
-                total += int(json.loads(read_file(str(stats), limit=2**20))["successes"])
-            except (ImageProblem, ValueError, TypeError, KeyError, RecursionError):
-                return None
-        return total
+        counts = [
+            _json(self.path / f"{shard.removesuffix('.tar')}_stats.json").get("successes") for shard in self.shards
+        ]
+        return sum(counts) if all(isinstance(count, int) for count in counts) else None
 
 
-@dataclass
-class _Sample:
-    shard: str
-    name: str
-    files: list[Member]
-
-    @property
-    def key(self) -> str:
-        return f"{self.shard}/{self.name}"
-
-    @property
-    def pictures(self) -> list[Member]:
-        return [file for file in self.files if ending(file.name) in EXTENSIONS]
-
-
-def find(top: Glance) -> TarShards | None:
+def find(top: Glance, columns: Columns) -> TarShards | None:
     """Tar shards in a folder or its subfolders. Raises UsageError for compressed ones alone."""
     there = [f"{rel}/{name}" if rel else name for rel, here in look_around(top) for name in here.files]
+    packed = tuple(name for name in there if name.lower().endswith(_PACKED))
     if any(ending(name) == ".tar" for name in there):
-        return TarShards(top.path, tuple(find_all(top.path, lambda folder, name: ending(name) == ".tar")))
-    packed = [name for name in there if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))]
+        shards = find_all(top.path, lambda folder, name: ending(name) == ".tar")
+        return TarShards(top.path, tuple(shards), columns, packed)
     if packed:
         raise UsageError(f"{top.path / packed[0]} is compressed; unpack it to a plain .tar.")
     return None
 
 
-def brace_range(path: Path) -> TarShards | None:
+def brace_range(path: Path, columns: Columns) -> TarShards | None:
     """The shards of a range such as `{00000..00099}.tar`; None if `path` is not one. Raises UsageError."""
     matched = _RANGE.search(path.name)
     if matched is None:
@@ -125,55 +150,71 @@ def brace_range(path: Path) -> TarShards | None:
     missing = [name for name in names if not os.path.isfile(path.parent / name)]
     if missing:
         raise UsageError(f"{path}: {len(missing):,} of {len(names):,} shards are not there, such as {missing[0]}.")
-    return TarShards(path.parent, tuple(names), single=True)
+    return TarShards(path.parent, tuple(names), columns, single=True)
 
 
-def _samples(path: Path, shard: str) -> Iterator[_Sample | Problem]:
-    """Members that follow each other and share a key; problems of the tar itself come as they are met."""
-    sample: _Sample | None = None
-    too_many = False
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(read_file(str(path), limit=2**24))
+    except (ImageProblem, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _samples(path: Path, shard: str, notes: Notes) -> Iterator[_Sample | Problem]:
+    """The samples of a shard by their first member; problems of the tar itself come as they are met."""
+    begun: dict[str, _Sample] = {}
     for member in members(path, shard):
         if isinstance(member, Problem):
             yield member
             continue
         name = _sample_name(member.name)
+        kind = ending(member.name)
         if name is None:
             continue
-        if sample is None or sample.name != name:
-            if sample is not None:
-                yield sample
-            sample, too_many = _Sample(shard, name, []), False
-        if len(sample.files) < MAX_FILES:
+        if kind not in _SMALL and kind not in EXTENSIONS and kind not in UNREAD_EXTENSIONS:
+            notes.count(f"members that are not read, ending in {kind or 'nothing'}", f"{shard}/{member.name}")
+            continue
+        if name not in begun and len(begun) == WINDOW:
+            yield begun.pop(next(iter(begun)))
+        sample = begun.setdefault(name, _Sample(shard, name))
+        if any(member.name == other.name for other in sample.files):
+            reason = f"The shard has {printable(member.name)} twice; the first one counts."
+            yield Problem(sample.key, "duplicate-sample", reason, lost=int(kind not in _SMALL))
+        elif len(sample.files) < MAX_FILES:
             sample.files.append(member)
-        elif not too_many:
-            too_many = True
-            yield Problem(
-                printable(sample.key), "sample", f"More than {MAX_FILES} files share this name; the rest is not read."
-            )
-    if sample is not None:
-        yield sample
+        elif not sample.too_many:
+            sample.too_many = True
+            yield Problem(sample.key, "sample", f"More than {MAX_FILES} files share this name; the rest is not read.")
+    yield from begun.values()
 
 
 def _sample_name(name: str) -> str | None:
-    """`a/b.c.d` belongs to the sample `a/b`. Hidden files, such as macOS's `._b.jpg`, belong to none."""
+    """`a/b.c.jpg` belongs to the sample `a/b.c`, as do `a/b.c.txt` and `a/b.c.jpg.txt`; hidden files to none.
+
+    Names are compared in Unicode's composed form, because macOS writes them decomposed.
+    """
     folder, _, last = name.rpartition("/")
-    stem = last.split(".", 1)[0]
-    if not stem:
+    stem, kind = os.path.splitext(last)
+    if kind.lower() in _SMALL and ending(stem) in EXTENSIONS:
+        stem = os.path.splitext(stem)[0]
+    if last.startswith("."):
         return None
-    return f"{folder}/{stem}" if folder else stem
+    return unicodedata.normalize("NFC", f"{folder}/{stem}" if folder else stem)
 
 
-def _finish(sample: _Sample, root: Path, notes: Notes) -> Pair | Problem:
-    key = printable(sample.key)
-    pictures = sample.pictures
-    if not pictures:
+def _finish(sample: _Sample, root: Path, columns: Columns) -> Pair | Problem:
+    key = sample.key
+    images = sample.images
+    if not images:
         names = ", ".join(printable(file.name) for file in sample.files[:3])
         if any(ending(file.name) in UNREAD_EXTENSIONS for file in sample.files):
-            return Problem(key, "format", f"The picture has a format that is not read ({names}).")
-        return Problem(key, "no-image", f"There is no picture beside {names}.")
-    if len(pictures) > 1:
-        names = ", ".join(printable(picture.name) for picture in pictures[:3])
-        return Problem(key, "several-images", f"The sample has {len(pictures)} pictures ({names}), and one is needed.")
+            return Problem(key, "format", f"The image has a format that is not read ({names}).")
+        return Problem(key, "no-image", f"There is no image beside {names}.")
+    if len(images) > 1:
+        names = ", ".join(printable(image.name) for image in images[:3])
+        return Problem(key, "several-images", f"The sample has {len(images)} images ({names}), and one is needed.")
+    image = images[0]
     path = str(root / sample.shard)
     texts: list[object] = []
     about: dict = {}
@@ -181,9 +222,10 @@ def _finish(sample: _Sample, root: Path, notes: Notes) -> Pair | Problem:
     for file in sample.files:
         kind = ending(file.name)
         if kind not in _SMALL:
-            if file is not pictures[0]:
-                notes.count(f"members that are not read, ending in {kind or 'nothing'}", f"{sample.shard}/{file.name}")
             continue
+        own = os.path.splitext(file.name)[0]
+        if ending(own) in EXTENSIONS and unicodedata.normalize("NFC", own) != unicodedata.normalize("NFC", image.name):
+            return Problem(key, "same-stem", f"{printable(file.name)} belongs to another image than {image.name}.")
         try:
             data = read_file(path, offset=file.offset, length=file.length, limit=MAX_CAPTION_FILE)
         except ImageProblem as error:
@@ -203,18 +245,13 @@ def _finish(sample: _Sample, root: Path, notes: Notes) -> Pair | Problem:
                 return Problem(key, "row", f"{printable(file.name)} is not a JSON object.")
     if about.get("status", "success") != "success":
         return Problem(key, "download-failed", f"img2dataset says: {printable(str(about.get('error_message'))[:200])}.")
-    for name in ("caption", "text", "prompt"):
-        if about.get(name) not in (None, "") or (not texts and name in about):
-            texts.append(about[name])
-            break
-    captions, problem = gather(texts, sample.key)
+    found = roles(tuple(about), columns)
+    captions, problem = captions_of(about, found, key, texts)
     if problem is not None and problem.kind == "caption-missing":
         problem = Problem(key, "caption-missing", "The sample has no .txt, and no caption in its .json.")
-    if label is None and isinstance(about.get("label"), str | int):
-        label = str(about["label"])
-    picture = pictures[0]
+    if label is None and found.label and isinstance(about[found.label], str | int):
+        label = str(about[found.label]) or None
     return Pair(
-        key=sample.key, captions=captions, label=label,
-        image=InTar(path, picture.offset, picture.length, picture.name),
-        width=size(about.get("width")), height=size(about.get("height")), caption_problem=problem,
+        key=printable(key), captions=captions, label=label, image=InTar(path, image.offset, image.length, image.name),
+        width=size(about.get(found.width)), height=size(about.get(found.height)), caption_problem=problem,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """Caption texts as people write them: decoded, trimmed, and refused where they cannot be what was meant."""
 
+import codecs
+
 from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Problem, printable, read_file
 
 MAX_CAPTION = 50_000  # characters, some ten pages; text encoders read 120 to 300 tokens
@@ -9,8 +11,9 @@ MAX_CAPTION_FILE = 1024**2
 def as_caption(value: object, key: str, source: str = ORIGINAL) -> Caption | Problem:
     """`value` (text, UTF-8 bytes, or None) as a caption of the picture `key`, or why it is none.
 
-    A byte order mark and outer white space go, line ends become "\\n". Nothing is guessed: bytes that are not UTF-8 are
-    a problem, because read as Latin-1 they would be a wrong caption as often as a right one.
+    A byte order mark and outer white space go, line ends become "\\n". UTF-16 is read where a byte order mark names it
+    (as Windows writes "Unicode"). Nothing is guessed: other bytes that are not UTF-8 are a problem, because read as
+    Latin-1 they would be a wrong caption as often as a right one.
     """
     key = printable(key)
     if isinstance(value, Problem):  # the caption's file could not be read
@@ -19,7 +22,7 @@ def as_caption(value: object, key: str, source: str = ORIGINAL) -> Caption | Pro
         return Problem(key, "caption-missing", "There is no caption.")
     if isinstance(value, bytes):
         try:
-            value = value.decode("utf-8-sig")
+            value = value.decode("utf-16" if value[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
         except UnicodeDecodeError as error:
             reason = f"The caption is not UTF-8 (byte {error.start}); save it as UTF-8."
             return Problem(key, "caption-encoding", reason)

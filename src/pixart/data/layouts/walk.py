@@ -1,9 +1,10 @@
 """Goes through folders in an order that is always the same, past links that loop, pipes and what cannot be read."""
 
 import os
+import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def walk(root: Path, notes: Notes) -> Iterator[Folder | Problem]:
             with os.scandir(path) as entries:
                 found = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
         except OSError as error:
-            yield Problem(printable(rel or "."), "unreadable", f"The folder cannot be read: {error.strerror}.")
+            yield Problem(
+                printable(rel or "."), "unreadable", f"The folder cannot be read: {error.strerror}.", lost=None
+            )
             continue
         folders, files, problems = [], [], []
         for entry in found:
@@ -174,6 +177,19 @@ def find_all(root: Path, wanted: Callable[[Folder, str], bool]) -> list[str]:
     """Every file below `root` that is `wanted(folder, name)`, relative to it, in the order of `walk`."""
     folders = (one for one in walk(root, Notes()) if isinstance(one, Folder))
     return [folder.key(name) for folder in folders for name in folder.files if wanted(folder, name)]
+
+
+def missing_parts(files: Iterable[str]) -> list[Problem]:
+    """A problem for each set of shards called NAME-00000-of-00003 of which some are not there."""
+    sets: dict[tuple[str, str], set[str]] = {}
+    for name in files:
+        if matched := re.match(r"(.*)-(\d{5,})-of-(\d{5,})\b", name):
+            sets.setdefault((matched[1], matched[3]), set()).add(matched[2])
+    return [
+        Problem(f"{stem}-*-of-{total}", "missing", f"{len(found)} of {int(total)} shards are there.", lost=None)
+        for (stem, total), found in sets.items()
+        if len(found) < int(total)
+    ]
 
 
 def is_picture(name: str) -> bool:

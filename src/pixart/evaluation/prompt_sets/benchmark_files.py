@@ -106,7 +106,9 @@ def _json_lines(text: str, path: Path) -> Lines:
 
 
 def _table(text: str, path: Path, separator: str) -> Lines:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # A TSV file knows no quotation marks: those of PartiPrompts.tsv are part of its prompts.
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)
     try:
         names = next((row for row in rows if any(cell.strip() for cell in row)), None)
         if names is None:
