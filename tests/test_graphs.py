@@ -268,6 +268,17 @@ def test_convert_writes_the_graphs_and_says_how_near_the_engines_are(folder, cap
     assert main(["convert", str(folder), "--to", "onnx"]) == 0  # again, over the old ones
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [(["nowhere", "--to", "onnx"], 1, "nowhere"), ([".", "--to", "onyx"], 2, "onnx"), (["."], 2, "--to")],
+)
+def test_what_convert_cannot_do_is_refused(tmp_path, monkeypatch, capsys, arguments, code, named):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", *arguments]) == code
+    printed = capsys.readouterr()
+    assert named in printed.out + printed.err
+
+
 def test_graphs_that_fail_their_check_leave_the_old_ones(folder):
     write_graphs_into(folder)
     old = [(folder / name).read_bytes() for name in GRAPHS]

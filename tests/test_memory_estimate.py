@@ -101,8 +101,11 @@ def test_the_estimate_is_near_the_measured_peak(real_model, dtype, memory):
     command = [sys.executable, "-c", DRAW, str(real_model), dtype, json.dumps(memory), str(SIZE)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     found = estimate(open_model_folder(real_model), dtype, Memory(**memory), SIZE, SIZE)
-    assert measured["own"] <= (1 + TOLERANCE) * (found - PROGRAM)
-    assert measured["peak"] == pytest.approx(found - PROGRAM, rel=TOLERANCE), (measured, found - PROGRAM)
+    wanted = found - PROGRAM
+    assert measured["own"] <= (1 + TOLERANCE) * wanted
+    # The peak also counts pages of mapped weight files, as long as the system leaves them in memory.
+    mapped = max(path.stat().st_size for path in real_model.rglob("*.safetensors"))
+    assert (1 - TOLERANCE) * wanted <= measured["peak"] <= (1 + TOLERANCE) * wanted + mapped, (measured, wanted)
 
 
 def test_every_way_that_saves_needs_less_and_info_says_what_fits(real_model, capsys):
