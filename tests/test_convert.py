@@ -72,21 +72,22 @@ def test_what_cannot_be_converted_is_one_sentence_and_writes_nothing(tmp_path, f
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     good, heads = tmp_path / "good.safetensors", ("--num-heads", "2")
-    for arguments, code, words in (
-        ((tmp_path / "lacks.safetensors", tmp_path / "d", "--to", "diffusers", *heads), 1, "1 missing: t_block.1.bias"),
-        ((good, tmp_path / "taken", "--to", "diffusers", *heads), 2, "exists already"),
-        ((good, tmp_path / "d", "--to", "official", *heads), 2, "must end in .pth or .safetensors"),
-        ((good, "--to", "official"), 2, "Say what to write"),
-        ((good, tmp_path / "d", "--to", "onnx"), 2, "leave DEST out"),
-        ((tmp_path / "no", tmp_path / "d", "--to", "diffusers"), 1, "is not there"),
-        ((tmp_path / "empty", tmp_path / "d", "--to", "diffusers"), 1, "holds no transformer"),
-        ((folder, tmp_path / "d", "--to", "diffusers", *heads), 2, "are for official files"),
-        ((good, tmp_path / "d", "--to", "diffusers", *heads, "--parts", tmp_path / "empty"), 1, "model_index.json"),
-        ((good, tmp_path / "d", "--to", "reparameterized"), 1, "no class-conditional DiT"),
+    for code, *arguments in (
+        (1, tmp_path / "lacks.safetensors", tmp_path / "d", "--to", "diffusers", *heads),
+        (2, good, tmp_path / "taken", "--to", "diffusers", *heads),
+        (2, good, tmp_path / "d", "--to", "official", *heads),
+        (2, good, "--to", "official"),
+        (2, good, tmp_path / "d", "--to", "onnx"),
+        (2, good, tmp_path / "d"),
+        (1, tmp_path / "no", "--to", "onnx"),
+        (1, tmp_path / "no", tmp_path / "d", "--to", "diffusers"),
+        (1, tmp_path / "empty", tmp_path / "d", "--to", "diffusers"),
+        (2, folder, tmp_path / "d", "--to", "diffusers", *heads),
+        (1, good, tmp_path / "d", "--to", "diffusers", *heads, "--parts", tmp_path / "empty"),
+        (1, good, tmp_path / "d", "--to", "reparameterized"),
     ):
         assert convert(*arguments) == code, arguments
-        said = capsys.readouterr().err
-        assert words in said and said.count("\n") == 1, said
+        assert capsys.readouterr().err.count("\n") == 1, arguments
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -174,9 +175,9 @@ def test_a_dit_that_is_not_whole_is_named(tmp_path, diffusers_dit, capsys):
     whole = load_file(path)
     copy = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
     for changed, words in (
-        ({name: tensor for name, tensor in whole.items() if name != "proj_out_1.bias"}, "1 missing: proj_out_1.bias"),
-        (whole | {copy: torch.zeros_like(whole[copy])}, f"has {copy} unlike that of the first block"),
-        (whole | {"proj_out_1.bias": torch.full((64,), torch.inf)}, "NaN or infinity"),
+        ({name: tensor for name, tensor in whole.items() if name != "proj_out_1.bias"}, "proj_out_1.bias"),
+        (whole | {copy: torch.zeros_like(whole[copy])}, copy),
+        (whole | {"proj_out_1.bias": torch.full((64,), torch.inf)}, "final_layer"),
     ):
         save_file(changed, path)
         assert convert(folder, tmp_path / "d", "--to", "reparameterized") == 1

@@ -322,7 +322,7 @@ def test_models_that_graphs_do_not_know_are_refused(tmp_path, folder):
     transformer = json.loads((folder / "transformer" / "config.json").read_text())
     with pytest.raises(PixArtError, match="model_type = 'clip'"):
         build_text(folder, {"model_type": "clip"}, transformer)
-    with pytest.raises(PixArtError, match=r"no (floating-point )?tensor"):
+    with pytest.raises(PixArtError, match="scale_shift_table"):
         build_denoiser(folder, open_model_folder(folder).transformer | {"num_layers": 3})
 
 

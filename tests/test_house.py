@@ -108,9 +108,9 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
 
             assert tyro.cli(Caption, args=rest, config=config).path
         case ["data", "statistics", *rest]:
-            from pixart.data.statistics_command import StatisticsOptions
+            from pixart.commands.statistics import Statistics
 
-            assert tyro.cli(StatisticsOptions, args=rest, config=config).path
+            assert tyro.cli(Statistics, args=rest, config=config).path
         case ["train", "mine.toml"]:
             pass  # a file that the page shows
         case ["train", *rest]:

@@ -184,9 +184,9 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return extract(rest)
         case ["data", "statistics", *rest]:
-            from pixart.data.statistics_command import run as statistics
+            from pixart.commands.statistics import Statistics, statistics
 
-            return statistics(rest)
+            return run_command(Statistics, rest, "pixart data statistics", statistics)
         case ["data", "-h" | "--help"]:
             print(DATA_HELP)
             return 0

@@ -1,12 +1,15 @@
 """Weights as people have them: float8, whole training checkpoints, wrapped names; by the command line alone."""
 
 import argparse
+import datetime
 import json
 import os
 import random
 import resource
 import signal
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,12 +86,24 @@ def test_float8_files_are_read_as_their_numbers(folder, tmp_path, official, caps
     assert main(["generate", "a fox", "--model", str(made), *small, "--output", str(tmp_path / "a.png")]) == 0
 
 
-def test_a_diffusers_folder_with_a_float8_transformer_generates(folder, tmp_path, capsys):
-    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_a_diffusers_folder_with_a_float8_part_generates(folder, tmp_path, capsys, part):
+    weights = next((folder / part).glob("*.safetensors"))
     save_file(in_dtype(load_file(weights), torch.float8_e4m3fn), weights, {"format": "pt"})
-    assert "float8_e4m3fn" in facts(capsys, folder)["dtype"]
+    assert ("float8_e4m3fn" in facts(capsys, folder)["dtype"]) == (part == "transformer")
     small = ["--steps", "1", "--width", "64", "--height", "64", "--engine", "torch"]
     assert main(["generate", "a fox", "--model", str(folder), *small, "--output", str(tmp_path / "a.png")]) == 0
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_a_quantised_part_of_a_model_makes_no_image(folder, tmp_path, capsys, part, dtype):
+    weights = next((folder / part).glob("*.safetensors"))
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    small = ["--steps", "1", "--width", "64", "--height", "64", "--output", tmp_path / "a.png"]
+    for command in (["generate", "a fox", "--model", folder, *small], ["info", folder]):
+        assert str(weights) in one_sentence(capsys, *command)
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_not_a_number_in_float8_is_found(folder, tmp_path, official, capsys):
@@ -120,6 +135,15 @@ def beside_the_weights() -> dict:
         "loss": np.float32(0.5),
         "numpy_state": np.random.RandomState(0).get_state(),
         "random_state": random.Random(0).getstate(),
+        "counts": Counter(a=1),
+        "seen": {1, 2},
+        "more": SimpleNamespace(a=1),
+        "when": datetime.datetime(2024, 1, 1),
+        "took": datetime.timedelta(seconds=5),
+        "where": Path("runs/1"),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "shape": torch.Size([1, 2]),
         "torch_state": torch.get_rng_state(),
         "opt": {"state": {}, "param_groups": [{"lr": np.float64(1e-4)}]},
     }
@@ -154,6 +178,17 @@ def test_what_the_training_of_dit_writes_becomes_a_start(tmp_path, capsys, prefi
     options = ["--num-heads", HEADS, "--image-size", 256, "--text-dim", 16, "--to", "reparameterized"]
     assert main(["convert", str(tmp_path / "0000100.pt"), str(tmp_path / "start"), *map(str, options)]) == 0
     assert (tmp_path / "start").exists()
+
+
+def test_a_pickle_in_a_folder_is_opened_only_by_its_own_name(tmp_path, capsys):
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {"num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS, "num_layers": 1, "sample_size": 32}
+    model = DiTTransformer2DModel(**sizes, num_embeds_ada_norm=10)
+    model.save_pretrained(tmp_path / "dit", safe_serialization=False)
+    pickle = tmp_path / "dit" / "diffusion_pytorch_model.bin"
+    assert pickle.name in one_sentence(capsys, "info", tmp_path / "dit")
+    assert facts(capsys, pickle)["classes"] == 10
 
 
 class Unknown:
@@ -284,3 +319,45 @@ def test_damaged_weights_are_one_sentence(folder, tmp_path, official, capsys, da
     for command in (["info", source], ["convert", source, tmp_path / "made", "--to", "diffusers"]):
         assert str(source) in one_sentence(capsys, *command)
     assert not (tmp_path / "made").exists()
+
+
+LONG = "x" * 100_000
+FIRST = "x_embedder.proj.weight"
+ODD_STATES = {
+    "a block of a huge number": lambda s: s | {"blocks.999999999.attn.qkv.weight": s["blocks.0.attn.qkv.weight"]},
+    "a block of an endless number": lambda s: s | {f"blocks.{'9' * 5000}.attn.qkv.weight": s[FIRST]},
+    "numbers as names": lambda s: s | {1: s[FIRST]},
+    "a name of any length": lambda s: s | {LONG: s[FIRST]},
+    "a huge tensor of few bytes": lambda s: s | {FIRST: torch.zeros(1).expand(10**6, 10**6, 2, 2)},
+    "a huge grid of few bytes": lambda s: s | {"pos_embed": torch.zeros(1).expand(1, 10**12, 32)},
+    "sparse": lambda s: s | {"final_layer.linear.weight": s["final_layer.linear.weight"].to_sparse()},
+    "quantised": lambda s: s | {
+        "final_layer.linear.weight": torch.quantize_per_tensor(s["final_layer.linear.weight"], 0.1, 0, torch.qint8)
+    },
+    "without storage": lambda s: s | {"final_layer.linear.weight": s["final_layer.linear.weight"].to("meta")},
+    "text": lambda s: s | {"final_layer.linear.weight": "none"},
+    "only one": lambda s: {FIRST: s[FIRST]},
+    "none": lambda s: {},
+    "a list": lambda s: list(s.values()),
+    "a tensor": lambda s: s[FIRST],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD_STATES)
+@pytest.mark.parametrize("to", ["official", "reparameterized"])
+def test_state_dicts_that_no_network_has_are_one_sentence(folder, tmp_path, official, capsys, kind, to):
+    torch.save({"state_dict": ODD_STATES[kind](official)}, tmp_path / "a.pth")
+    options = ["--num-heads", heads(folder)]
+    for command in (["info", tmp_path / "a.pth"], ["convert", tmp_path / "a.pth", tmp_path / "b.pth", "--to", to]):
+        assert len(one_sentence(capsys, *command, *options)) < 3000
+    assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize("option", ["--image-size", "--num-heads"])
+@pytest.mark.parametrize("value", ["0", "-8", "1000000000000", "1e30"])
+def test_absurd_options_are_one_sentence(tmp_path, official, capsys, option, value):
+    save_file({name: tensor for name, tensor in official.items() if name != "pos_embed"}, tmp_path / "a.safetensors")
+    one_sentence(capsys, "info", tmp_path / "a.safetensors", option, value)
+    command = ["convert", tmp_path / "a.safetensors", tmp_path / "b.pth", "--to", "official"]
+    one_sentence(capsys, *command, option, value)
+    assert not (tmp_path / "b.pth").exists()

@@ -9,7 +9,6 @@ from pixart.checkpoints.diffusers import official_shapes, read_config
 from pixart.checkpoints.dit import is_dit, read_dit
 from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, open_model_folder
-from pixart.checkpoints.official import NUM_HEADS
 from pixart.checkpoints.sources import read_source, transformer_folder
 from pixart.errors import PixArtError
 from pixart.files import read_json_object
@@ -42,7 +41,7 @@ def describe(
         return _of_configs(hub_id, path, missing), None
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
     if is_dit(path):
-        return _dit(path, **(given | {"num_heads": num_heads or NUM_HEADS})), None
+        return _dit(path, **given), None
     checkpoint = read_source(path, **given)
     caption = checkpoint.null_caption
     facts: dict[str, Any] = {

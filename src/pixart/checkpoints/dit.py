@@ -10,11 +10,20 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.checkpoints.diffusers import MAX_SIZE, NOT_TRAINED
-from pixart.checkpoints.official import FIRST, POSITIONS, Checkpoint, dims, read_states, without_prefix
+from pixart.checkpoints.diffusers import MAX_SIZE, NOT_TRAINED, WEIGHTS_NAME
+from pixart.checkpoints.official import (
+    FIRST,
+    NUM_HEADS,
+    POSITIONS,
+    Checkpoint,
+    check_sizes,
+    count_blocks,
+    dims,
+    read_states,
+    without_prefix,
+)
 from pixart.checkpoints.tensors import (
     check_tensors,
-    is_pickle,
     read_pickle,
     read_safetensors,
     refuse_not_finite,
@@ -30,7 +39,6 @@ if TYPE_CHECKING:
 
     from pixart.model.dit import DiT
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 TABLE = "y_embedder.embedding_table.weight"
 EMBEDDERS = "norm1.emb."
 LAYERS = {
@@ -51,21 +59,30 @@ BLOCK_LAYERS = {
 
 def is_dit(source: Path) -> bool:
     """Whether this is a class-conditional DiT, by its tensors' names or its config; False for what cannot be read."""
+    folder = _diffusers_folder(source)
+    if folder is None:
+        return any(name.endswith(TABLE) for name in read_states(source)["state_dict"])
+    try:
+        return read_json_object(folder / "config.json").get("norm_type") == "ada_norm_zero"
+    except PixArtError:
+        return False
+
+
+def _diffusers_folder(source: Path) -> Path | None:
+    """The folder with config.json of a `source` in Diffusers' layout: a folder, or the weights file in one."""
     if source.is_dir():
-        folder = source / "transformer" if (source / "transformer").is_dir() else source
-        try:
-            return read_json_object(folder / "config.json").get("norm_type") == "ada_norm_zero"
-        except PixArtError:
-            return False
-    return any(name.endswith(TABLE) for name in read_states(source)["state_dict"])
+        return source / "transformer" if (source / "transformer").is_dir() else source
+    named = source.name.startswith("diffusion_pytorch_model.") and (source.parent / "config.json").is_file()
+    return source.parent if named else None
 
 
-def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None) -> "DiT":
+def read_dit(source: Path, *, num_heads: int | None, ema: bool, image_size: int | None) -> "DiT":
     """Read a DiT, in fp32, from a file in its own layout or a folder of Diffusers.
 
     Args:
-        source: the file; or the folder with config.json and the weights, or one that has it as `transformer/`.
-        num_heads: for a file, whose shapes do not tell; a folder's config does.
+        source: the file; or the folder with config.json and the weights, or one that has it as `transformer/`. A
+            pickle in such a folder is opened only where it is `source` itself.
+        num_heads: for a file, whose shapes do not tell (None: 16); a folder's config does.
         ema: of a training checkpoint of DiT's own, the moving average.
         image_size: for a file without `pos_embed`: side in pixels of the images it was trained on.
 
@@ -76,9 +93,12 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
 
     from pixart.model.dit import DiT, DiTConfig
 
-    if source.is_dir():
-        folder = source / "transformer" if (source / "transformer").is_dir() else source
-        state, num_heads, sample_size, where = _from_diffusers(folder)
+    check_sizes(num_heads, image_size)
+    num_heads = NUM_HEADS if num_heads is None else num_heads
+    folder = _diffusers_folder(source)
+    if folder is not None:
+        where = str(source if source.is_file() else folder / WEIGHTS_NAME)
+        state, num_heads, sample_size = _from_diffusers(folder, Path(where))
     else:
         states, where = read_states(source), str(source)
         if ema and "state_dict_ema" not in states:
@@ -102,7 +122,7 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
             in_channels=in_channels,
             out_channels=dims(state, "final_layer.linear.weight", 2, source)[0] // patch_size**2,
             width=width,
-            depth=_depth(state, "blocks"),
+            depth=count_blocks(state, "blocks", source),
             num_heads=num_heads,
             patch_size=patch_size,
             mlp_ratio=dims(state, "blocks.0.mlp.fc1.weight", 2, source)[0] // width,
@@ -118,8 +138,8 @@ def read_dit(source: Path, *, num_heads: int, ema: bool, image_size: int | None)
     return model.eval()
 
 
-def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, str]":
-    """State by DiT's own names, heads, sample size, and the weights file, of a `DiTTransformer2DModel`."""
+def _from_diffusers(folder: Path, path: Path) -> "tuple[dict[str, torch.Tensor], int, int]":
+    """State by DiT's own names, heads and sample size, of a `DiTTransformer2DModel` with the weights file `path`."""
     import torch
 
     settings = read_json_object(folder / "config.json")
@@ -132,17 +152,13 @@ def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, s
             f"{folder / 'config.json'} needs num_attention_heads and sample_size, numbers from 1 to {MAX_SIZE}."
         )
     num_heads, sample_size = sizes
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise PixArtError(
-            f"{folder / WEIGHTS[0]} is missing; copy the whole folder again. Of a hub id no pickle is fetched: "
-            "download its .bin yourself, and give the folder."
-        )
-    path = found[0]
-    given = read_pickle(path) if path.suffix == ".bin" and is_pickle(path) else read_safetensors(path)
-    given = widened(given)
+    if not path.is_file():
+        pickles = sorted(folder.glob("*.bin"))
+        also = f" {pickles[0]} is a pickle, which is opened only if you give that file itself." if pickles else ""
+        raise PixArtError(f"{path} is missing; copy or download it.{also}")
+    given = widened(read_pickle(path) if path.suffix == ".bin" else read_safetensors(path))
     given.pop(NOT_TRAINED, None)
-    depth = _depth(given, "transformer_blocks")
+    depth = count_blocks(given, "transformer_blocks", path)
     layers = dict(LAYERS)
     for i in range(depth):
         layers |= {f"blocks.{i}.{ours}": [f"transformer_blocks.{i}.{n}" for n in t] for ours, t in BLOCK_LAYERS.items()}
@@ -156,11 +172,7 @@ def _from_diffusers(folder: Path) -> "tuple[dict[str, torch.Tensor], int, int, s
             raise PixArtError(f"{path} has {name} unlike that of the first block; DiT has one for all blocks.")
     check_tensors({name: [] for name in given if name not in copies}, {name: [] for name in sorted(taken)}, str(path))
     state = {ours: torch.cat([given[name] for name in theirs]) for ours, theirs in names.items()}
-    return state, num_heads, sample_size, str(path)
-
-
-def _depth(state: "dict[str, torch.Tensor]", blocks: str) -> int:
-    return 1 + max((int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d+)\.", name))), default=0)
+    return state, num_heads, sample_size
 
 
 def reparameterized(

@@ -27,7 +27,7 @@ from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
-from pixart.checkpoints.weight_files import read_object, stored_tensors, weight_files
+from pixart.checkpoints.weight_files import read_object, refuse_quantised, stored_tensors, weight_files
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
@@ -276,6 +276,7 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
     check_tokenizer(folder / "tokenizer")
     parts = [part for part in WEIGHTS if part != "transformer" or checkpoint is None]
     weights = [file for part in parts for file in weight_files(folder / part, WEIGHTS[part])]
+    refuse_quantised(weights)
     vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     native = transformer["sample_size"] * vae_factor
     styles = folder / "styles.json"

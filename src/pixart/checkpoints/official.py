@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.checkpoints.diffusers import NULL_CAPTION, official_shapes
+from pixart.checkpoints.diffusers import MAX_LAYERS, MAX_SIZE, NULL_CAPTION, official_shapes
 from pixart.checkpoints.tensors import (
     check_tensors,
     dtypes,
@@ -20,11 +20,13 @@ from pixart.checkpoints.tensors import (
     read_pickle,
     read_safetensors,
     refuse_not_finite,
+    refuse_not_floats,
     save_tensors,
     shapes,
     widened,
     writing,
 )
+from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def read_official(
         PixArtError: the file is missing, damaged, or holds another network; lists missing, extra and misshapen tensors.
         UsageError: `num_heads` or `image_size` does not fit, or is needed; or there is no moving average.
     """
+    check_sizes(num_heads, image_size)
     states = read_states(path)
     if ema and "state_dict_ema" not in states:
         raise UsageError(f"{path} holds no moving average (state_dict_ema); leave --ema out.")
@@ -113,9 +116,14 @@ def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
     found = {names[name]: value for name, value in loaded.items() if name in names and isinstance(value, dict)}
     found.setdefault("state_dict", found.get("state_dict_ema", loaded))
     for state in found.values():
-        other = [str(name) for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
+        other = [
+            shortened(str(name), 100)
+            for name, tensor in state.items()
+            if not (isinstance(name, str) and isinstance(tensor, torch.Tensor))
+        ]
         if other or not state:
-            raise PixArtError(f"{path} holds no state dict: {', '.join(other[:3]) or 'nothing'} is not a tensor.")
+            raise PixArtError(f"{path} holds no state dict: {', '.join(other[:3]) or 'nothing'} is not a named tensor.")
+        refuse_not_floats(state, str(path))
     return found
 
 
@@ -195,12 +203,12 @@ def _infer(
             "--to reparameterized"
         )
     width, in_channels, patch_size = dims(state, "x_embedder.proj.weight", 4, path)[:3]
-    depth = 1 + max((int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    depth = count_blocks(state, "blocks", path)
     patches = dims(state, "final_layer.linear.weight", 2, path)[0]
     compressing = {
         int(match[1]): tensor.shape[-1]
         for name, tensor in state.items()
-        if (match := re.fullmatch(r"blocks\.(\d+)\.attn\.sr\.weight", name))
+        if (match := re.fullmatch(r"blocks\.(\d{1,3})\.attn\.sr\.weight", name))
     }
     if len(set(compressing.values())) > 1:
         raise PixArtError(f"{path} compresses keys and values by several factors: {sorted(set(compressing.values()))}.")
@@ -224,6 +232,22 @@ def _infer(
         )
     except UsageError as error:
         raise UsageError(f"{path}: {error} Give the number of heads with --num-heads.") from None
+
+
+def count_blocks(state: "dict[str, torch.Tensor]", blocks: str, path: Path) -> int:
+    """How many blocks the names count, as `blocks`.0 and so on; a network is built from it, so it has a limit."""
+    numbered = re.compile(rf"{blocks}\.(\d{{1,9}})\.")
+    count = 1 + max((int(match[1]) for name in state if (match := numbered.match(name))), default=0)
+    if count > MAX_LAYERS:
+        raise PixArtError(f"{path} has a tensor of block {count - 1}; no network has more than {MAX_LAYERS} blocks.")
+    return count
+
+
+def check_sizes(num_heads: int | None, image_size: int | None) -> None:
+    """UsageError for sizes that no network has. Lets None pass."""
+    for name, value, most in (("--num-heads", num_heads, MAX_SIZE), ("--image-size", image_size, 8 * MAX_SIZE)):
+        if value is not None and not 1 <= value <= most:
+            raise UsageError(f"{name} is {value}; give a number from 1 to {most:,}.")
 
 
 def dims(state: "dict[str, torch.Tensor]", name: str, count: int, path: Path) -> tuple[int, ...]:

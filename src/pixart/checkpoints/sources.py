@@ -37,8 +37,9 @@ def read_source(
         UsageError: an option is given that the source says itself.
     """
     if not source.is_dir():
-        return read_official(source, num_heads=num_heads or NUM_HEADS, ema=ema, image_size=image_size)
-    if num_heads or ema or image_size:
+        heads = NUM_HEADS if num_heads is None else num_heads
+        return read_official(source, num_heads=heads, ema=ema, image_size=image_size)
+    if ema or num_heads is not None or image_size is not None:
         raise UsageError("--num-heads, --ema and --image-size are for official files; a folder says its own sizes.")
     folder = transformer_folder(source)
     if folder is None:

@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import datetime
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from pixart.config import shortened
 from pixart.errors import PixArtError
 from pixart.files import open_regular, replacing
 
@@ -47,7 +50,7 @@ def read_pickle(path: Path) -> dict:
     """What `torch.save` wrote, tensors and plain values only: no code of the file is run.
 
     Besides what torch allows by itself, the plain values that trainers keep beside their weights are read: an
-    `argparse.Namespace`, numpy numbers and arrays (states of random number generators), paths.
+    `argparse.Namespace`, numpy numbers and arrays (states of random number generators), paths, times.
 
     Raises:
         PixArtError: the file is damaged, or holds other objects than those.
@@ -89,7 +92,8 @@ def _plain_types() -> list:
     ]
     paths = [(PurePosixPath, "pathlib.PosixPath"), (PureWindowsPath, "pathlib.WindowsPath")]
     text = [(_latin1, "_codecs.encode")]
-    return [argparse.Namespace, np.ndarray, np.dtype, *dtypes, *by_name, *paths, *text]
+    plain = [argparse.Namespace, SimpleNamespace, datetime.datetime, datetime.timedelta, datetime.timezone]
+    return [*plain, np.ndarray, np.dtype, *dtypes, *by_name, *paths, *text]
 
 
 def _numpy_scalar(dtype: "np.dtype", data: bytes) -> object:
@@ -147,15 +151,25 @@ def writing(path: Path) -> Iterator[Path]:
 
 def refuse_not_floats(state: "dict[str, torch.Tensor]", where: str) -> None:
     """PixArtError naming the tensors of `where` that are no dense floating-point numbers, such as quantised weights."""
+    wrong = {name: kind for name, tensor in state.items() if (kind := _other_kind(tensor)) is not None}
+    if wrong:
+        raise PixArtError(
+            f"{where} holds {len(wrong)} of {len(state)} tensors that are {', '.join(sorted(set(wrong.values())))} "
+            f"({_some(list(wrong))}); pixart reads float8, float16, bfloat16 and float32, so give the checkpoint as it "
+            "was trained."
+        )
+
+
+def _other_kind(tensor: "torch.Tensor") -> str | None:
+    """What a tensor is that is no dense array of floating-point numbers; None if it is one."""
     import torch
 
-    other = [name for name, tensor in state.items() if not tensor.is_floating_point() or tensor.layout != torch.strided]
-    if other:
-        kinds = ", ".join(sorted({str(state[name].dtype).removeprefix("torch.") for name in other}))
-        raise PixArtError(
-            f"{where} holds {len(other)} of {len(state)} tensors in {kinds} ({_some(other)}); pixart reads float8, "
-            "float16, bfloat16 and float32, so give the checkpoint before it was quantised."
-        )
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return "sparse" if tensor.layout != torch.strided else "without numbers"
+    if not tensor.is_floating_point():
+        return str(tensor.dtype).removeprefix("torch.")
+    # A view in a pickle may repeat its few bytes to any size.
+    return "larger than their bytes" if tensor.untyped_storage().nbytes() < tensor.nbytes else None
 
 
 def refuse_not_finite(state: "dict[str, torch.Tensor]", where: str) -> None:
@@ -191,7 +205,7 @@ def check_tensors(found: dict[str, list[int]], expected: dict[str, list[int]], w
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     misshapen = [
-        f"{name} is {found[name]} instead of {shape}"
+        f"{shortened(name, 100)} is {found[name]} instead of {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -209,4 +223,4 @@ def shapes(state: "dict[str, torch.Tensor]") -> dict[str, list[int]]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(shortened(name, 100) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -13,6 +13,8 @@ DTYPE_NAMES = {
     "F64": "float64",
 }  # fmt: skip
 
+READABLE = (*DTYPE_NAMES, "I64", "I32")
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a model folder; PixArtError naming the file if there is none."""
@@ -66,6 +68,21 @@ def stored_tensors(path: Path) -> dict[str, dict[str, Any]]:
         raise PixArtError(
             f"The model folder is damaged: {path} is not a whole safetensors file ({why}); copy it again."
         ) from None
+
+
+def refuse_quantised(paths: Iterable[Path]) -> None:
+    """PixArtError naming the safetensors file with weights in another form than floating-point numbers.
+
+    Loaded as numbers, quantised weights would sample noise. Indices, which text encoders keep, are integers.
+    """
+    for path in paths:
+        wrong = {name: entry["dtype"] for name, entry in stored_tensors(path).items() if entry["dtype"] not in READABLE}
+        if wrong:
+            name, dtype = next(iter(wrong.items()))
+            raise PixArtError(
+                f"{path} holds {len(wrong)} tensors in another form than floating-point numbers ({name}: {dtype}); "
+                "give the weights as they were before they were quantised."
+            )
 
 
 def stored_dtypes(paths: Iterable[Path]) -> tuple[str, ...]:

@@ -73,8 +73,6 @@ def convert(options: Convert) -> int:
         return _to_fast(Path(options.source), options.dest)
     if options.dest.exists():
         raise UsageError(f"{options.dest} exists already; give a new name.")
-    if options.num_heads is not None and options.num_heads < 1:
-        raise UsageError(f"--num-heads {options.num_heads} must be at least 1.")
     complete = options.to == "diffusers" and options.parts is None
     source = resolve(options.source, "model" if complete else "transformer")
     if not source.exists():
@@ -129,13 +127,11 @@ def _to_folder(options: Convert, source: Path) -> None:
 
 def _from_dit(options: Convert, source: Path) -> "Checkpoint":
     from pixart.checkpoints.dit import read_dit, reparameterized
-    from pixart.checkpoints.official import NUM_HEADS
 
     if not 0 <= options.timestep <= 1000 or options.text_dim < 1:
         raise UsageError("--timestep must be from 0 to 1000, and --text-dim at least 1.")
-    heads = options.num_heads or NUM_HEADS
     return reparameterized(
-        read_dit(source, num_heads=heads, ema=options.ema, image_size=options.image_size),
+        read_dit(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size),
         text_dim=options.text_dim,
         timestep=options.timestep,
         class_free=options.class_free,

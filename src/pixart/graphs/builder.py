@@ -85,8 +85,12 @@ class Graph:
         if key in self._weights:
             return self._weights[key]
         start, header = self._header(file)
-        if tensor not in header or header[tensor]["dtype"] not in FLOATS:
-            raise PixArtError(f"{self.folder / self._place(file)} has no floating-point tensor {tensor}.")
+        dtype = header[tensor]["dtype"] if tensor in header else None
+        if dtype not in FLOATS:
+            holds = "lacks" if dtype is None else f"holds, as {dtype},"
+            raise PixArtError(
+                f"{self.folder / self._place(file)} {holds} {tensor}; graphs need it in {' or '.join(sorted(FLOATS))}."
+            )
         entry = header[tensor]
         kind = FLOATS[entry["dtype"]]
         first, end = entry["data_offsets"]
