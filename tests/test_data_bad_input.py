@@ -13,7 +13,7 @@ import pytest
 from reader_data import COLOURS, colour_of, jsonl, kinds, picture, put, read, tar, texts
 
 from pixart.data.dataset import open_dataset
-from pixart.data.layouts.tar import Member, members
+from pixart.data.layouts.tars import Member, members
 from pixart.data.pairs import ImageProblem, InFile, InTable, InTar, Problem, printable, read_bytes
 from pixart.errors import PixArtError, UsageError
 

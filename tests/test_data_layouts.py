@@ -134,7 +134,7 @@ def test_class_folders(tmp_path, split):
     put(tmp_path, {f"{split}n02/deeper/1.JPEG": picture("green", format="JPEG")})
     dataset = open_dataset(tmp_path)
     pairs, problems = read(dataset)
-    assert (dataset.layout_name, problems) == ("class-folders", [])
+    assert (dataset.found.name, problems) == ("class-folders", [])
     assert {colour_of(pair): pair.label for pair in pairs.values()} == {"red": "n01", "green": "n02"}
 
 
@@ -189,7 +189,7 @@ def test_tables_with_paths(tmp_path, kind):
         dataset = open_dataset(path)
         pairs, problems = read(dataset)
         check_three(pairs)
-        assert (dataset.layout_name, problems, list(pairs)) == ("table", [], [row[0] for row in rows])
+        assert (dataset.found.name, problems, list(pairs)) == ("table", [], [row[0] for row in rows])
 
 
 def test_quoted_cells_and_semicolons(tmp_path):
@@ -328,7 +328,7 @@ def test_pixarts_interndata_layout(tmp_path, images, partition):
     )
     dataset = open_dataset(tmp_path / "InternData")
     pairs, problems = read(dataset)
-    assert (dataset.layout_name, problems, len(pairs)) == ("interndata", [], 3)
+    assert (dataset.found.name, problems, len(pairs)) == ("interndata", [], 3)
     for pair in pairs.values():
         assert texts(pair)[0] == f"a {colour_of(pair)} square"
     assert [[c.source for c in pair.captions] for pair in pairs.values()] == [["original"]] + 2 * [

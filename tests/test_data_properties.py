@@ -18,7 +18,7 @@ from reader_data import COLOURS, colour_of, kinds, picture, put, read, tar, text
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.images import open_image
 from pixart.data.layouts import lines
-from pixart.data.layouts.tar import Member, members
+from pixart.data.layouts.tars import Member, members
 from pixart.data.layouts.texts import as_caption
 from pixart.data.pairs import Caption, ImageProblem, InFile, Pair, Problem, printable, read_bytes
 from pixart.errors import PixArtError
