@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixart.buckets import (
+    CROPS,
     OFFICIAL_SIZES,
     Bucket,
     bucket_table,
     computed_table,
     cover,
+    fit,
     kept_share,
     official_table,
     square_table,
 )
 from pixart.data.bucket_batches import EpochBatches, WeightedBatches, in_order
-from pixart.data.buckets import CROPS, fit
 from pixart.data.dropped import check_dropped
 from pixart.errors import PixArtError, UsageError
 
@@ -42,7 +43,7 @@ def stock_tables() -> dict[int, dict[str, list[float]]]:
 
 @pytest.mark.parametrize("base_size", OFFICIAL_SIZES)
 def test_the_tables_for_drawing_are_those_of_diffusers(base_size):
-    ours = [(b.ratio, [b.height, b.width]) for b in official_table(base_size, drawing=True).buckets]
+    ours = [(b.ratio, [b.height, b.width]) for b in official_table(base_size, sampling=True).buckets]
     assert ours == [(float(key), size) for key, size in stock_tables()[base_size].items()]
 
 
@@ -58,7 +59,7 @@ def test_the_tables_for_training_have_40_buckets_in_the_proportions_of_2048(base
 def test_the_nearest_bucket_is_the_one_that_diffusers_takes(height, width, base_size):
     from diffusers.image_processor import PixArtImageProcessor
 
-    table = official_table(base_size, drawing=True)
+    table = official_table(base_size, sampling=True)
     bucket = table.buckets[table.nearest(height, width)]
     stock = PixArtImageProcessor.classify_height_width_bin(height, width, stock_tables()[base_size])
     assert (bucket.height, bucket.width) == stock

@@ -80,9 +80,10 @@ def check(
 
     from pixart.pipeline.again import differences, find_model, request_of, runtime_of, with_threads
     from pixart.pipeline.cutout import cut_out
-    from pixart.pipeline.image_files import on_white, pixel_hash, read_record
+    from pixart.pipeline.image_files import pixel_hash, read_record
     from pixart.pipeline.networks import load_networks
     from pixart.pipeline.pipeline import Pipeline
+    from pixart.pixels import on_white
     from pixart.progress import Progress
 
     texts = read_texts(path)

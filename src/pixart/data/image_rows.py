@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, kept_share, square_table
-from pixart.data.buckets import fit
+from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, fit, kept_share, square_table
 from pixart.data.dataset import open_dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.images import open_image

@@ -54,7 +54,7 @@ def has_captions(first: list[Folder]) -> bool:
 
 
 def find_classes(path: Path, first: list[Folder], columns: Columns) -> Layout | None:
-    """Class folders at `path`: at least two folders with images, or folders of splits with such, and no images above."""
+    """Class folders at `path`: two folders of images or more, perhaps in folders of splits, and none above."""
     top = first[0].folders
     depth = int(bool(top) and all(name.lower() in SPLITS for name in top))
     parts = [folder.rel.split("/") if folder.rel else [] for folder in first if any(map(is_image, folder.files))]

@@ -76,7 +76,7 @@ def walk(root: Path, notes: Notes) -> Iterator[Folder | Problem]:
 
 
 def _kind(entry: os.DirEntry, real_root: str, entered: set[tuple[int, int]]) -> tuple[str, str]:
-    """"file", "folder", or the kind of a problem and its reason."""
+    """ "file", "folder", or the kind of a problem and its reason."""
     if not is_unicode(entry.name):
         return "name-encoding", "The file name is not UTF-8; rename it."
     if entry.is_file(follow_symlinks=False):  # known from the folder, without a look at the file
