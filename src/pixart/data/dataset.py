@@ -14,7 +14,7 @@ from pathlib import Path
 from pixart.data.layouts import folders, tables, tars
 from pixart.data.layouts.layout import Columns, Layout, Notes
 from pixart.data.layouts.walk import ending, first_folders
-from pixart.data.pairs import Pair, Problem, kind_of_file, printable
+from pixart.data.pairs import Pair, Problem, printable
 from pixart.data.written_captions import WrittenCaptions
 from pixart.errors import PixArtError, UsageError
 
@@ -102,7 +102,7 @@ def open_dataset(
     if stat.S_ISDIR(mode):
         return Dataset(path, _in_folder(path, layout, columns))
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} is a {kind_of_file(mode)}; give a folder or a file.")
+        raise UsageError(f"{path} is a pipe, socket or device; give a folder or a file.")
     return Dataset(path, _one_file(path, columns))
 
 

@@ -135,7 +135,7 @@ def _run(options: ExtractOptions) -> int:
     elif is_url(options.path) or is_url(options.dest):
         raise UsageError("Places in the cloud are read and written on Ray: add --ray local, or a cluster's address.")
     if is_url(options.path):
-        dataset = cloud.open_cloud(options.path, cluster, cloud.Columns(**columns))
+        dataset = cloud.open_cloud(options.path, cluster, cloud.Columns(options.image_column, options.caption_column))
     else:
         dataset = open_dataset(Path(options.path), layout=options.layout, image_root=options.image_root, **columns)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pixart.data.layouts.layout import Columns
 from pixart.data.layouts.lines import Row
 from pixart.data.layouts.rows import IMAGE_COLUMNS, locate
-from pixart.data.pairs import MAX_IMAGE_BYTES, ImageProblem, InTable, Problem, printable, read_file
+from pixart.data.pairs import MAX_IMAGE_BYTES, ImageProblem, InTable, Problem, open_regular, printable, read_file
+from pixart.data.storage import is_url
 from pixart.errors import PixArtError
 
 if TYPE_CHECKING:
@@ -105,8 +106,10 @@ def read_cell(place: InTable) -> bytes:
     import pyarrow as pa
 
     try:
-        changed = os.stat(place.path).st_mtime_ns
+        changed = 0 if is_url(place.path) else os.stat(place.path).st_mtime_ns
         value = _column(place.path, changed, place.group, place.column)[place.row].as_py()
+    except ImageProblem:
+        raise
     except FileNotFoundError:
         raise ImageProblem("missing", f"{name} is not there.") from None
     except (pa.ArrowException, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
@@ -150,7 +153,8 @@ def _column(path: str, changed: int, group: int, column: str) -> "pyarrow.Chunke
 
     if _is_arrow(path):
         return _arrow(path)[group].column(column)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    source = open_regular(path)[0] if is_url(path) else path
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
         return file.read_row_group(group, columns=[column]).column(column)
 
 

@@ -28,7 +28,6 @@ from pixart.data.pairs import (
     Pair,
     Problem,
     key_hash,
-    kind_of_file,
     printable,
 )
 from pixart.errors import UsageError
@@ -215,6 +214,6 @@ def locate(value: object, folder: Path, root: Path) -> tuple[str, str]:
         except OSError as error:
             raise ImageProblem("unreadable", f"{shown} cannot be reached: {error.strerror}.") from None
         if not stat.S_ISREG(mode):
-            raise ImageProblem("not-a-file", f"{shown} is a {kind_of_file(mode)}, not a file.")
+            raise ImageProblem("not-a-file", f"{shown} is a folder, pipe or device, not a file.")
         return path[len(base) :], path
     raise ImageProblem("missing", f"{shown} is not there.")

@@ -23,14 +23,13 @@ from pixart.data.layouts.lines import Row, count_lines, csv_header, csv_rows, js
 from pixart.data.layouts.rows import check_columns, pairs_of_rows, roles
 from pixart.data.layouts.texts import read_caption_file
 from pixart.data.layouts.walk import Folder, ending, find_files, is_image, missing_parts
-from pixart.data.pairs import Pair, Problem, key_hash, printable
-from pixart.errors import PixArtError, UsageError
-from pixart.files import read_json_object
+from pixart.data.pairs import Pair, Problem, key_hash
+from pixart.errors import UsageError
 
 JSON_LINES, CSV, BINARY = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".parquet", ".arrow")
 ENDINGS = (*JSON_LINES, *CSV, *BINARY)
 IMAGEFOLDER_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
-SHARD = re.compile(r".*-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet|\d+\.parquet")
+SHARD = re.compile(r".*-\d{5}-of-\d{5}(-[0-9a-f]+)?\.(parquet|arrow)|\d+\.parquet|dataset\.arrow")
 SAM_ENDINGS = (".jpg", "", ".png", ".jpeg", ".webp")  # a line is a name without its ending, as in PixArt's lists
 
 
@@ -121,43 +120,18 @@ def find_imagefolder(path: Path, first: list[Folder], columns: Columns) -> Layou
 
 
 def find_hub_folder(path: Path, first: list[Folder], columns: Columns) -> Layout | None:
-    """A dataset folder of Hugging Face at `path`, or None."""
-    top = first[0]
-    if "dataset_dict.json" in top.files:
-        splits = read_json_object(path / "dataset_dict.json").get("splits")
-        if not isinstance(splits, list) or not all(split in top.folders for split in splits):
-            raise PixArtError(f"{path / 'dataset_dict.json'} names splits that are not there.")
-        files = [f"{split}/{name}" for split in splits for name in _saved(path / split)]
-    elif {"dataset_info.json", "state.json"} <= set(top.files):
-        files = _saved(path)
-    else:
-        return _find_parquet(path, first, columns)
-    if not files:
-        raise PixArtError(f"{path} was written by save_to_disk but has no .arrow files.")
-    _check(path / files[0], columns)
-    return _layout("huggingface", "Hugging Face dataset folder (save_to_disk)", path, files, columns)
+    """A dataset folder of Hugging Face at `path`: Parquet shards, or what `save_to_disk` wrote."""
 
-
-def _saved(folder: Path) -> list[str]:
-    """The .arrow files in the order of state.json."""
-    files = read_json_object(folder / "state.json").get("_data_files", [])
-    names = [str(one.get("filename")) for one in files if isinstance(one, dict)] if isinstance(files, list) else []
-    for name in names:
-        if os.path.basename(name) != name or not os.path.isfile(folder / name):
-            raise PixArtError(f"{folder / 'state.json'} names {printable(name)}, which is not there.")
-    return names
-
-
-def _find_parquet(path: Path, first: list[Folder], columns: Columns) -> Layout | None:
     def is_shard(folder: Folder, name: str) -> bool:
-        return SHARD.fullmatch(name) is not None and (folder.rel != "" or "-of-" in name)
+        marked = folder.rel != "" or "-of-" in name or "state.json" in folder.files
+        return bool(SHARD.fullmatch(name)) and marked and not _beside_shard(name, folder.files)
 
     if not any(is_shard(folder, name) for folder in first for name in folder.files):
         return None
-    files = find_files(path, lambda folder, name: is_shard(folder, name) and not _beside_shard(name, folder.files))
-    if not files or not _has_images(path / files[0], columns):
+    files = find_files(path, is_shard)
+    if not _has_images(path / files[0], columns):
         return None
-    return _layout("huggingface", "Hugging Face dataset folder (Parquet shards)", path, files, columns)
+    return _layout("huggingface", "Hugging Face dataset folder", path, files, columns)
 
 
 def find_tables(path: Path, first: list[Folder], columns: Columns) -> Layout | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
 from pixart.data.layouts.layout import Notes
-from pixart.data.pairs import Problem, kind_of_file
+from pixart.data.pairs import Problem
 
 FIRST_FOLDERS, FIRST_NAMES = 400, 1_000_000  # by which a layout is recognised
 
@@ -88,7 +88,7 @@ def _kind(entry: os.DirEntry, real_root: str, entered: set[tuple[int, int]]) -> 
     if stat.S_ISREG(about.st_mode):
         return "file", ""
     if not stat.S_ISDIR(about.st_mode):
-        return "not-a-file", f"It is a {kind_of_file(about.st_mode)}, not a file."
+        return "not-a-file", "It is a pipe, socket or device, not a file."
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
         if os.path.commonpath((target, real_root)) in (target, real_root):
