@@ -23,7 +23,7 @@ class ImageRows:
     """All images of a data set that can be read, with their captions.
 
     Each is opened once, in the beginning, so that a damaged one is found before training. `sizes` (N, 2) height and
-    width; `weights` (N,) how often each is drawn, relative to the others; `fingerprint` changes with any image or
+    width; `weights` (N,) how often each is trained on, relative to the others; `fingerprint` changes with any image or
     caption.
     """
 

@@ -173,7 +173,7 @@ def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: i
 
 
 def open_regular(path: str) -> tuple[BinaryIO, int]:
-    """A regular file or one in the cloud, opened, and its size. Raises ImageProblem (missing, unreadable, not-a-file)."""
+    """A regular file, or one in the cloud, and its size. Raises ImageProblem (missing, unreadable, not-a-file)."""
     name = path.rpartition("/")[2]
     try:
         if is_url(path):
