@@ -76,7 +76,7 @@ def test_the_emoji_data_set_with_its_splits(tmp_path):
     assert len(pairs) == 19
     pair = pairs["train/red-circle-flat.png"]
     assert texts(pair) == ["red circle, flat", "a red circle in flat style", "flat picture of a red circle on white"]
-    assert {caption.source for caption in pair.captions} == {"metadata"}
+    assert {caption.source for caption in pair.captions} == {"original"}
     assert pair.extra["style"] == "flat"
     assert pair.extra["skin_tone"] is None
     assert colour_of(pair) == "white"

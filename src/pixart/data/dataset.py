@@ -18,16 +18,18 @@ from pixart.data.pairs import Pair, Problem, printable
 from pixart.data.written_captions import WrittenCaptions
 from pixart.errors import PixArtError, UsageError
 
-LAYOUTS = (
-    "imagefolder", "sidecars", "images", "tar", "table", "class-folders", "sam", "interndata", "huggingface",
-)  # fmt: skip
+FINDERS = {
+    "imagefolder": tables.find_imagefolder,
+    "sidecars": folders.find_images,
+    "images": folders.find_images,
+    "tar": tars.find,
+    "table": tables.find_tables,
+    "class-folders": folders.find_classes,
+    "sam": tables.find_pixart,
+    "interndata": tables.find_pixart,
+    "huggingface": tables.find_hub_folder,
+}
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
-_LOOKED_FOR = (
-    "metadata.jsonl, metadata.csv or metadata.parquet beside images (imagefolder); a Hugging Face dataset folder "
-    "(huggingface); CSV, TSV, JSON Lines or Parquet files with a column of images (table); images with .txt or "
-    ".caption files of the same name (sidecars), or alone (images); .tar shards (tar); a folder of images for each "
-    "class (class-folders); PixArt's partition folder (sam, interndata)"
-)
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ def open_dataset(
 ) -> Dataset:
     """Recognise the data set at `path`: a folder, a file, or a brace range of shards such as `{00000..00099}.tar`.
 
-    `layout` is one of LAYOUTS and chooses where more than one fits. `image_column` and `caption_column` name columns
+    `layout` is one of FINDERS and chooses where more than one fits. `image_column` and `caption_column` name columns
     (or JSON keys) that are not called as usual. Paths in manifests are taken from the manifest's folder and must stay
     inside the data set; `image_root` sets another folder for both.
 
     Raises UsageError if there is nothing at `path`, if no layout fits (it says what was looked for) or if several do.
     """
-    if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"There is no layout {layout!r}; choose among {', '.join(LAYOUTS)}.")
+    if layout is not None and layout not in FINDERS:
+        raise UsageError(f"There is no layout {layout!r}; choose among {', '.join(FINDERS)}.")
     path = Path(os.path.abspath(path))
     if image_root is not None and not os.path.isdir(image_root):
         raise UsageError(f"There is no folder {image_root} for the images.")
@@ -109,26 +111,15 @@ def open_dataset(
 def _in_folder(path: Path, layout: str | None, columns: Columns) -> Layout:
     """The one layout that fits, or the one that was asked for."""
     first = first_folders(path)
-    finders = {
-        "huggingface": tables.find_hub_folder,
-        "sam": tables.find_pixart,
-        "interndata": tables.find_pixart,
-        "tar": tars.find,
-        "imagefolder": tables.find_imagefolder,
-        "table": tables.find_tables,
-        "class-folders": folders.find_classes,
-        "sidecars": folders.find_images,
-        "images": folders.find_images,
-    }
     if layout is not None:
-        chosen = finders[layout](path, first, columns)
+        chosen = FINDERS[layout](path, first, columns)
         if chosen is None or (layout in ("sam", "interndata") and chosen.name != layout):
-            raise UsageError(f"{path} does not look like {layout}; looked for {_LOOKED_FOR}.")
+            raise UsageError(f"{path} does not look like {layout}; docs/data.md describes the layouts.")
         return chosen
     for name in ("huggingface", "sam"):  # these two have marks that nothing else has
-        if special := finders[name](path, first, columns):
+        if special := FINDERS[name](path, first, columns):
             return special
-    fitting = [one for name in ("tar", "imagefolder", "table") if (one := finders[name](path, first, columns))]
+    fitting = [one for name in ("tar", "imagefolder", "table") if (one := FINDERS[name](path, first, columns))]
     images = folders.find_images(path, first, columns)
     if images and folders.has_captions(first):
         fitting.append(images)
@@ -137,7 +128,8 @@ def _in_folder(path: Path, layout: str | None, columns: Columns) -> Layout:
         classes = folders.find_classes(path, first, columns)
         fitting = [one for one in (classes, images if not classes or images.name == "sidecars" else None) if one]
     if not fitting:
-        raise UsageError(f"{path} holds no data set that is known: looked for {_LOOKED_FOR}.")
+        looked_for = "a manifest or table, a Hugging Face data set, tar shards, and images with or without captions"
+        raise UsageError(f"{path} holds no data set: looked for {looked_for} (docs/data.md describes the layouts).")
     if len(fitting) > 1:
         titles = " and ".join(f"{one.title} (layout {one.name})" for one in fitting)
         raise UsageError(f"{path} could be {titles}; choose with --layout.")

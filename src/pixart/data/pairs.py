@@ -16,7 +16,6 @@ from pixart.data.storage import Folder, is_url
 from pixart.errors import PixArtError
 
 ORIGINAL = "original"  # the source of captions that the data set came with
-METADATA = "metadata"  # the source of captions written from what is known about an image
 MAX_IMAGE_BYTES = 512 * 1024**2  # a larger file is not read: no decoder here takes one within its pixel limit
 
 
@@ -35,7 +34,7 @@ class ImageProblem(PixArtError):
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """`text` is not empty, has no NUL and no outer spaces; `source` is ORIGINAL, METADATA or a captioner's name."""
+    """`text` is not empty, has no NUL and no outer spaces; `source` is ORIGINAL or a captioner's name."""
 
     text: str
     source: str

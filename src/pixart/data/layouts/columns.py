@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pixart.data.layouts.layout import Columns
 from pixart.data.layouts.lines import Row
-from pixart.data.layouts.rows import IMAGE_COLUMNS, locate
+from pixart.data.layouts.rows import IMAGE_COLUMNS, locate, roles
 from pixart.data.pairs import MAX_IMAGE_BYTES, ImageProblem, InTable, Problem, open_regular, printable, read_file
 from pixart.data.storage import is_url
 from pixart.errors import PixArtError
@@ -51,7 +51,13 @@ class Table:
         import pyarrow as pa
 
         held = self.image_column(columns)
-        names = [field.name for field in self.schema if not _holds_bytes(field.type)]
+        found = roles(tuple(self.schema.names), columns)
+        lists = (found.image, found.dense, *found.captions)  # of others, such as embeddings, nothing is wanted
+        names = [
+            field.name
+            for field in self.schema
+            if not _holds_bytes(field.type) and (field.name in lists or not pa.types.is_nested(field.type))
+        ]
         classes = {name: one["names"] for name, one in self._features().items() if isinstance(one.get("names"), list)}
         number = 0
         for group, size in enumerate(self.groups):

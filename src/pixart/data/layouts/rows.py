@@ -18,8 +18,6 @@ from pixart.data.layouts.lines import Row
 from pixart.data.layouts.texts import gather
 from pixart.data.layouts.walk import is_unicode
 from pixart.data.pairs import (
-    METADATA,
-    ORIGINAL,
     Caption,
     ImageProblem,
     InFile,
@@ -94,17 +92,15 @@ def pair_of(
     """The pair of an image and its row, the same for every layout; `texts` are those of its caption files.
 
     A column may hold a text or a list of texts. Captions of the column sharegpt4v have that model as their source.
-    Emoji metadata, which is what a row with base_concept and captions is, has the source METADATA.
     """
     values = [*texts, *(one for name in found.captions for one in _listed(row.get(name)))]
     if len(values) > 1:  # one empty column does not matter beside another that has a caption
         values = [value for value in values if value not in (None, "", b"")] or values[:1]
-    source = METADATA if "base_concept" in row and "captions" in row else ORIGINAL
-    captions, problem = gather(values, key, source)
+    captions, problem = gather(values, key)
     if found.dense:
         captions = _joined(captions, gather(_listed(row.get(found.dense)), key, DENSE)[0])
     value = row.get(found.label) if found.label else None
-    if label is None and isinstance(value, str | int):
+    if label is None and isinstance(value, str | int | float):
         label = str(value) or None
     used = (found.image, found.dense, found.width, found.height, found.label, *found.captions)
     extra = {

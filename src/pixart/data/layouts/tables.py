@@ -75,7 +75,7 @@ def _sam_rows(path: Path, name: str) -> Iterator[Row]:
     """Of a list of names, the images in ../images and the captions in ../captions."""
     folder = path.parent.parent
     for number, line in text_lines(path):
-        if line and "\0" not in line:
+        if line:
             there = [end for end in SAM_ENDINGS if os.path.exists(folder / "images" / (line + end))]
             file = line + (there[0] if there else SAM_ENDINGS[0])
             text = folder / "captions" / (os.path.splitext(file)[0] + ".txt")
