@@ -3,6 +3,7 @@
 `assignment` is (N,) integers everywhere: the bucket of each image.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ class EpochBatches:
         self.members = _members(assignment, batch_size)
         self.batch_size, self.seed = batch_size, seed
         self.count = sum(len(indices) for indices in self.members.values())
-        self._orders: dict[int, dict[int, np.ndarray]] = {}
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def steps_before(self, epoch: int) -> int:
@@ -60,13 +61,8 @@ class EpochBatches:
 
     def epoch_of(self, step: int) -> int:
         """The epoch that a step is in."""
-        low, high = 0, 1
-        while self.steps_before(high) <= step:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.steps_before(middle) <= step else (low, middle)
-        return low
+        most = (step + len(self.members)) * self.batch_size // self.count + 2
+        return bisect.bisect_right(range(most), step, key=self.steps_before) - 1
 
     def __call__(self, step: int) -> Batch:
         if step < 0:
@@ -91,20 +87,21 @@ class EpochBatches:
 
     def _stream(self, bucket: int, start: int) -> np.ndarray:
         """Images start to start + batch_size of a bucket's stream."""
-        size = len(self.members[bucket])
-        passes, places = np.divmod(np.arange(start, start + self.batch_size), size)
-        kept = self._orders.setdefault(bucket, {})
-        needed = {int(number) for number in np.unique(passes)}
-        for number in [number for number in kept if number < min(needed) - 1 or number > max(needed) + 1]:
-            del kept[number]
+        passes, places = np.divmod(np.arange(start, start + self.batch_size), len(self.members[bucket]))
         out = np.empty(self.batch_size, dtype=np.int64)
-        for number in needed:
-            if number not in kept:
-                rng = np.random.default_rng([self.seed, 0, bucket, number])
-                kept[number] = rng.permutation(self.members[bucket])
+        for number in np.unique(passes).tolist():
             here = passes == number
-            out[here] = kept[number][places[here]]
+            out[here] = self._order(bucket, number)[places[here]]
         return out
+
+    def _order(self, bucket: int, number: int) -> np.ndarray:
+        """The images of a bucket in the order of a pass; those of neighbouring passes are kept, which saves time."""
+        if (bucket, number) not in self._orders:
+            for far in [key for key in self._orders if key[0] == bucket and abs(key[1] - number) > 1]:
+                del self._orders[far]
+            rng = np.random.default_rng([self.seed, 0, bucket, number])
+            self._orders[bucket, number] = rng.permutation(self.members[bucket])
+        return self._orders[bucket, number]
 
 
 class WeightedBatches:
