@@ -22,7 +22,7 @@ from pixart.data.layouts.layout import Columns, Layout, Notes
 from pixart.data.layouts.lines import Row, count_lines, csv_header, csv_rows, json_lines, json_list, text_lines
 from pixart.data.layouts.rows import check_columns, pairs_of_rows, roles
 from pixart.data.layouts.texts import read_caption_file
-from pixart.data.layouts.walk import Folder, ending, find_files, is_image, missing_parts
+from pixart.data.layouts.walk import Folder, ending, find_files, first_folders, is_image, missing_parts
 from pixart.data.pairs import Pair, Problem, key_hash
 from pixart.errors import UsageError
 
@@ -54,9 +54,9 @@ def read(
     if whole:
         yield from missing_parts(files)
     if images is None and all(os.path.basename(name) in IMAGEFOLDER_NAMES for name in files):
-        folders = tuple(os.path.dirname(name) + "/" for name in files)
+        folders = tuple(f"{os.path.dirname(name)}/".lstrip("/") for name in files)
         for key in find_files(path, lambda folder, name: is_image(name)):
-            if ("/" + key).startswith(tuple(f if f == "/" else "/" + f for f in folders)) and key_hash(key) not in seen:
+            if key.startswith(folders) and key_hash(key) not in seen:
                 notes.count("images that no row names", key)
 
 
@@ -112,7 +112,7 @@ def find_imagefolder(path: Path, first: list[Folder], columns: Columns) -> Layou
             raise UsageError(f"{where} has {' and '.join(there)}; give the one to read, such as {one}.")
     if not any(name in IMAGEFOLDER_NAMES for folder in first for name in folder.files):
         return None
-    files = find_files(path, lambda folder, name: name in IMAGEFOLDER_NAMES)
+    files = list(find_files(path, lambda folder, name: name in IMAGEFOLDER_NAMES))
     for name in files:
         _check(path / name, columns)
     title = f"imagefolder with {files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
@@ -128,7 +128,7 @@ def find_hub_folder(path: Path, first: list[Folder], columns: Columns) -> Layout
 
     if not any(is_shard(folder, name) for folder in first for name in folder.files):
         return None
-    files = find_files(path, is_shard)
+    files = list(find_files(path, is_shard))
     if not _has_images(path / files[0], columns):
         return None
     return _layout("huggingface", "Hugging Face dataset folder", path, files, columns)
@@ -147,17 +147,16 @@ def find_tables(path: Path, first: list[Folder], columns: Columns) -> Layout | N
 
 def find_pixart(path: Path, first: list[Folder], columns: Columns) -> Layout | None:
     """PixArt's own layouts at `path`. Its code puts the images of InternData into InternImgs beside it."""
-    for partition in ("partition", "partition_filter"):
-        for folder in first:
-            lists = [folder.key(name) for name in folder.files if folder.rel == partition and name.endswith(".json")]
-            texts = [folder.key(name) for name in folder.files if folder.rel == partition and name.endswith(".txt")]
-            if lists:
-                places = (path / "InternImgs", path.parent / "InternImgs", path / "images")
-                images = columns.root or next((place for place in places if os.path.isdir(place)), path)
-                title = f"PixArt's InternData layout, images in {images.name}"
-                return _layout("interndata", title, path, lists, columns, images=images)
-            if texts and "images" in first[0].folders:
-                return _layout("sam", "PixArt's SAM layout", path, texts, replace(columns, root=None))
+    for partition in sorted({"partition", "partition_filter"} & set(first[0].folders)):
+        names = first_folders(path / partition)[0].files
+        lists, texts = ([f"{partition}/{n}" for n in names if n.endswith(end)] for end in (".json", ".txt"))
+        if lists:
+            places = (path / "InternImgs", path.parent / "InternImgs", path / "images")
+            images = columns.root or next((place for place in places if os.path.isdir(place)), path)
+            title = f"PixArt's InternData layout, images in {images.name}"
+            return _layout("interndata", title, path, lists, columns, images=images)
+        if texts and "images" in first[0].folders:
+            return _layout("sam", "PixArt's SAM layout", path, texts, replace(columns, root=None))
     return None
 
 

@@ -238,7 +238,8 @@ def find(path: Path, first: list[Folder], columns: Columns) -> Layout | None:
     """Tar shards in a folder or its subfolders. Raises UsageError for compressed ones alone."""
     there = [folder.key(name) for folder in first for name in folder.files]
     if any(ending(name) == ".tar" for name in there):
-        return layout(path, find_files(path, lambda folder, name: ending(name) == ".tar"), columns, whole=True)
+        shards = list(find_files(path, lambda folder, name: ending(name) == ".tar"))
+        return layout(path, shards, columns, whole=True)
     if packed := [name for name in there if name.lower().endswith(PACKED)]:
         raise UsageError(f"{path / packed[0]} is compressed; unpack it to a plain .tar.")
     return None

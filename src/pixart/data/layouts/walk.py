@@ -3,15 +3,17 @@
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
 from pixart.data.layouts.layout import Notes
 from pixart.data.pairs import Problem
 
-FIRST_FOLDERS, FIRST_NAMES = 400, 1_000_000  # by which a layout is recognised
+FIRST_FOLDERS, FIRST_NAMES = 400, 10_000  # by which a layout is recognised: folders, and names in each
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,23 @@ def is_unicode(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def walk(root: Path, notes: Notes) -> Iterator[Folder | Problem]:
+def walk(root: Path, notes: Notes, *, brief: bool = False) -> Iterator[Folder | Problem]:
     """Every folder under `root`, each with its files, then its subfolders by name. Hidden ones are passed over.
+
+    With `brief`, the nearest folders come first, and of those below `root` only some names.
 
     A linked folder is entered if it lies outside `root` and has not been entered before; otherwise it loops, or will be
     read under its own name. Images that are no regular files are problems, other such files are counted in `notes`.
     """
     real_root = os.path.realpath(root)
     entered: set[tuple[int, int]] = set()
-    waiting = [(str(root), "")]
+    waiting = deque([(str(root), "")])
     while waiting:
-        folder = Folder(*waiting.pop(), [], [])
+        folder = Folder(*(waiting.popleft() if brief else waiting.pop()), [], [])
         try:
             with os.scandir(folder.path) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                some = islice(entries, FIRST_NAMES if brief and folder.rel else None)
+                found = sorted(some, key=lambda entry: entry.name)
         except OSError as error:
             reason = f"The folder cannot be read: {error.strerror}."
             yield Problem(folder.rel or ".", "unreadable", reason, lost=None)
@@ -72,7 +77,8 @@ def walk(root: Path, notes: Notes) -> Iterator[Folder | Problem]:
             else:
                 notes.count(f"entries that are no files ({kind})", folder.key(entry.name))
         yield folder
-        waiting.extend((os.path.join(folder.path, name), folder.key(name)) for name in reversed(folder.folders))
+        below = [(os.path.join(folder.path, name), folder.key(name)) for name in folder.folders]
+        waiting.extend(below if brief else reversed(below))
 
 
 def _kind(entry: os.DirEntry, real_root: str, entered: set[tuple[int, int]]) -> tuple[str, str]:
@@ -100,22 +106,16 @@ def _kind(entry: os.DirEntry, real_root: str, entered: set[tuple[int, int]]) -> 
 
 
 def first_folders(root: Path) -> list[Folder]:
-    """As much of a data set as its layout is recognised by: the folder itself, then folders below it."""
-    found = [Folder(str(root), "", [], [])]  # if it cannot be read
-    names = 0
+    """What a data set is recognised by: the folder itself, then those nearest to it."""
+    folders = (one for one in walk(root, Notes(), brief=True) if isinstance(one, Folder))
+    return list(islice(folders, FIRST_FOLDERS)) or [Folder(str(root), "", [], [])]
+
+
+def find_files(root: Path, wanted: Callable[[Folder, str], bool]) -> Iterator[str]:
+    """Every file below `root` that is `wanted(folder, name)`, relative to it, in the order of `walk`."""
     for folder in walk(root, Notes()):
         if isinstance(folder, Folder):
-            found = [*found, folder] if folder.rel else [folder]
-            names += len(folder.files)
-        if len(found) >= FIRST_FOLDERS or names >= FIRST_NAMES:
-            break
-    return found
-
-
-def find_files(root: Path, wanted: Callable[[Folder, str], bool]) -> list[str]:
-    """Every file below `root` that is `wanted(folder, name)`, relative to it, in the order of `walk`."""
-    folders = (one for one in walk(root, Notes()) if isinstance(one, Folder))
-    return [folder.key(name) for folder in folders for name in folder.files if wanted(folder, name)]
+            yield from (folder.key(name) for name in folder.files if wanted(folder, name))
 
 
 def missing_parts(files: Iterable[str]) -> list[Problem]:
