@@ -123,8 +123,9 @@ def find_hub_folder(path: Path, first: list[Folder], columns: Columns) -> Layout
     """A dataset folder of Hugging Face at `path`: Parquet shards, or what `save_to_disk` wrote."""
 
     def is_shard(folder: Folder, name: str) -> bool:
-        marked = folder.rel != "" or "-of-" in name or "state.json" in folder.files
-        return bool(SHARD.fullmatch(name)) and marked and not _beside_shard(name, folder.files)
+        if not SHARD.fullmatch(name) or _beside_shard(name, folder.files):
+            return False
+        return folder.rel != "" or "-of-" in name or "state.json" in folder.files
 
     if not any(is_shard(folder, name) for folder in first for name in folder.files):
         return None

@@ -40,7 +40,7 @@ def is_image(name: str) -> bool:
 
 def is_unicode(name: str) -> bool:
     """Whether a name is Unicode; bytes of a file name that are not reach Python as surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
 
 def walk(root: Path, notes: Notes, *, brief: bool = False) -> Iterator[Folder | Problem]:
