@@ -146,7 +146,7 @@ def read_bytes(location: Location) -> bytes:
         case InTar(path, offset, length):
             return read_file(path, offset=offset, length=length)
         case InTable():
-            from pixart.data.layouts.columns import read_cell
+            from pixart.data.layouts.parquet import read_cell
 
             return read_cell(location)
 
