@@ -9,6 +9,7 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reader_data import COLOURS, colour_of, image, jsonl, kinds, put, read, tar, texts
 
@@ -450,6 +451,16 @@ def test_headers_that_claim_too_much_are_not_believed(tmp_path):
     assert (list(pairs), kinds(problems)) == (["a.tar/one"], {"a.tar": "after-end"})
     put(tmp_path, {"a.tar": b"not a tar file at all" * 100})
     assert kinds(read(tmp_path / "a.tar")[1]) == {"a.tar": "damaged-tar"}
+
+
+def test_a_loss_of_unknown_size_stops_training_on_pixels(tmp_path):
+    from pixart.data.image_rows import ImageRows
+
+    whole = tar(good("one", "red"))
+    put(tmp_path, {"a.tar": whole + whole})
+    with pytest.raises(PixArtError):
+        ImageRows(tmp_path, allow_dropped=0.9)
+    assert ImageRows(tmp_path, allow_dropped=1).keys(np.arange(1)) == ["a.tar/one"]
 
 
 def test_many_tiny_members_do_not_fill_the_memory(tmp_path):

@@ -14,7 +14,7 @@ from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, fit, kept_share,
 from pixart.data.dataset import open_dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.images import open_image
-from pixart.data.pairs import ImageProblem, Pair, Problem, printable, read_bytes
+from pixart.data.pairs import ImageProblem, Pair, Problem, key_hash, printable, read_bytes
 from pixart.errors import PixArtError
 from pixart.runtime.device import threads
 
@@ -59,7 +59,12 @@ class ImageRows:
             sizes.append(size)
             digest.update(json.dumps([pair.key, [c.text for c in pair.captions], detail]).encode() + b"\n")
         check_dropped(
-            len(dropped), len(pairs) + len(lost), allowed=allow_dropped, examples=dropped, flag="--TASK.allow-dropped"
+            len(dropped),
+            len(pairs) + len(lost),
+            allowed=allow_dropped,
+            examples=dropped,
+            unknown=[f"{problem.key}: {problem.reason}" for problem in lost if problem.lost is None],
+            flag="--TASK.allow-dropped",
         )
         self.sizes, self.fingerprint = np.array(sizes), digest.hexdigest()
         self.weights = np.array([pair.repeats for pair in self.pairs], dtype=np.float64)
@@ -74,8 +79,7 @@ class ImageRows:
 
     def split(self, validation: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and to validate on: `validation` of them, a tenth at most, chosen by their keys."""
-        hashes = [hashlib.blake2b(p.key.encode("utf-8", "surrogatepass"), digest_size=8).digest() for p in self.pairs]
-        order = np.argsort(np.array(hashes), kind="stable")
+        order = np.argsort(np.array([key_hash(pair.key) for pair in self.pairs]), kind="stable")
         count = min(validation, len(self) // 10)
         return np.sort(order[count:]), np.sort(order[:count])
 

@@ -153,7 +153,7 @@ def read_bytes(location: Location) -> bytes:
 
 def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: int = MAX_IMAGE_BYTES) -> bytes:
     """`length` bytes of a file from `offset`, or all of it; never more than `limit`. Raises ImageProblem."""
-    name = path.rpartition("/")[2]
+    name = os.path.basename(path)
     file, size = open_regular(path)
     with file:
         length = size if length is None else length
@@ -173,7 +173,7 @@ def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: i
 
 def open_regular(path: str) -> tuple[BinaryIO, int]:
     """A regular file, or one in the cloud, and its size. Raises ImageProblem (missing, unreadable, not-a-file)."""
-    name = path.rpartition("/")[2]
+    name = os.path.basename(path)
     try:
         if is_url(path):
             filesystem, place = Folder(path).filesystem()

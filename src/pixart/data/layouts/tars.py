@@ -26,6 +26,7 @@ from pixart.errors import UsageError
 
 TEXTS = (".txt", ".caption", ".text")
 SMALL = frozenset((*TEXTS, ".json", ".cls"))
+READ = SMALL | EXTENSIONS | UNREAD_EXTENSIONS
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_HEADER = 64 * 1024  # bytes of a long name or a PAX header; a name has at most 4096
@@ -128,7 +129,7 @@ def read(path: Path, shards: tuple[str, ...], columns: Columns, whole: bool, not
             kind = ending(member.name)
             if os.path.basename(member.name).startswith("."):
                 continue
-            if kind not in SMALL | EXTENSIONS | UNREAD_EXTENSIONS:
+            if kind not in READ:
                 notes.count(f"members that are not read, ending in {kind or 'nothing'}", f"{shard}/{member.name}")
                 continue
             name = _sample_name(member.name)
