@@ -170,10 +170,10 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return run_export(rest)
         case ["data", "check", *rest]:
-            from pixart.data.check.command import run
+            from pixart.commands.check import Check, check
 
             with quiet_libraries():
-                return run(rest)
+                return run_command(Check, rest, "pixart data check", check)
         case ["data", "caption", *rest]:
             from pixart.commands.caption import Caption, caption
 
