@@ -252,7 +252,7 @@ def rows_of(features: Path, **settings) -> LatentRows:
 def test_dropped_captions_become_the_empty_prompt_and_the_others_stay(features):
     store = open_features(features)
     chosen = np.flatnonzero(store.bucket == store.bucket[0])[:8]
-    null = store.null_text.float()
+    null = store.unconditional.float()
     for dropout, expected in ((0.0, 0), (1.0, len(chosen))):
         batch = rows_of(features, dropout=dropout).read(store, chosen, RowStreams(0, 0, range(len(chosen))))
         empty = [

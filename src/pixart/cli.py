@@ -179,10 +179,10 @@ def _dispatch(arguments: list[str]) -> int:
 
             return run_command(Caption, rest, "pixart data caption", caption)
         case ["data", "extract", *rest]:
-            from pixart.data.extract_command import run as extract
+            from pixart.commands.extract import Extract, extract
 
             with quiet_libraries():
-                return extract(rest)
+                return run_command(Extract, rest, "pixart data extract", extract)
         case ["data", "statistics", *rest]:
             from pixart.commands.statistics import Statistics, statistics
 

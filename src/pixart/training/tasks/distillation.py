@@ -72,7 +72,7 @@ class Distillation:
         store = self.rows.open(recipe.phases[-1])
         store.check(text_encoder=self.folder.path / "text_encoder")
         network = load_denoiser(self.folder).to(device)
-        self.guided = Teacher(network, store.null_text, self.folder.scheduler, self)
+        self.guided = Teacher(network, store.unconditional, self.folder.scheduler, self)
         self.identity = weights_hash(self.folder.transformer_folder)
         self.validated = self.rows.validation_batches(recipe.phases[-1])[:1]
         self.sampler = self._sampler() if recipe.samples.prompts else None

@@ -2,27 +2,32 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from pixart.config import run_command, shown
+from pixart.commands.check import DEFAULT_MODEL, longest_caption
+from pixart.commands.dataset_options import DatasetOptions
+from pixart.config import shown
 from pixart.data.dropped import ALLOWED
+from pixart.data.storage import is_url
+from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError
-from pixart.files import read_json_object
+from pixart.progress import Progress
+from pixart.runtime.device import choose_device, find_devices
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
-BY_MACHINE = ("precision", "encoded_pixels", "threads")
+if TYPE_CHECKING:
+    from pixart.data.extract import Account
 
 
 @dataclass(frozen=True)
-class ExtractOptions:
+class Extract:
     """Encode the images and captions of a data set into a folder that training reads through a memory map.
 
     Stopped or killed, the same command goes on where it was. Features that were made from other data, by other
-    encoders or with other settings are refused, with what differs. Under torchrun each process takes its part.
+    encoders or with other settings are refused, with what differs.
     """
 
     path: Annotated[str, arg(metavar="PATH")]
@@ -49,8 +54,8 @@ class ExtractOptions:
     """Compute the buckets: all sides are multiples of this."""
     square: bool = False
     """One bucket only, the square."""
-    crop: Annotated[str, arg(metavar="HOW")] = "centre"
-    """centre, random, or clever (cuts where there is least detail)."""
+    crop: Literal["centre", "random", "clever"] = "centre"
+    """clever cuts where there is least detail."""
     crops: Annotated[int, arg(metavar="N")] = 1
     """Random crops of each image."""
     seed: Annotated[int, arg(metavar="N")] = 0
@@ -59,7 +64,9 @@ class ExtractOptions:
     """Encode the mirror image of each crop too."""
     caption_source: Annotated[tuple[str, ...], shown("NAME ...", "all")] = ()
     """Which captions to encode: original, metadata, or the name of a captioner."""
-    precision: Annotated[str | None, shown("NAME", "bfloat16 where the device computes in it, else float32")] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None, shown("NAME", "bfloat16 where the device computes in it, else float32")
+    ] = None
     """float32 or bfloat16, in which the encoders compute. Features are stored in 16 bits."""
     encoded_pixels: Annotated[int | None, shown("N", "by the memory")] = None
     """Pixels that go through the autoencoder at once."""
@@ -73,59 +80,46 @@ class ExtractOptions:
     """With --ray: GPUs that each worker takes; 0.5 puts two on one."""
     allow_dropped: Annotated[float, arg(metavar="SHARE")] = ALLOWED
     """Share of the images that may be unusable before the command stops."""
-    layout: Annotated[str | None, shown("NAME", "found out")] = None
-    """The data set's layout, where more than one fits."""
-    image_column: Annotated[str | None, shown("NAME", "found out")] = None
-    """The column with images or their paths."""
-    caption_column: Annotated[str | None, shown("NAME", "found out")] = None
-    """The column with captions."""
-    image_root: Annotated[Path | None, shown("FOLDER", "the manifest's")] = None
-    """Folder that the paths in a manifest start from."""
     json: bool = False
     """Print the account as one JSON object instead of the path of the features."""
+
+    dataset: Annotated[DatasetOptions, arg(name="")] = field(default_factory=DatasetOptions)
 
     def __post_init__(self):
         if not 0 <= self.allow_dropped <= 1:
             raise UsageError(f"--allow-dropped is {self.allow_dropped:g}; it is a share, so give 0 to 1.")
         if (self.gpus_per_worker or self.workers is not None) and self.ray is None:
-            raise UsageError("--workers and --gpus-per-worker go with --ray; on one machine start ranks with torchrun.")
+            raise UsageError("--workers and --gpus-per-worker go with --ray; --ray local is a cluster on this machine.")
         if self.labels_only and self.text_encoder is not None:
             raise UsageError("--labels-only leaves captions out, and --text-encoder encodes them; give one of the two.")
-        for name, most in (("rows", 100_000), ("base_size", 4096), ("crops", 64)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 1 to {most:,}.")
-        for name in ("max_tokens", "encoded_pixels"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 1 or more.")
 
 
-def run(arguments: list[str]) -> int:
-    """Everything after `pixart data extract`. Returns the exit code; raises PixArtError with one sentence."""
-    return run_command(ExtractOptions, arguments, "pixart data extract", _run)
-
-
-def _run(options: ExtractOptions) -> int:
-    folders = _folders(options)  # what is missing is said before torch is loaded
-    from pixart.data.dataset import open_dataset
-    from pixart.data.extract import Account, Encoders, choose_for, extract
+def extract(options: Extract) -> int:
+    """Run `pixart data extract`; prints the folder of the features."""
+    vae, text_encoder, tokenizer = _folders(options)  # what is missing is said before torch is loaded
+    from pixart.data import extract as extraction
     from pixart.data.features import Settings
-    from pixart.data.storage import is_url
-    from pixart.progress import Progress
-    from pixart.runtime.device import choose_device, find_devices
 
-    vae, text_encoder, tokenizer = folders
     device = choose_device(find_devices())
-    machine = choose_for(device) | ({"threads": 1} if options.ray else {})
-    given = {name: getattr(options, name, None) for name in BY_MACHINE}
+    machine = extraction.choose_for(device) | ({"threads": 1} if options.ray else {})
+    given = {"precision": options.precision, "encoded_pixels": options.encoded_pixels, "threads": None}
+    longest = longest_caption(text_encoder.parent) if text_encoder else MAX_TOKENS
     settings = Settings(
-        base_size=options.base_size, max_tokens=options.max_tokens or _max_tokens(text_encoder), step=options.step,
-        square=options.square, crop=options.crop, crops=options.crops,
-        seed=options.seed if options.crop == "random" else None, flip=options.flip,
-        caption_sources=tuple(dict.fromkeys(options.caption_source)), labels=tuple(dict.fromkeys(options.label)),
-        rows=options.rows, **{name: machine[name] if given[name] is None else given[name] for name in BY_MACHINE},
-    )  # fmt: skip
+        base_size=options.base_size,
+        max_tokens=longest if options.max_tokens is None else options.max_tokens,
+        step=options.step,
+        square=options.square,
+        crop=options.crop,
+        crops=options.crops,
+        seed=options.seed if options.crop == "random" else None,
+        flip=options.flip,
+        caption_sources=tuple(dict.fromkeys(options.caption_source)),
+        labels=tuple(dict.fromkeys(options.label)),
+        rows=options.rows,
+        **{name: machine[name] if value is None else value for name, value in given.items()},
+    )
+    extraction.check_settings(settings)
     runner, where = None, device.name
-    columns = {"image_column": options.image_column, "caption_column": options.caption_column}
     if options.ray is not None:
         from pixart.data.on_ray import cloud, session
         from pixart.data.on_ray.extract import runner as on_ray
@@ -135,27 +129,28 @@ def _run(options: ExtractOptions) -> int:
     elif is_url(options.path) or is_url(options.dest):
         raise UsageError("Places in the cloud are read and written on Ray: add --ray local, or a cluster's address.")
     if is_url(options.path):
-        dataset = cloud.open_cloud(options.path, cluster, cloud.Columns(**columns))
+        columns = cloud.Columns(options.dataset.image_column, options.dataset.caption_column)
+        dataset = cloud.open_cloud(options.path, cluster, columns)
     else:
-        dataset = open_dataset(Path(options.path), layout=options.layout, image_root=options.image_root, **columns)
-
+        dataset = options.dataset.open(Path(options.path))
     with Progress() as progress:
         progress.say(f"{options.path} ({dataset.layout}), on {where}.")
         progress.start("extracting", dataset.count_hint(), unit="images")
-
-        def show(account: Account) -> None:
-            progress.update(account.images, f"{account.skipped:,} skipped" if account.skipped else "")
-
-        done = extract(
-            dataset, options.dest, Encoders(vae, text_encoder, tokenizer), settings, run=runner, progress=show,
-            chosen=[name for name in BY_MACHINE if given[name] is None], allow_dropped=options.allow_dropped,
-        )  # fmt: skip
-    if done:
-        _show_account(done[1], done[0], options)
+        folder, account = extraction.extract(
+            dataset,
+            options.dest,
+            extraction.Encoders(vae, text_encoder, tokenizer),
+            settings,
+            run=runner,
+            chosen=[name for name, value in given.items() if value is None],
+            allow_dropped=options.allow_dropped,
+            progress=lambda done: progress.update(done.images, f"{done.skipped:,} skipped" if done.skipped else ""),
+        )
+    _show(account, folder, options)
     return 0
 
 
-def _folders(options: ExtractOptions) -> tuple[Path, Path | None, Path | None]:
+def _folders(options: Extract) -> tuple[Path, Path | None, Path | None]:
     """Autoencoder, text encoder and tokenizer. Raises PixArtError where one of them is not there."""
     model = options.model or DEFAULT_MODEL
     vae = options.vae or model / "vae"
@@ -176,16 +171,7 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
 
 
-def _max_tokens(text_encoder: Path | None) -> int:
-    """What the model that the text encoder belongs to reads."""
-    index = text_encoder.parent / "model_index.json" if text_encoder else None
-    sigma = (
-        index is not None and index.is_file() and read_json_object(index).get("_class_name") == "PixArtSigmaPipeline"
-    )
-    return 300 if sigma else 120
-
-
-def _show_account(account, folder: str, options: ExtractOptions) -> None:
+def _show(account: "Account", folder: str, options: Extract) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
@@ -196,15 +182,11 @@ def _show_account(account, folder: str, options: ExtractOptions) -> None:
         for example in account.examples:
             say(f"Skipped: {example}")
         if account.skipped > len(account.examples):
-            say(f"... and {account.skipped - len(account.examples):,} more; {folder}/skipped.jsonl names them all.")
-        parts = [
-            f"{kept:,} images extracted",
-            f"{account.found_done:,} images were done before" if account.found_done else "",
-            f"{account.skipped:,} skipped" if account.skipped else "",
-            f"{account.cut:,} captions cut at the encoder's longest" if account.cut else "",
-            f"{account.bytes / 1e6:,.1f} MB" if account.bytes else "",
-        ]
-        say(f"{'; '.join(part for part in parts if part)}; {account.seconds:.0f} s.")
+            say(f"... and {account.skipped - len(account.examples):,} more; {folder}/features.json names them all.")
+        say(
+            f"{kept:,} images extracted, {account.found_done:,} of them before; {account.skipped:,} skipped, "
+            f"{account.cut:,} captions cut; {account.bytes / 1e6:,.1f} MB; {account.seconds:.0f} s."
+        )
     if options.json:
         values = {name: getattr(account, name) for name in ("images", "found_done", "skipped", "cut", "bytes")}
         print(json.dumps({"path": folder, **values, "reasons": account.reasons, "seconds": round(account.seconds, 1)}))
