@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 class Item:
     """One image of a data set, by its key there, and all that a captioner may know of it.
 
-    `data` is its file, or where that is; `image` is RGB once it is read. Both are None for a captioner that does not
-    look. `caption` is the original caption, where there is one; `facts` is whatever else the data set says.
+    `data` is where its file is; `image` is RGB once it is read. Both are None for a captioner that does not look.
+    `caption` is the original caption, where there is one; `facts` is whatever else the data set says.
     """
 
     key: str
-    data: bytes | Location | None = None
+    data: Location | None = None
     caption: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
     image: "Image | None" = None
@@ -29,10 +29,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption as the captioner gave it. `index` counts the captions of one image; `cut`: it reached its limit."""
+    """One caption as the captioner gave it. `cut`: it reached its limit."""
 
     text: str
-    index: int = 0
     cut: bool = False
 
 
@@ -72,11 +71,10 @@ class TemplateCaptioner:
 
     def __post_init__(self) -> None:
         try:
-            fields = [(name, spec, how) for _, name, spec, how in string.Formatter().parse(self.pattern)]
+            fields = [each for each in string.Formatter().parse(self.pattern) if each[1] is not None]
         except ValueError as error:
             raise UsageError(f"The template {self.pattern!r} cannot be read: {error}.") from None
-        names = [name for name, _, _ in fields if name is not None]
-        if not names or any(spec or how for _, spec, how in fields) or not all(map(str.isidentifier, names)):
+        if not fields or not all(name.isidentifier() and not spec and not how for _, name, spec, how in fields):
             raise UsageError(
                 f"The template {self.pattern!r} needs names of columns in plain braces, such as 'a photo of {{label}}'."
             )
@@ -96,16 +94,15 @@ class _Facts(dict):
     """Facts as words; a list is joined by commas."""
 
     def __getitem__(self, name: str) -> str:
-        value = self.get(name)
-        if value in (None, "", [], ()):
-            known = ", ".join(sorted(key for key, there in self.items() if there not in (None, "", [], ())))
-            raise PixArtError(f"it has no {name!r}" + (f", only {known}" if known else ""))
+        there = {key: value for key, value in self.items() if value not in (None, "", [], ())}
+        if name not in there:
+            raise PixArtError(f"it has no {name!r}, only {', '.join(sorted(there)) or 'nothing'}")
+        value = there[name]
         return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def item_of(pair: Pair, looks: bool = True) -> Item:
     """A pair as captioners take it. The hint is what the data set came with, never another captioner's words."""
-    known = [caption.text for caption in pair.captions if caption.source in (ORIGINAL, METADATA)]
-    caption = known[0] if known else None
+    caption = next((each.text for each in pair.captions if each.source in (ORIGINAL, METADATA)), None)
     facts = {**pair.extra, "label": pair.label, "caption": caption, "key": pair.key}
     return Item(pair.key, pair.image if looks else None, caption, facts)

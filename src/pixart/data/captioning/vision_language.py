@@ -49,20 +49,14 @@ class VisionLanguageCaptioner:
     processor: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for fits, sentence in (
-            (self.question.strip(), "The question is empty; leave --question out for the paper's."),
-            (self.max_new_tokens >= 1, f"--max-new-tokens is {self.max_new_tokens}; give 1 or more."),
-            (0 <= self.temperature <= 10, f"--temperature is {self.temperature:g}; give 0 (greedy) to 10."),
-            (0 < self.top_p <= 1, f"--top-p is {self.top_p:g}; give more than 0 and at most 1."),
-            (self.per_image >= 1, f"--num-captions is {self.per_image}; give 1 or more."),
-            (
-                self.per_image == 1 or self.temperature > 0,
-                f"Greedy captions of one image are all the same: give --temperature 0.2 or more for {self.per_image} "
-                "captions per image.",
-            ),
-        ):
-            if not fits:
-                raise UsageError(sentence)
+        if not self.question.strip():
+            raise UsageError("The question is empty; leave --question out for the paper's.")
+        limits = {"max_new_tokens": (1, 100_000), "temperature": (0, 10), "top_p": (1e-6, 1), "per_image": (1, 1000)}
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}; give {least:g} to {most:,}.")
+        if self.per_image > 1 and not self.temperature:
+            raise UsageError("Greedy captions of one image are all the same: several of them need a --temperature.")
         self.source = self.source or source_name(self.model)
 
     def about(self) -> dict[str, object]:
@@ -106,7 +100,7 @@ class VisionLanguageCaptioner:
             new = output if self.network.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
             texts = self.processor.batch_decode(new, skip_special_tokens=True)
             for found, text, tokens in zip(captions, texts, new, strict=True):
-                found.append(Caption(text.strip(), index=index, cut=self._is_cut(tokens)))
+                found.append(Caption(text.strip(), cut=self._is_cut(tokens)))
         return captions
 
     def prompt(self, item: Item) -> str:
@@ -131,23 +125,12 @@ class VisionLanguageCaptioner:
         """Arguments of `generate`; they override what the model's own generation_config.json says."""
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-        decoding: dict[str, object] = {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,
-            "num_beams": 1,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-            "pad_token_id": self.processor.tokenizer.pad_token_id,
-        }
+        decoding: dict[str, object] = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "num_beams": 1}
+        decoding |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        decoding["pad_token_id"] = self.processor.tokenizer.pad_token_id
         if self.temperature > 0:
-            decoding["logits_processor"] = LogitsProcessorList(
-                [
-                    TemperatureLogitsWarper(self.temperature),
-                    TopPLogitsWarper(self.top_p),
-                    GumbelNoise(self.seed, keys, index),
-                ]
-            )
+            warpers = TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)
+            decoding["logits_processor"] = LogitsProcessorList([*warpers, GumbelNoise(self.seed, keys, index)])
         return decoding
 
     def _is_cut(self, tokens: "torch.Tensor") -> bool:
@@ -201,33 +184,28 @@ def _load(name: str, dtype: str, device_name: str) -> tuple[Any, Any]:
         weight_files(Path(name), "model.safetensors")
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     device = choose_device(find_devices(), device_name)
     precision = choose_precision(device, dtype)
-    safe = {"trust_remote_code": False, "local_files_only": local or _offline()}
+    safe = {"trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(name, **safe)
-        if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            processor = AutoProcessor.from_pretrained(name, **safe)
-            network, loading = AutoModelForImageTextToText.from_pretrained(
-                name,
-                use_safetensors=True,
-                dtype=getattr(torch, precision.storage if dtype != "auto" else _computable(config, device, precision)),
-                output_loading_info=True,
-                **safe,
-            )
+        processor = AutoProcessor.from_pretrained(name, **safe)
+        network, loading = AutoModelForImageTextToText.from_pretrained(
+            name,
+            use_safetensors=True,
+            dtype=getattr(torch, precision.storage if dtype != "auto" else _computable(config, device, precision)),
+            output_loading_info=True,
+            **safe,
+        )
     except ModuleNotFoundError:  # cli says which library this kind of model needs besides
         raise
     except Exception as error:  # what a damaged file makes the libraries raise is anybody's guess
-        raise PixArtError(_unloadable(name, local, error)) from None
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise PixArtError(
-            f"{name} is a {config.model_type}, which does not describe images; give an image-text-to-text model, such "
-            "as one of LLaVA."
-        )
+        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
+        raise PixArtError(f"{name} cannot be loaded as an image-text-to-text model: {reason}.") from None
     # transformers fills what is missing with random numbers, and then the captions would be noise.
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
@@ -244,16 +222,3 @@ def _computable(config: Any, device: Device, precision: Precision) -> str:
     if stored == "float32" or (stored == "float16" and device.type != "cpu" and device.float16):
         return stored
     return precision.arithmetic
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "on", "yes", "true")
-
-
-def _unloadable(name: str, local: bool, error: Exception) -> str:
-    reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
-    if local:
-        return f"The model in {name} cannot be loaded: {reason}."
-    if _offline():
-        return f"{name} is not on this machine, and HF_HUB_OFFLINE is set; fetch it first, or give a folder."
-    return f"{name} could not be fetched or loaded: {reason}."
