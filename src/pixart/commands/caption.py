@@ -52,8 +52,6 @@ class Caption:
     """What the model gets with every image."""
     hint: bool = False
     """Give the model the original caption: Given the caption of this image "...", describe this image and so on."""
-    num_captions: Annotated[int, arg(metavar="N")] = 1
-    """Captions per image; more than one needs a temperature."""
     max_new_tokens: Annotated[int, arg(metavar="N")] = 512
     """A caption of more tokens than this is cut, and marked so."""
     temperature: Annotated[float, arg(metavar="X")] = 0.0
@@ -113,7 +111,7 @@ def caption(options: Caption) -> int:
     folder = captions_folder(dataset.path) if isinstance(dataset, Dataset) else dataset.captions
     about, counts, examples = captioner.about(), Counter(), []
     with (
-        CaptionFile(folder, str(about["source"]), about, per_image=captioner.per_image) as file,
+        CaptionFile(folder, str(about["source"]), about) as file,
         Progress() as progress,
     ):
         items = _items(dataset, captioner, file, options.limit, counts, examples)
@@ -146,7 +144,6 @@ def _captioner(options: Caption) -> VisionLanguageCaptioner | TemplateCaptioner:
         str(options.model),
         question=options.question,
         hint=options.hint,
-        per_image=options.num_captions,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pixart.errors import PixArtError, UsageError
 from pixart.files import locked, parse_json
 
 # What a row says of its own caption; all else in it is how the captions of the file were made.
-OF_THE_CAPTION = ("key", "caption", "index", "opening", "cut", "rejected", "answer", "error")
+OF_THE_CAPTION = ("key", "caption", "opening", "cut", "rejected", "answer", "error")
 
 
 def check_source(name: str) -> None:
@@ -34,13 +34,12 @@ def check_source(name: str) -> None:
 class CaptionFile:
     """The captions of one source, open for adding to. A context manager; one process at a time.
 
-    `settings` is what every row holds beside its caption. A half line at the end, left by a kill, is cut off, and so
-    are the rows of a last image that lacks some of its `per_image` captions: it is captioned again.
+    `settings` is what every row holds beside its caption. A half line at the end, left by a kill, is cut off.
     """
 
-    def __init__(self, folder: Path, source: str, settings: dict[str, object], *, per_image: int = 1):
+    def __init__(self, folder: Path, source: str, settings: dict[str, object]):
         self.path = folder / f"{source}.jsonl"
-        self.settings, self.per_image = settings, per_image
+        self.settings = settings
         self.done: set[bytes] = set()
         self._held = contextlib.ExitStack()
 
@@ -81,32 +80,20 @@ class CaptionFile:
         self.done.update(_digest(row["key"]) for row in settled)
 
     def _resume(self) -> None:
-        end = start = count = 0  # of the complete lines; where the rows of the last image begin; how many it has
-        last: str | None = None
-        for row, at, after in self._rows():
-            self._compare(row)
-            if row["key"] != last:
-                last, count, start = row["key"], 0, at
-            count, end = count + 1, after
-            self.done.add(_digest(row["key"]))
-        if last is not None and count < self.per_image:
-            end = start
-            self.done.remove(_digest(last))
-        os.truncate(self.path, end)
-
-    def _rows(self) -> Iterator[tuple[dict[str, Any], int, int]]:
-        """Every row that is complete, with the bytes at which it begins and ends."""
-        at = 0
+        """Note what is done, and cut off a line that is not complete."""
+        end = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    return
+                    break
                 where = f"{self.path}, line {number}"
                 row = parse_json(line, where)
                 if not isinstance(row, dict) or not isinstance(row.get("key"), str):
                     raise PixArtError(f"{where} is no object with a key; mend or delete the line.")
-                yield row, at, at + len(line)
-                at += len(line)
+                self._compare(row)
+                self.done.add(_digest(row["key"]))
+                end += len(line)
+        os.truncate(self.path, end)
 
     def _compare(self, row: dict[str, Any]) -> None:
         found = {name: value for name, value in row.items() if name not in OF_THE_CAPTION}

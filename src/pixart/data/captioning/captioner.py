@@ -39,12 +39,11 @@ class Captioner(Protocol):
     """Gives an image the same captions whatever stands beside it in the batch, up to rounding.
 
     `looks`: it needs `Item.image`, and its words are a model's, which may be a refusal. `batch_size` is how many images
-    it takes at once, `per_image` how many captions it gives each. It is sent to other processes before `load`.
+    it takes at once. It is sent to other processes before `load`.
     """
 
     looks: bool
     batch_size: int
-    per_image: int
 
     def about(self) -> dict[str, object]:
         """What goes into every row beside the caption: at least `source`, `model` and `question`, and the settings."""
@@ -54,8 +53,8 @@ class Captioner(Protocol):
         """Make ready. Raises PixArtError, with one sentence, where that fails."""
         ...
 
-    def caption(self, items: Sequence[Item]) -> list[list[Caption]]:
-        """The captions of each image, in the order of the images. May raise anything; the caller retries."""
+    def caption(self, items: Sequence[Item]) -> list[Caption]:
+        """The caption of each image, in the order of the images. May raise anything; the caller retries."""
         ...
 
 
@@ -67,7 +66,6 @@ class TemplateCaptioner:
     source: str = "template"
     looks: ClassVar[bool] = False
     batch_size: ClassVar[int] = 1000
-    per_image: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         try:
@@ -85,9 +83,9 @@ class TemplateCaptioner:
     def load(self) -> None:
         pass
 
-    def caption(self, items: Sequence[Item]) -> list[list[Caption]]:
+    def caption(self, items: Sequence[Item]) -> list[Caption]:
         """Raises PixArtError naming the fact that an image lacks."""
-        return [[Caption(self.pattern.format_map(_Facts(item.facts)))] for item in items]
+        return [Caption(self.pattern.format_map(_Facts(item.facts))) for item in items]
 
 
 class _Facts(dict):

@@ -18,7 +18,7 @@ LARGEST_SIDE = 2048  # pixels: more than any captioner looks at; a batch of 80-m
 def caption_batch(
     captioner: Captioner, batch: Sequence[Item], read: Callable[[Location], bytes] = read_bytes
 ) -> list[dict]:
-    """Every image of `batch` becomes one row or more, in order; nothing is raised because of an image.
+    """Every image of `batch` becomes a row, in order; nothing is raised because of an image.
 
     A row is {"key", "caption", ...}, where the caption is None if there is none: `rejected` is then "refusal" or
     "empty", with the `answer`, or "unreadable" or "failed", with the `error`. `captioner.about()` is in every row. A
@@ -35,13 +35,11 @@ def caption_batch(
         if isinstance(one, Exception):
             rows.append(lost(item.key, "unreadable", one, about))
             continue
-        captions = next(found)
-        if isinstance(captions, Exception):
-            rows.append(lost(item.key, "failed", captions, about))
-            continue
-        for index, caption in enumerate(captions):
-            number = {"index": index} if len(captions) > 1 else {}
-            rows.append({"key": item.key} | _words(caption, captioner.looks) | number | about)
+        caption = next(found)
+        if isinstance(caption, Exception):
+            rows.append(lost(item.key, "failed", caption, about))
+        else:
+            rows.append({"key": item.key} | _words(caption, captioner.looks) | about)
     return rows
 
 
@@ -61,7 +59,7 @@ def _open(item: Item, read: Callable[[Location], bytes]) -> "Image | Exception |
         return error
 
 
-def _captions(captioner: Captioner, items: Sequence[Item]) -> list[list[Caption] | Exception]:
+def _captions(captioner: Captioner, items: Sequence[Item]) -> list[Caption | Exception]:
     try:
         return list(captioner.caption(items)) if items else []
     except Exception as error:

@@ -35,7 +35,6 @@ class VisionLanguageCaptioner:
     model: str
     question: str = QUESTION
     hint: bool = False
-    per_image: int = 1
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
@@ -51,12 +50,10 @@ class VisionLanguageCaptioner:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise UsageError("The question is empty; leave --question out for the paper's.")
-        limits = {"max_new_tokens": (1, 100_000), "temperature": (0, 10), "top_p": (1e-6, 1), "per_image": (1, 1000)}
+        limits = {"max_new_tokens": (1, 100_000), "temperature": (0, 10), "top_p": (1e-6, 1)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"{name} is {getattr(self, name)}; give {least:g} to {most:,}.")
-        if self.per_image > 1 and not self.temperature:
-            raise UsageError("Greedy captions of one image are all the same: several of them need a --temperature.")
         self.source = self.source or source_name(self.model)
 
     def about(self) -> dict[str, object]:
@@ -69,8 +66,6 @@ class VisionLanguageCaptioner:
         }
         if self.temperature > 0:
             about |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-        if self.per_image > 1:
-            about["num_captions"] = self.per_image
         return about
 
     def load(self) -> None:
@@ -84,7 +79,7 @@ class VisionLanguageCaptioner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-    def caption(self, items: Sequence[Item]) -> list[list[Caption]]:
+    def caption(self, items: Sequence[Item]) -> list[Caption]:
         import torch
 
         inputs = self.processor(
@@ -93,15 +88,11 @@ class VisionLanguageCaptioner:
             padding=True,
             return_tensors="pt",
         ).to(self.network.device, dtype=self.network.dtype)
-        captions: list[list[Caption]] = [[] for _ in items]
-        for index in range(self.per_image):
-            with torch.inference_mode():
-                output = self.network.generate(**inputs, **self._decoding([item.key for item in items], index))
-            new = output if self.network.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
-            texts = self.processor.batch_decode(new, skip_special_tokens=True)
-            for found, text, tokens in zip(captions, texts, new, strict=True):
-                found.append(Caption(text.strip(), cut=self._is_cut(tokens)))
-        return captions
+        with torch.inference_mode():
+            output = self.network.generate(**inputs, **self._decoding([item.key for item in items]))
+        new = output if self.network.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        return [Caption(text.strip(), cut=self._is_cut(tokens)) for text, tokens in zip(texts, new, strict=True)]
 
     def prompt(self, item: Item) -> str:
         """The text that the model gets with an image, in the form in which it was trained."""
@@ -121,7 +112,7 @@ class VisionLanguageCaptioner:
             return f"USER: {image_token}\n{question} ASSISTANT:"
         return f"{image_token}\n{question}"
 
-    def _decoding(self, keys: list[str], index: int) -> dict[str, object]:
+    def _decoding(self, keys: list[str]) -> dict[str, object]:
         """Arguments of `generate`; they override what the model's own generation_config.json says."""
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
@@ -130,7 +121,7 @@ class VisionLanguageCaptioner:
         decoding["pad_token_id"] = self.processor.tokenizer.pad_token_id
         if self.temperature > 0:
             warpers = TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)
-            decoding["logits_processor"] = LogitsProcessorList([*warpers, GumbelNoise(self.seed, keys, index)])
+            decoding["logits_processor"] = LogitsProcessorList([*warpers, GumbelNoise(self.seed, keys)])
         return decoding
 
     def _is_cut(self, tokens: "torch.Tensor") -> bool:
@@ -145,16 +136,16 @@ class VisionLanguageCaptioner:
 class GumbelNoise:
     """A logits processor after which the largest score is a sample (the Gumbel-max trick), one stream per image.
 
-    A stream is named by (seed, key, index). `generate` with `do_sample=True` samples all rows from one stream: there,
+    A stream is named by (seed, key). `generate` with `do_sample=True` samples all rows from one stream: there,
     an image's caption depends on its neighbours, and a run that was killed and continued writes other captions.
     """
 
-    def __init__(self, seed: int, keys: Sequence[str], index: int):
+    def __init__(self, seed: int, keys: Sequence[str]):
         import torch
 
         self.streams = []
         for key in keys:
-            digest = hashlib.sha256(f"{seed}\n{index}\n{key}".encode("utf-8", "surrogatepass")).digest()
+            digest = hashlib.sha256(f"{seed}\n{key}".encode("utf-8", "surrogatepass")).digest()
             # Of a seed, torch uses 63 bits.
             self.streams.append(torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
 
