@@ -58,7 +58,7 @@ class Report:
         unknown = sum(tally.unknown.values())
         lost = f"An unknown number of images is lost in {unknown:,} places, which extraction refuses. Besides: "
         looked = "" if tally.opened == tally.pairs else f" {tally.opened:,} images were opened."
-        about = "an estimated " if 0 < tally.opened < tally.pairs else ""
+        about = "An estimated " if 0 < tally.opened < tally.pairs else ""
         return (
             f"{lost if unknown else ''}{tally.rows:,} images with {captions:,} captions.{looked} {about}{tally.kept:,} "
             f"({share(tally.kept, tally.rows)}) can be trained on."
