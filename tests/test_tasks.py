@@ -16,6 +16,7 @@ from pixart.cli import main
 from pixart.data.features import open_features
 from pixart.diffusion import ddpm
 from pixart.diffusion.objective import Objective
+from pixart.diffusion.schedule import make_schedule
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.training import train
@@ -27,7 +28,7 @@ from pixart.training.optimizers import OptimizerConfig
 from pixart.training.recipe import Recipe
 from pixart.training.rows import RowStreams
 from pixart.training.run import export
-from pixart.training.samples import SamplesConfig, make_schedule, trajectory
+from pixart.training.samples import SamplesConfig, trajectory
 from pixart.training.start import read_start
 from pixart.training.tasks.autoencoder import Autoencoder, AutoencoderSizes, transformed
 from pixart.training.tasks.class_dit import ClassDiT

@@ -133,7 +133,7 @@ def train_loop(
             reports.forget_after(run, step)
             if step:
                 say(f"continuing {run} at step {step:,} of {steps:,}")
-        clock = reports.Clock(step, steps)
+        clock = reports.Clock()
         begun = time.monotonic()
         loader = iter(_loader(batches, range(step, steps), world.slices(accumulate), loop, world))
         while step < steps:
@@ -173,11 +173,14 @@ def train_loop(
             step += 1
             taken = sum(batch["count"] for batch in parts) * world.size
             images += taken
-            clock.step(step, taken)
+            clock.images += taken
             if world.main and (step % loop.log_every == 0 or step == steps):
                 metrics = {"loss": value, "lr": rate, "grad_norm": norm, **clock.metrics()}
                 reports.log(run, step, metrics, record)
-                say(clock.line(step, metrics))
+                say(
+                    f"step {step:,}/{steps:,}  loss {value:.4f}  lr {rate:.2e}  grad {norm:.2f}  "
+                    f"{metrics['images_per_second']:.1f} images/s"
+                )
             if step % loop.validate_every == 0 or step == steps:
                 averaged = averages.full_model()
                 with clock.paused():

@@ -21,6 +21,7 @@ from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_m
 from pixart.data.dropped import ALLOWED
 from pixart.data.encode import load_text_encoder, load_vae
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.schedule import Schedule, make_schedule
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArt
 from pixart.training.batches import Phase, Source
@@ -28,7 +29,7 @@ from pixart.training.latents import LatentRows
 from pixart.training.loop import autocast
 from pixart.training.recipe import Recipe
 from pixart.training.rows import RowStreams
-from pixart.training.samples import Sampler, Schedule, make_schedule, trajectory
+from pixart.training.samples import Sampler, trajectory
 from pixart.training.start import model_folder_of
 from pixart.training.tasks.text_to_image import check_shares
 
