@@ -34,8 +34,8 @@ pixart COMMAND --help shows what a command takes; pixart --version the version."
 DATA_HELP = """usage: pixart data COMMAND ...
 
   check PATH          look a data set over: what is broken, double, cut, dropped
-  extract PATH DEST   encode pictures and captions into what training reads
-  caption PATH        let a vision-language model caption the pictures
+  extract PATH DEST   encode images and captions into what training reads
+  caption PATH        let a vision-language model caption the images
   statistics PATH     count the nouns of the captions, beside the paper's table
 
 pixart data COMMAND --help shows what a command takes."""
