@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from pixart.commands.dataset_options import DatasetOptions
+from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
 from pixart.data.captioning.caption_file import CaptionFile, check_source
 from pixart.data.captioning.captioner import Captioner, Item, TemplateCaptioner, item_of
@@ -20,13 +20,11 @@ from pixart.data.captioning.vision_language import QUESTION, VisionLanguageCapti
 from pixart.data.dataset import Dataset, captions_folder
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.pairs import Pair, Problem, printable
-from pixart.data.storage import is_url
 from pixart.errors import PixArtError, UsageError
 from pixart.progress import Progress
 
 if TYPE_CHECKING:
     from pixart.data.on_ray.cloud import CloudDataset
-    from pixart.data.on_ray.session import Cluster
 
 # Images, those that an earlier run captioned, captions of this run, among them those whose boilerplate opening was
 # taken off and those that reached their limit; answers that are no captions; images without an answer.
@@ -70,16 +68,11 @@ class Caption:
     """Name of these captions beside others of the same images."""
     limit: Annotated[int | None, shown("N", "all")] = None
     """Only the first N images."""
-    ray: Annotated[str | None, shown("ADDRESS", "none")] = None
-    """Run on a Ray cluster: its address, auto, or local for one on this machine."""
-    workers: Annotated[int | None, shown("N", "one per CPU or GPU")] = None
-    """With --ray: how many copies of the model work at once."""
-    gpus_per_worker: Annotated[float, arg(metavar="X")] = 0.0
-    """With --ray: GPUs that each of them takes."""
     allow_dropped: Annotated[float, arg(metavar="SHARE")] = ALLOWED
     """Share of the images that may be unreadable before the command counts as failed."""
     json: bool = False
     """Print what was done as one JSON object instead of the path of the captions."""
+    cluster: Annotated[RayOptions, arg(name="")] = field(default_factory=RayOptions)
     dataset: Annotated[DatasetOptions, arg(name="")] = field(default_factory=DatasetOptions)
 
     def __post_init__(self) -> None:
@@ -99,12 +92,8 @@ class Caption:
 def caption(options: Caption) -> int:
     """Run `pixart data caption`; prints the path of the captions."""
     captioner = _captioner(options)
-    cluster = None
-    if options.ray is not None:
-        from pixart.data.on_ray.session import start
-
-        cluster = start(options.ray, workers=options.workers, gpus_per_worker=options.gpus_per_worker)
-    dataset = _opened(options, cluster)
+    cluster = options.cluster.start()
+    dataset = options.dataset.open(options.path, cluster)
     # Looked for before the model is loaded, which takes minutes.
     if not any(isinstance(found, Pair) for found in dataset.pairs()):
         raise PixArtError(f"{options.path} ({dataset.layout}) has no image that can be read; see pixart data check.")
@@ -153,16 +142,6 @@ def _captioner(options: Caption) -> VisionLanguageCaptioner | TemplateCaptioner:
         device=options.device,
         source=options.source,
     )
-
-
-def _opened(options: Caption, cluster: "Cluster | None") -> "Dataset | CloudDataset":
-    if not is_url(options.path):
-        return options.dataset.open(Path(options.path))
-    if cluster is None:
-        raise UsageError("Images in the cloud are captioned on Ray: add --ray local, or a cluster's address.")
-    from pixart.data.on_ray.cloud import Columns, open_cloud
-
-    return open_cloud(options.path, cluster, Columns(options.dataset.image_column, options.dataset.caption_column))
 
 
 def _items(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from pixart.commands.check import DEFAULT_MODEL, longest_caption
-from pixart.commands.dataset_options import DatasetOptions
+from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
 from pixart.data.dropped import ALLOWED
 from pixart.data.storage import is_url
@@ -72,24 +72,17 @@ class Extract:
     """Pixels that go through the autoencoder at once."""
     rows: Annotated[int, arg(metavar="N")] = 1024
     """Images in a batch: what is lost at most by a kill, and what a shard is made of."""
-    ray: Annotated[str | None, shown("ADDRESS", "none")] = None
-    """Run on a Ray cluster: its address, auto, or local for one on this machine."""
-    workers: Annotated[int | None, shown("N", "one per CPU or share of a GPU")] = None
-    """With --ray: workers; what they make does not depend on their number."""
-    gpus_per_worker: Annotated[float, arg(metavar="X")] = 0.0
-    """With --ray: GPUs that each worker takes; 0.5 puts two on one."""
     allow_dropped: Annotated[float, arg(metavar="SHARE")] = ALLOWED
     """Share of the images that may be unusable before the command stops."""
     json: bool = False
     """Print the account as one JSON object instead of the path of the features."""
 
+    cluster: Annotated[RayOptions, arg(name="")] = field(default_factory=RayOptions)
     dataset: Annotated[DatasetOptions, arg(name="")] = field(default_factory=DatasetOptions)
 
     def __post_init__(self):
         if not 0 <= self.allow_dropped <= 1:
             raise UsageError(f"--allow-dropped is {self.allow_dropped:g}; it is a share, so give 0 to 1.")
-        if (self.gpus_per_worker or self.workers is not None) and self.ray is None:
-            raise UsageError("--workers and --gpus-per-worker go with --ray; --ray local is a cluster on this machine.")
         if self.labels_only and self.text_encoder is not None:
             raise UsageError("--labels-only leaves captions out, and --text-encoder encodes them; give one of the two.")
 
@@ -101,7 +94,7 @@ def extract(options: Extract) -> int:
     from pixart.data.features import Settings
 
     device = choose_device(find_devices())
-    machine = extraction.choose_for(device) | ({"threads": 1} if options.ray else {})
+    machine = extraction.choose_for(device) | ({"threads": 1} if options.cluster.ray else {})
     given = {"precision": options.precision, "encoded_pixels": options.encoded_pixels, "threads": None}
     longest = longest_caption(text_encoder.parent) if text_encoder else MAX_TOKENS
     settings = Settings(
@@ -119,20 +112,14 @@ def extract(options: Extract) -> int:
         **{name: machine[name] if value is None else value for name, value in given.items()},
     )
     extraction.check_settings(settings)
-    runner, where = None, device.name
-    if options.ray is not None:
-        from pixart.data.on_ray import cloud, session
+    cluster, runner, where = options.cluster.start(), None, device.name
+    if cluster is not None:
         from pixart.data.on_ray.extract import runner as on_ray
 
-        cluster = session.start(options.ray, workers=options.workers, gpus_per_worker=options.gpus_per_worker)
-        runner, where = on_ray(cluster), f"{cluster.size()} workers of Ray ({options.ray})"
-    elif is_url(options.path) or is_url(options.dest):
-        raise UsageError("Places in the cloud are read and written on Ray: add --ray local, or a cluster's address.")
-    if is_url(options.path):
-        columns = cloud.Columns(options.dataset.image_column, options.dataset.caption_column)
-        dataset = cloud.open_cloud(options.path, cluster, columns)
-    else:
-        dataset = options.dataset.open(Path(options.path))
+        runner, where = on_ray(cluster), f"{cluster.size()} workers of Ray ({options.cluster.ray})"
+    dataset = options.dataset.open(options.path, cluster)
+    if cluster is None and is_url(options.dest):
+        raise UsageError("Places in the cloud are written on Ray: add --ray local, or a cluster's address.")
     with Progress() as progress:
         progress.say(f"{options.path} ({dataset.layout}), on {where}.")
         progress.start("extracting", dataset.count_hint(), unit="images")

@@ -24,7 +24,7 @@ from pixart.config import plain, structure
 from pixart.data.buckets import Fitted, fit
 from pixart.data.dataset import Dataset
 from pixart.data.dropped import ALLOWED, check_dropped
-from pixart.data.encode import encode_captions, encode_pictures, load_text_encoder, load_vae
+from pixart.data.encode import encode_captions, encode_images, load_text_encoder, load_vae
 from pixart.data.features import (
     MANIFEST,
     RECORDS,
@@ -407,7 +407,7 @@ class Extractor:
     ) -> dict[int, FeatureRow | str]:
         """The rows of images of one bucket, by their place in the batch."""
         flip, images = self.settings.flip, [fitted.image for _, views in group for fitted in views]
-        encoded = iter(encode_pictures(self.vae, images, flip=flip, precision=self.settings.precision))
+        encoded = iter(encode_images(self.vae, images, flip=flip, precision=self.settings.precision))
         rows: dict[int, FeatureRow | str] = {}
         for i, views in group:
             tensors = [tensor for _ in views for tensor in next(encoded)]
@@ -436,7 +436,7 @@ class Extractor:
 
 
 def weight_of(pair: Pair) -> float:
-    """How often a pair is drawn: kohya's repeats times the metadata column `weight`. PixArtError where it is none."""
+    """How often to choose a pair: kohya's repeats times the metadata column `weight`. PixArtError where it is none."""
     weight = pair.extra.get("weight", 1)
     try:
         weight = float(weight)

@@ -13,7 +13,7 @@ A shard holds, for N rows with V views, latents of (C, h, w) = (C, H/8, W/8) and
     first_caption           (N + 1,) int64        row n has the captions first_caption[n] to first_caption[n + 1]
     label                   (N, K) int64          class of each of the K kinds, -1 where the data has none
     original_size           (N, 2) int64          height and width of the upright image
-    weight                  (N,) fp64             how often a row is drawn, relative to the others
+    weight                  (N,) fp64             how often a row is chosen, relative to the others
     key_bytes, key_starts   uint8, (N + 1,) int64 each row's key in the data set, UTF-8
     key_hash                (N,) int64            orders rows at random, the same at every base size
 

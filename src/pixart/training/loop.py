@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from pixart.data.encode import autocast
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, write_json
 from pixart.runtime.device import find_cpu, threads
@@ -28,7 +29,6 @@ from pixart.training.optimizers import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.rows import MicrobatchSlice, RowStreams
 from pixart.training.stopping import Preempted, StopOnSignal
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY = "memory.json"
 AGAIN = "run the same command again to"
 
@@ -224,11 +224,6 @@ def prepare_blocks(model: torch.nn.Module, loop: LoopConfig) -> None:
             block.forward = partial(recomputed, block.forward, use_reentrant=False)
         if loop.compile:
             block.compile(fullgraph=True, dynamic=False)
-
-
-def autocast(precision: str, device: torch.device):
-    """Matrix products in `precision`, all else and the weights in fp32."""
-    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
 def _loader(batches: Any, steps: range, slices: list[MicrobatchSlice], loop: LoopConfig, world: World) -> Loader:

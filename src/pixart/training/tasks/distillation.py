@@ -19,14 +19,13 @@ from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.fast import weights_hash, write_fast
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
 from pixart.data.dropped import ALLOWED
-from pixart.data.encode import load_text_encoder, load_vae
+from pixart.data.encode import autocast, load_text_encoder, load_vae
 from pixart.diffusion.guidance import guide
 from pixart.diffusion.schedule import Schedule, make_schedule
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArt
 from pixart.training.batches import Phase, Source
 from pixart.training.latents import LatentRows
-from pixart.training.loop import autocast
 from pixart.training.recipe import Recipe
 from pixart.training.rows import RowStreams
 from pixart.training.samples import Sampler, trajectory
