@@ -55,7 +55,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(".lock", None)
     manifest = json.loads(files.pop("features.json"))
-    batches = [batch["data"] for batch in manifest.pop("batches")]
+    batches = [{name: value for name, value in batch.items() if name != "stat"} for batch in manifest.pop("batches")]
     manifest.pop("data")
     return files | {"features.json": json.dumps([manifest, batches]).encode()}
 

