@@ -124,7 +124,7 @@ class Batch:
 
     def content(self) -> str:
         """The hash that `Extractor` gives, found by reading every image's bytes."""
-        return _digest(self, [_bytes_hash(pair, read_bytes)[1] for pair in self.pairs])
+        return _digest(self, [_bytes_hash(pair)[1] for pair in self.pairs])
 
 
 Runner = Callable[[Job, Iterator[Batch]], Iterator[BatchRecord]]
@@ -328,7 +328,6 @@ class Extractor:
         self.settings, self.device, self.table = job.settings, device, check_settings(job.settings)
         torch.set_num_threads(self.settings.threads)
         self.pool = ThreadPoolExecutor(threads())
-        self.read = read_bytes  # those who fetch from the cloud put their own here
         self.vae = load_vae(encoders.vae, device)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         uneven = [b for b in self.table.buckets if b.height % self.factor or b.width % self.factor]
@@ -379,7 +378,7 @@ class Extractor:
     def _opened(self, batch: Batch) -> Iterator[tuple[str, list[Fitted] | str]]:
         """Of each pair, in order: the hash of its file, and its crops or why it is skipped."""
         for start in range(0, len(batch.pairs), OPENED_AHEAD):
-            read = ((pair, *_bytes_hash(pair, self.read)) for pair in batch.pairs[start : start + OPENED_AHEAD])
+            read = ((pair, *_bytes_hash(pair)) for pair in batch.pairs[start : start + OPENED_AHEAD])
             yield from self.pool.map(lambda found: (found[2], self._open(*found[:2])), read)
 
     def _open(self, pair: Pair, data: bytes | ImageProblem) -> list[Fitted] | str:
@@ -556,9 +555,9 @@ def _digest(batch: Batch, images: Sequence[object]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_hash(pair: Pair, read: Callable[[Location], bytes]) -> tuple[bytes | ImageProblem, str]:
+def _bytes_hash(pair: Pair) -> tuple[bytes | ImageProblem, str]:
     try:
-        data = read(pair.image)
+        data = read_bytes(pair.image)
     except ImageProblem as problem:
         return problem, problem.kind
     return data, hashlib.sha256(data).hexdigest()

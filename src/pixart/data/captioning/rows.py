@@ -1,13 +1,13 @@
 """One batch of images to the rows of their captions: the part that runs alike in one process and on many machines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pixart.data.captioning.answers import one_line, refusal, split_opening
 from pixart.data.captioning.captioner import Caption, Captioner, Item
 from pixart.data.images import open_image
-from pixart.data.pairs import Location, read_bytes
+from pixart.data.pairs import read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 LARGEST_SIDE = 2048  # pixels: more than any captioner looks at; a batch of 80-megapixel photos would fill the memory
 
 
-def caption_batch(
-    captioner: Captioner, batch: Sequence[Item], read: Callable[[Location], bytes] = read_bytes
-) -> list[dict]:
+def caption_batch(captioner: Captioner, batch: Sequence[Item]) -> list[dict]:
     """Every image of `batch` becomes a row, in order; nothing is raised because of an image.
 
     A row is {"key", "caption", ...}, where the caption is None if there is none: `rejected` is then "refusal" or
@@ -26,7 +24,7 @@ def caption_batch(
     row's `opening` names it. The rows depend on the arguments alone.
     """
     about = captioner.about()
-    opened = [_open(item, read) for item in batch]
+    opened = [_open(item) for item in batch]
     both = zip(batch, opened, strict=True)
     readable = [replace(item, image=one) for item, one in both if not isinstance(one, Exception)]
     found = iter(_captions(captioner, readable))
@@ -48,11 +46,11 @@ def lost(key: str, kind: str, error: object, about: dict[str, object]) -> dict:
     return {"key": key, "caption": None, "rejected": kind, "error": one_line(str(error))[:300] or repr(error)} | about
 
 
-def _open(item: Item, read: Callable[[Location], bytes]) -> "Image | Exception | None":
+def _open(item: Item) -> "Image | Exception | None":
     if item.data is None:
         return item.image
     try:
-        image = open_image(read(item.data)).image
+        image = open_image(read_bytes(item.data)).image
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))  # only ever makes it smaller
         return image
     except Exception as error:  # storage and decoders raise all kinds of things
