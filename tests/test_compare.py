@@ -86,7 +86,7 @@ def test_metrics_know_how_a_model_of_a_comparison_sampled(begun):
     folder = open_folder(out / "models" / "three")
     assert prompts_of(folder) == [prompt for prompt in PROMPTS.splitlines() for _ in range(2)]
     found = sampling_settings(folder)
-    assert (found["steps"], found["sampler"], found["seeds"]) == (3, "dpm-solver", "4 to 9, 2 of them")
+    assert (found["steps"], found["sampler"], found["seed"]) == (3, "dpm-solver", "4 to 9, 2 of them")
     assert sampling_settings(open_folder(out / "models" / "theirs"))["steps"] is None
 
 
@@ -440,7 +440,7 @@ def test_a_stock_sdxl_beside_a_run(text_run, tmp_path):
     sdxl, early = outcomes(read(out), out)
     assert sdxl.last.settings["pipeline"] == "StableDiffusionXLPipeline" and sdxl.last.settings["sampler"]
     assert "unet/diffusion_pytorch_model.safetensors" in sdxl.last.weights
-    assert early.images and early.used.settings["checkpoint"] == 2 and early.used.settings["ema"] == "ema2"
+    assert early.images and early.used.settings["checkpoint"] == 2 and early.used.settings["ema"] == "ema-0.1"
     assert not (out / "models" / "early" / "export").exists()
 
 

@@ -11,11 +11,10 @@ from PIL import Image, ImageDraw
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.metrics import alignment, fidelity
-from pixart.evaluation.metrics.images import open_folder, prompts_of, read, sampling_settings
-from pixart.evaluation.metrics.layouts import places
+from pixart.evaluation.metrics.images import open_folder, places, prompts_of, read, sampling_settings
 
 
-def write_pictures(folder: Path, count: int, *, shift: int, seed: int) -> Path:
+def write_images(folder: Path, count: int, *, shift: int, seed: int) -> Path:
     """Discs of random colours and places; `shift` makes them darker."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -30,20 +29,20 @@ def write_pictures(folder: Path, count: int, *, shift: int, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    home = tmp_path_factory.mktemp("pictures")
-    return [write_pictures(home / str(seed), 40, shift=shift, seed=seed) for seed, shift in ((0, 0), (1, 0), (2, 95))]
+    home = tmp_path_factory.mktemp("images")
+    return [write_images(home / str(seed), 40, shift=shift, seed=seed) for seed, shift in ((0, 0), (1, 0), (2, 95))]
 
 
-class Eye(torch.nn.Module):
+class Extractor(torch.nn.Module):
     """Stands in for Inception: the same call, features of 16 dimensions."""
 
     def __init__(self):
         super().__init__()
-        self.look = torch.nn.Conv2d(3, 16, 9, 5)
+        self.convolution = torch.nn.Conv2d(3, 16, 9, 5)
 
-    def forward(self, pictures: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        seen = torch.relu(self.look(pictures.float() / 128 - 1)).mean(dim=(2, 3))
-        return seen if return_features else seen.softmax(dim=1)
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        features = torch.relu(self.convolution(images.float() / 128 - 1)).mean(dim=(2, 3))
+        return features if return_features else features.softmax(dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +50,25 @@ def inception(tmp_path_factory) -> Path:
     """A TorchScript file with the call of the published one."""
     path = tmp_path_factory.mktemp("inception") / "inception.pt"
     torch.manual_seed(0)
-    torch.jit.save(torch.jit.script(Eye()), path)
+    torch.jit.save(torch.jit.script(Extractor()), path)
     return path
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """Lets as few pictures through as the stand-in's features allow."""
+    """Lets as few images through as the stand-in's features allow."""
     monkeypatch.setattr(fidelity, "FEWEST", 17)
     monkeypatch.setattr(fidelity, "FEATURES", 16)
 
 
 def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsys, tmp_path):
-    told = []
+    results = []
     for other, metrics, name in zip(folders[1:], ("kid,prc", "fid,kid,prc"), ("near", "far"), strict=True):
         output = tmp_path / f"{name}.json"
         words = ["--inception", str(inception), "--output", str(output), "--metrics", metrics]
         assert main(["metrics", str(folders[0]), "--reference", str(other), *words]) == 0
-        told.append(json.loads(output.read_text()))
-    near, far = (one["metrics"] for one in told)
+        results.append(json.loads(output.read_text()))
+    near, far = (one["metrics"] for one in results)
     assert near["kid"] < far["kid"] and near["precision"] > far["precision"]
     assert 0 <= far["recall"] <= near["recall"] <= 1 and far["fid"] > 0 and "fid" not in near
     out = capsys.readouterr().out
@@ -79,17 +78,17 @@ def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsy
     assert main(["metrics", *both, "--across", "reference"]) == 0
     kid, fid = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("kid ", "fid ")))
     assert (kid, fid) == (["kid", *(f"{one['kid']:.4f}" for one in (near, far))], ["fid", "-", f"{far['fid']:.4f}"])
-    protocol = told[0]["protocol"]
+    protocol = results[0]["protocol"]
     assert protocol["count"] == 40 and protocol["reference"] == open_folder(folders[1]).sha256
     assert len(protocol["inception"]) == 64 and "299 px" in protocol["resize"]
 
 
-def test_the_protocol_says_how_our_own_pictures_were_drawn(tiny_model_with_graphs, tmp_path):
+def test_the_protocol_says_how_our_own_images_were_sampled(tiny_model_with_graphs, tmp_path):
     small = ["--width", "64", "--height", "64", "--seed", "7", "--num-images", "2", "--output", str(tmp_path)]
     for steps in ("2", "3"):
         assert main(["generate", "a fox", "--model", str(tiny_model_with_graphs), "--steps", steps, *small]) == 0
     found = sampling_settings(open_folder(tmp_path))
-    assert (found["steps"], found["width"], found["seeds"]) == ([2, 3], 64, "7 to 8, 2 of them")
+    assert (found["steps"], found["width"], found["seed"]) == ([2, 3], 64, "7 to 8, 2 of them")
     assert isinstance(found["guidance_scale"], float) and found["sampler"] == "dpm-solver"
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png")
     assert set(sampling_settings(open_folder(tmp_path)).values()) == {None}
@@ -109,14 +108,14 @@ def test_the_formulas_give_what_torch_fidelity_gives():
     assert fidelity.precision_recall(a, b) == pytest.approx((0.9333333373, 0.6636363864), rel=1e-6)
 
 
-def test_too_few_pictures_are_refused_or_marked():
+def test_too_few_images_are_refused_or_marked():
     with pytest.raises(UsageError, match="100"):
         fidelity.check_count(99, 5000, ("kid",))
     with pytest.raises(UsageError, match="2,048"):
         fidelity.check_count(2048, 50_000, ("fid", "kid"))
-    assert fidelity.check_count(512, 1359, ("kid",)) == ()
+    assert fidelity.check_count(512, 1359, ("kid",)) == []
     assert len(fidelity.check_count(5000, 50_000, ("fid",))) == 1
-    assert fidelity.check_count(10_000, 50_000, ("fid", "kid", "prc")) == ()
+    assert fidelity.check_count(10_000, 50_000, ("fid", "kid", "prc")) == []
 
 
 def test_missing_weights_are_named_with_where_to_get_them(folders, tmp_path, few):
@@ -129,7 +128,7 @@ def test_missing_weights_are_named_with_where_to_get_them(folders, tmp_path, few
     damaged = tmp_path / "weights.pth"
     damaged.write_bytes(b"\x80\x04this is no state")
     with pytest.raises(PixArtError, match=r"weights.pth is not Inception v3 as TorchScript"):
-        fidelity.fidelity(open_folder(folders[0]), open_folder(folders[1]), weights=damaged)
+        fidelity.fidelity(open_folder(folders[0]), open_folder(folders[1]), ("kid",), damaged, 299)
 
 
 @pytest.fixture(scope="module")
@@ -163,19 +162,19 @@ def clip_folder(tmp_path_factory) -> Path:
 
 def test_clip_score_is_what_the_logits_of_transformers_say(clip_folder, folders):
     folder = open_folder(folders[0], 5)
-    pictures, prompts = [read(file) for file in folder.files], ["a red disc", "a fox", "blue", "a house", "red"]
+    images, prompts = [read(file) for file in folder.files], ["a red disc", "a fox", "blue", "a house", "red"]
     clip = alignment.open_clip(clip_folder)
     words = clip.tokenizer(prompts, return_tensors="pt", padding=True)
-    pixels = torch.from_numpy(np.stack([clip.prepared(picture) for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([clip.prepared(image) for image in images]))
     with torch.no_grad():
         logits = clip.model(**words, pixel_values=pixels).logits_per_image.diagonal() / clip.model.logit_scale.exp()
-    found = alignment.clip_scores(clip, pictures, prompts)
+    found = alignment.clip_scores(clip, images, prompts)
     assert found == pytest.approx(100 * logits.clamp(min=0).numpy(), abs=1e-3) and found.std() > 0
-    alone = [alignment.clip_scores(clip, [a], [b])[0] for a, b in zip(pictures, prompts, strict=True)]
+    alone = [alignment.clip_scores(clip, [a], [b])[0] for a, b in zip(images, prompts, strict=True)]
     assert found == pytest.approx(alone, abs=1e-3)  # padding by the longest prompt changes nothing
 
 
-def test_the_command_scores_each_picture_against_its_own_prompt(clip_folder, folders, capsys):
+def test_the_command_scores_each_image_against_its_own_prompt(clip_folder, folders, capsys, tmp_path):
     assert main(["metrics", str(folders[0]), "--clip", str(clip_folder), "--num", "3"]) == 0
     out = capsys.readouterr().out
     folder = open_folder(folders[0], 3)
@@ -183,6 +182,10 @@ def test_the_command_scores_each_picture_against_its_own_prompt(clip_folder, fol
         alignment.open_clip(clip_folder), [read(file) for file in folder.files], ["a red disc"] * 3
     ).mean()
     assert f"{expected:.4f}" in out and out.startswith("clip_score ")
+    # What cannot be measured is named, and the rest is kept.
+    words = ["--clip", str(clip_folder), "--hps", str(tmp_path / "hps.pt"), "--output", str(tmp_path / "out.json")]
+    assert main(["metrics", str(folders[0]), *words]) == 1
+    assert list(json.loads((tmp_path / "out.json").read_text())["metrics"]) == ["clip_score", "clip_score_error"]
 
 
 def as_open_clip(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
@@ -218,11 +221,11 @@ def test_hps_is_read_from_the_official_naming(clip_folder, folders, tmp_path):
     clip = alignment.open_clip(clip_folder)
     path = tmp_path / "HPS_v2.1_compressed.pt"
     torch.save({"state_dict": as_open_clip(clip.model.state_dict(), 2)}, path)
-    pictures = [read(file) for file in open_folder(folders[0], 3).files]
+    images = [read(file) for file in open_folder(folders[0], 3).files]
     prompts = ["a red disc", "a fox", "blue"]
-    found = alignment.hps_scores(alignment.open_hps(path, clip_folder), pictures, prompts)
-    assert found == pytest.approx(100 * clip.cosines(pictures, prompts), abs=1e-4)
-    assert alignment.hps_scores(alignment.open_hps(clip_folder), pictures, prompts) == pytest.approx(found, abs=1e-4)
+    found = alignment.hps_scores(alignment.open_hps(path, clip_folder), images, prompts)
+    assert found == pytest.approx(100 * clip.cosines(images, prompts), abs=1e-4)
+    assert alignment.hps_scores(alignment.open_hps(clip_folder), images, prompts) == pytest.approx(found, abs=1e-4)
     state = as_open_clip(clip.model.state_dict(), 2)
     del state["visual.ln_post.bias"]
     torch.save({"state_dict": state}, path)
@@ -230,7 +233,7 @@ def test_hps_is_read_from_the_official_naming(clip_folder, folders, tmp_path):
         alignment.open_hps(path, clip_folder)
 
 
-def test_pictures_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_graphs, tmp_path, capsys):
+def test_images_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_graphs, tmp_path, capsys):
     lines = [
         {"tag": "colors", "prompt": "a red apple", "include": [{"class": "apple"}]},
         {"tag": "x", "prompt": "a fox"},
@@ -264,7 +267,7 @@ def test_pictures_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_grap
     assert names == [f"{p}_{k:06}.png" for p, k in (("a fox", 2), ("a fox", 3), ("a red apple", 0), ("a red apple", 1))]
 
 
-def test_prompts_are_found_beside_or_in_the_pictures(tmp_path):
+def test_prompts_are_found_beside_or_in_the_images(tmp_path):
     samples = tmp_path / "00000" / "samples"
     samples.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(samples / "0000.png")

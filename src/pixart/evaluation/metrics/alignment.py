@@ -5,10 +5,10 @@ are read by the same code; the official HPS_v2*.pt has the tensor names of open_
 """
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,18 +19,33 @@ AT_ONCE = 16
 CLIP = "openai/clip-vit-large-patch14"
 HPS_FILE = "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt"
 HPS_CONFIG = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # its processor and the sizes of its network
+# Names of open_clip's tensors -> those of transformers, in the order in which they are replaced.
+RENAMED = (
+    ("transformer.resblocks.", "encoder.layers."),
+    ("ln_1.", "layer_norm1."),
+    ("ln_2.", "layer_norm2."),
+    ("attn.out_proj.", "self_attn.out_proj."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+    ("ln_final.", "final_layer_norm."),
+    ("ln_pre.", "pre_layrnorm."),
+    ("ln_post.", "post_layernorm."),
+    ("token_embedding.", "embeddings.token_embedding."),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+    ("class_embedding", "embeddings.class_embedding"),
+    ("conv1.", "embeddings.patch_embedding."),
+)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP model of transformers, loaded, with its tokenizer and how its images are prepared."""
+    """A CLIP model of transformers, loaded, with its tokenizer and how its images are normalised."""
 
-    model: "torch.nn.Module"  # noqa: F821
-    tokenizer: "CLIPTokenizer"  # noqa: F821
-    size: int  # pixels
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    path: Path  # of the folder
+    model: Any
+    tokenizer: Any
+    mean: np.ndarray
+    std: np.ndarray
+    path: Path  # of the folder or file of its weights
 
     def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """The cosine of each image with its own prompt, (N,), -1 to 1."""
@@ -38,7 +53,7 @@ class Clip:
 
         found = [np.zeros(0)]
         for start in range(0, len(images), AT_ONCE):
-            part = np.stack([self.prepared(p) for p in images[start : start + AT_ONCE]])
+            part = np.stack([self.prepared(image) for image in images[start : start + AT_ONCE]])
             words = self.tokenizer(
                 list(prompts[start : start + AT_ONCE]),
                 return_tensors="pt",
@@ -47,38 +62,23 @@ class Clip:
                 max_length=self.model.config.text_config.max_position_embeddings,
             )
             with torch.inference_mode():
-                out = self.model(
-                    input_ids=words.input_ids.to(self.model.device),
-                    attention_mask=words.attention_mask.to(self.model.device),
-                    pixel_values=torch.from_numpy(part).to(self.model.device),
-                )
-            a, b = (torch.nn.functional.normalize(part.float(), dim=1) for part in (out.image_embeds, out.text_embeds))
-            found.append((a * b).sum(dim=1).cpu().numpy())
+                given = words.to(self.model.device), torch.from_numpy(part).to(self.model.device)
+                out = self.model(**given[0], pixel_values=given[1])
+                found.append(torch.cosine_similarity(out.image_embeds, out.text_embeds).cpu().numpy())
         return np.concatenate(found)
 
     def prepared(self, image: Image.Image) -> np.ndarray:
-        """See `prepared`."""
-        return prepared(image, self.size, self.mean, self.std)
+        """(3, S, S) float32: the shorter side brought to S by PIL's bicubic filter, the middle, normalised.
 
-
-def prepared(
-    image: Image.Image,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    rounding: Callable[[float], int] = math.floor,
-) -> np.ndarray:
-    """(3, size, size) float32: the shorter side brought to `size` by PIL's bicubic filter, the middle, normalised.
-
-    By hand, since the processors of transformers want torchvision; `rounding` says which pixel the middle begins at.
-    """
-    rgb = image.convert("RGB")
-    scale = size / min(rgb.size)
-    wide, high = (max(size, int(side * scale)) for side in rgb.size)
-    rgb = rgb.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = rounding((wide - size) / 2), rounding((high - size) / 2)
-    pixels = np.asarray(rgb.crop((left, top, left + size, top + size)), np.float32) / 255
-    return ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+        By hand, since the processors of transformers want torchvision.
+        """
+        size = self.model.config.vision_config.image_size
+        rgb = image.convert("RGB")
+        scale = size / min(rgb.size)
+        rgb = rgb.resize([max(size, int(side * scale)) for side in rgb.size], Image.Resampling.BICUBIC)
+        left, top = ((side - size) // 2 for side in rgb.size)
+        pixels = np.asarray(rgb.crop((left, top, left + size, top + size)), np.float32) / 255
+        return ((pixels - self.mean) / self.std).transpose(2, 0, 1)
 
 
 def clip_scores(clip: Clip, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
@@ -102,25 +102,12 @@ def open_clip(source: str | Path = CLIP, device: str = "cpu") -> Clip:
         model, info = CLIPModel.from_pretrained(source, local_files_only=True, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"it lacks {sorted(info['missing_keys'])[0]}")
-        return _with_parts(model.to(device), source)
+        return _with_parts(model, source, device)
     except Exception as error:  # a damaged folder can fail anywhere inside the library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PixArtError(
-            f"CLIP cannot be loaded from {source} ({reason}); get it with: hf download {CLIP}, or give its folder."
+            f"CLIP cannot be loaded from {source} ({_reason(error)}); get it with: hf download {CLIP}, or give its "
+            "folder."
         ) from error
-
-
-def _with_parts(model, source: str | Path) -> Clip:
-    """The model with the tokenizer and image settings (preprocessor_config.json) of a folder or hub id."""
-    from transformers import CLIPTokenizer
-    from transformers.utils import cached_file
-
-    tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
-    path = cached_file(source, "preprocessor_config.json", local_files_only=True)
-    settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    size = model.config.vision_config.image_size
-    mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
-    return Clip(model.eval().requires_grad_(False), tokenizer, size, mean, std, Path(path).parent)
 
 
 def open_hps(weights: Path, config: str | Path = HPS_CONFIG, device: str = "cpu") -> Clip:
@@ -137,7 +124,7 @@ def open_hps(weights: Path, config: str | Path = HPS_CONFIG, device: str = "cpu"
         raise PixArtError(f"HPSv2 needs its weights, and {weights} is not there; get {HPS_FILE}")
     try:
         model = CLIPModel(CLIPConfig.from_pretrained(config, local_files_only=True))
-        clip = _with_parts(model.to(device), config)
+        clip = _with_parts(model, config, device, weights)
     except Exception as error:
         raise PixArtError(
             f"HPSv2 needs the sizes and the tokenizer of {config}; get them with: hf download {HPS_CONFIG} "
@@ -146,50 +133,48 @@ def open_hps(weights: Path, config: str | Path = HPS_CONFIG, device: str = "cpu"
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         missing, strange = model.load_state_dict(from_open_clip(state.get("state_dict", state)), strict=False)
-        lost = [name for name in missing if not name.endswith("position_ids")]
-        if lost or strange:
-            raise ValueError(f"{(lost or strange)[0]} does not fit")
+        if lost := [name for name in (*missing, *strange) if not name.endswith("position_ids")]:
+            raise ValueError(f"{lost[0]} does not fit")
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"{weights} is not HPSv2 of the sizes in {config}: {reason}") from error
+        raise PixArtError(f"{weights} is not HPSv2 of the sizes in {config}: {_reason(error)}") from error
     return clip
 
 
-def from_open_clip(state: dict) -> dict:
+def from_open_clip(state: dict[str, Any]) -> dict[str, Any]:
     """Tensors of a CLIP by open_clip's names -> by those of transformers.
 
     Both keep the same numbers; open_clip has query, key and value in one matrix and multiplies from the other side
     with the two projections.
     """
-    found = {"logit_scale": state["logit_scale"]}
-    found["text_model.embeddings.token_embedding.weight"] = state["token_embedding.weight"]
-    found["text_model.embeddings.position_embedding.weight"] = state["positional_embedding"]
-    found["vision_model.embeddings.class_embedding"] = state["visual.class_embedding"]
-    found["vision_model.embeddings.position_embedding.weight"] = state["visual.positional_embedding"]
-    found["vision_model.embeddings.patch_embedding.weight"] = state["visual.conv1.weight"]
-    found["text_projection.weight"] = state["text_projection"].T
-    found["visual_projection.weight"] = state["visual.proj"].T
-    norms = {
-        "ln_final": "text_model.final_layer_norm",
-        "visual.ln_pre": "vision_model.pre_layrnorm",
-        "visual.ln_post": "vision_model.post_layernorm",
-    }
-    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
-    parts |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    whole = {"logit_scale": "logit_scale", "text_projection": "text_projection.weight"}
+    whole["visual.proj"] = "visual_projection.weight"
+    found = {}
     for name, value in state.items():
-        stem, _, kind = name.rpartition(".")
-        if stem in norms:
-            found[f"{norms[stem]}.{kind}"] = value
-        if "resblocks." not in name:
-            continue
         tower = "vision_model" if name.startswith("visual.") else "text_model"
-        layer, part = name.split("resblocks.")[1].split(".", 1)
-        where = f"{tower}.encoder.layers.{layer}"
-        if part.startswith("attn.in_proj_"):
-            kind = part.removeprefix("attn.in_proj_")
+        ours = name.removeprefix("visual.")
+        for theirs, replacement in RENAMED:
+            ours = ours.replace(theirs, replacement)
+        if name in whole:
+            found[whole[name]] = value.T if value.ndim == 2 else value
+        elif "attn.in_proj_" in ours:
             for letter, piece in zip("qkv", value.chunk(3), strict=True):
-                found[f"{where}.self_attn.{letter}_proj.{kind}"] = piece
+                found[f"{tower}.{ours.replace('attn.in_proj_', f'self_attn.{letter}_proj.')}"] = piece
         else:
-            stem, _, kind = part.rpartition(".")
-            found[f"{where}.{parts[stem]}.{kind}"] = value
+            found[f"{tower}.{ours}"] = value
     return {name: value.contiguous().float() for name, value in found.items()}
+
+
+def _with_parts(model: Any, source: str | Path, device: str, weights: Path | None = None) -> Clip:
+    """The model with the tokenizer and image settings (preprocessor_config.json) of a folder or hub id."""
+    from transformers import CLIPTokenizer
+    from transformers.utils import cached_file
+
+    path = Path(cached_file(source, "preprocessor_config.json", local_files_only=True))
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    mean, std = (np.float32(settings[name]) for name in ("image_mean", "image_std"))
+    tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
+    return Clip(model.to(device).eval().requires_grad_(False), tokenizer, mean, std, weights or path.parent)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
