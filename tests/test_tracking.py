@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pixart.errors import UsageError
-from pixart.tracking.tracker import QUEUE_SIZE, Tracker, TrackingConfig
+from pixart.tracking.tracker import QUEUE_SIZE, Images, Tracker, TrackingConfig
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def track(service: str, run: Path, image: Path, *, steps: range = range(1, 4)) -
     config = TrackingConfig(to=service, project="tests", offline=True, close_timeout=600)
     with Tracker(config, run, settings={"width": 32}, say=lines.append) as tracker:
         for step in steps:
-            tracker.metrics(step, {"train_loss": 1 / step, "lr": 1e-3, "grad_norm": 0.5, "epoch": step / 4})
-        tracker.images(steps[-1], "validation", [(image, "a red apple")])
+            tracker.log(step, {"train_loss": 1 / step, "lr": 1e-3, "grad_norm": 0.5, "epoch": step / 4})
+        tracker.log(steps[-1], {"validation": Images([(image, "a red apple")])})
     return lines
 
 
@@ -127,7 +127,7 @@ def test_a_service_that_hangs_costs_nothing_but_its_records(tmp_path, monkeypatc
     lines: list[str] = []
     tracker = Tracker(TrackingConfig(to="wandb", close_timeout=1), tmp_path, say=lines.append)
     for step in range(QUEUE_SIZE + 100):  # more than may wait
-        tracker.metrics(step, {"train_loss": 1.0})
+        tracker.log(step, {"train_loss": 1.0})
     tracker.close()
     assert len(lines) == 1 and str(QUEUE_SIZE + 100) in lines[0]
 
