@@ -163,8 +163,8 @@ def work(job: Job, log: Path, events: Connection) -> None:
         _sample(job, lambda **event: events.send(event))
     except PixArtError as error:
         events.send({"ended": "failed", "reason": str(error)})
-    except BrokenPipeError:
-        pass  # who asked has gone
+    except (BrokenPipeError, KeyboardInterrupt):
+        sys.exit(1)  # who started this process has gone, or stops too
     except Exception as error:
         found = explained(error)
         if found is None:
