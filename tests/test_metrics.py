@@ -1,4 +1,4 @@
-"""FID and its kin, CLIPScore and HPSv2 with small or random stand-ins for their extractors; benchmark folders."""
+"""FID and its kin and CLIPScore with small or random stand-ins for their extractors; benchmark folders."""
 
 import json
 from pathlib import Path
@@ -119,22 +119,20 @@ def test_too_few_images_are_refused_or_marked():
 
 
 def test_missing_weights_are_named_with_where_to_get_them(folders, tmp_path, few):
-    with pytest.raises(PixArtError, match=r"nowhere.pt is not there; get https://nvlabs-fi-cdn"):
+    with pytest.raises(PixArtError, match="https://nvlabs-fi-cdn"):
         fidelity.find_weights(tmp_path / "nowhere.pt")
-    with pytest.raises(PixArtError, match=r"CLIP cannot be loaded from .* hf download openai/clip-vit-large-patch14"):
-        alignment.open_clip(tmp_path)
-    with pytest.raises(PixArtError, match=r"nowhere.pt is not there; get https://huggingface.co/xswu/HPSv2"):
-        alignment.open_hps(tmp_path / "nowhere.pt")
+    with pytest.raises(PixArtError, match="hf download openai/clip-vit-large-patch14"):
+        alignment.Clip(tmp_path)
     damaged = tmp_path / "weights.pth"
     damaged.write_bytes(b"\x80\x04this is no state")
-    with pytest.raises(PixArtError, match=r"weights.pth is not Inception v3 as TorchScript"):
+    with pytest.raises(PixArtError, match="not Inception v3"):
         fidelity.fidelity(open_folder(folders[0]), open_folder(folders[1]), ("kid",), damaged, 299)
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> Path:
     """A tiny CLIP with random weights, as transformers writes it."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")
     letters = [*"abcdefghijklmnopqrstuvwxyz", *(letter + "</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
@@ -154,83 +152,37 @@ def clip_folder(tmp_path_factory) -> Path:
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.05)
     model.save_pretrained(folder)
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
-    settings = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
     return folder
 
 
+@torch.no_grad()
 def test_clip_score_is_what_the_logits_of_transformers_say(clip_folder, folders):
     folder = open_folder(folders[0], 5)
-    images, prompts = [read(file) for file in folder.files], ["a red disc", "a fox", "blue", "a house", "red"]
-    clip = alignment.open_clip(clip_folder)
-    words = clip.tokenizer(prompts, return_tensors="pt", padding=True)
-    pixels = torch.from_numpy(np.stack([clip.prepared(image) for image in images]))
-    with torch.no_grad():
-        logits = clip.model(**words, pixel_values=pixels).logits_per_image.diagonal() / clip.model.logit_scale.exp()
-    found = alignment.clip_scores(clip, images, prompts)
-    assert found == pytest.approx(100 * logits.clamp(min=0).numpy(), abs=1e-3) and found.std() > 0
-    alone = [alignment.clip_scores(clip, [a], [b])[0] for a, b in zip(images, prompts, strict=True)]
-    assert found == pytest.approx(alone, abs=1e-3)  # padding by the longest prompt changes nothing
+    prompts = ["a red disc", "a fox", "blue", "a house", "red"]
+    clip = alignment.Clip(clip_folder)
+    found = clip.scores(folder, prompts)
+    assert found.std() > 0
+    for file, prompt, score in zip(folder.files, prompts, found, strict=True):  # alone, so padding changes nothing
+        given = clip.processor(text=[prompt], images=[read(file)], return_tensors="pt")
+        logit = clip.model(**given).logits_per_image.item() / clip.model.logit_scale.exp().item()
+        assert score == pytest.approx(100 * max(logit, 0), abs=1e-3)
 
 
 def test_the_command_scores_each_image_against_its_own_prompt(clip_folder, folders, capsys, tmp_path):
-    assert main(["metrics", str(folders[0]), "--clip", str(clip_folder), "--num", "3"]) == 0
+    output = tmp_path / "out.json"
+    words = ["metrics", str(folders[0]), "--clip", str(clip_folder), "--num", "3", "--output", str(output)]
+    assert main(words) == 0
+    expected = alignment.Clip(clip_folder).scores(open_folder(folders[0], 3), ["a red disc"] * 3).mean()
     out = capsys.readouterr().out
-    folder = open_folder(folders[0], 3)
-    expected = alignment.clip_scores(
-        alignment.open_clip(clip_folder), [read(file) for file in folder.files], ["a red disc"] * 3
-    ).mean()
     assert f"{expected:.4f}" in out and out.startswith("clip_score ")
-    # What cannot be measured is named, and the rest is kept.
-    words = ["--clip", str(clip_folder), "--hps", str(tmp_path / "hps.pt"), "--output", str(tmp_path / "out.json")]
-    assert main(["metrics", str(folders[0]), *words]) == 1
-    assert list(json.loads((tmp_path / "out.json").read_text())["metrics"]) == ["clip_score", "clip_score_error"]
-
-
-def as_open_clip(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """The official naming, written down here from open_clip's own classes (CLIP, Transformer, VisionTransformer)."""
-    found = {
-        "logit_scale": state["logit_scale"],
-        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
-        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
-        "text_projection": state["text_projection.weight"].T,
-        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
-        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
-        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
-        "visual.proj": state["visual_projection.weight"].T,
-    }
-    for kind in ("weight", "bias"):
-        found[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
-        found[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
-        found[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
-        for ours, theirs in (("", "text_model"), ("visual.", "vision_model")):
-            for k in range(layers):
-                here, there = f"{ours}transformer.resblocks.{k}.", f"{theirs}.encoder.layers.{k}."
-                query_key_value = [state[f"{there}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
-                found[f"{here}attn.in_proj_{kind}"] = torch.cat(query_key_value)
-                found[f"{here}attn.out_proj.{kind}"] = state[f"{there}self_attn.out_proj.{kind}"]
-                found[f"{here}ln_1.{kind}"] = state[f"{there}layer_norm1.{kind}"]
-                found[f"{here}ln_2.{kind}"] = state[f"{there}layer_norm2.{kind}"]
-                found[f"{here}mlp.c_fc.{kind}"] = state[f"{there}mlp.fc1.{kind}"]
-                found[f"{here}mlp.c_proj.{kind}"] = state[f"{there}mlp.fc2.{kind}"]
-    return found
-
-
-def test_hps_is_read_from_the_official_naming(clip_folder, folders, tmp_path):
-    clip = alignment.open_clip(clip_folder)
-    path = tmp_path / "HPS_v2.1_compressed.pt"
-    torch.save({"state_dict": as_open_clip(clip.model.state_dict(), 2)}, path)
-    images = [read(file) for file in open_folder(folders[0], 3).files]
-    prompts = ["a red disc", "a fox", "blue"]
-    found = alignment.hps_scores(alignment.open_hps(path, clip_folder), images, prompts)
-    assert found == pytest.approx(100 * clip.cosines(images, prompts), abs=1e-4)
-    assert alignment.hps_scores(alignment.open_hps(clip_folder), images, prompts) == pytest.approx(found, abs=1e-4)
-    state = as_open_clip(clip.model.state_dict(), 2)
-    del state["visual.ln_post.bias"]
-    torch.save({"state_dict": state}, path)
-    with pytest.raises(PixArtError, match="is not HPSv2 of the sizes in"):
-        alignment.open_hps(path, clip_folder)
+    protocol = json.loads(output.read_text())["protocol"]
+    assert len(protocol["clip"]) == len(protocol["prompts"]) == 64
+    output.unlink()
+    # What would fail later is refused before anything is measured.
+    reference = ["--reference", str(folders[1]), "--inception", str(tmp_path / "none.pt")]
+    assert main([*words, *reference]) == 2 and not output.exists()  # too few images
 
 
 def test_images_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_graphs, tmp_path, capsys):

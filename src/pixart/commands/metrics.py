@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,10 +18,10 @@ FORMAT = 2
 
 @dataclass
 class Metrics:
-    """FID, KID, precision and recall against reference images; CLIPScore and HPSv2 against the prompts.
+    """FID, KID, precision and recall against reference images; CLIPScore against the prompts.
 
-    Each is measured where its network's weights are there; what is missing is named. The protocol is printed and
-    stored with the metrics. pixart metrics --compare A.json B.json prints two results beside each other.
+    The protocol is printed and stored with the metrics. pixart metrics --compare A.json B.json prints two results
+    beside each other.
     """
 
     images: Positional[Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(required)")]] = None
@@ -35,10 +34,6 @@ class Metrics:
     """Inception v3 as TorchScript, as StyleGAN2-ADA publishes it."""
     clip: Annotated[str | None, shown("FOLDER", "not measured")] = None
     """CLIP for CLIPScore: a folder or hub id in the cache."""
-    hps: Annotated[Path | None, shown("FILE", "not measured")] = None
-    """HPSv2: the official .pt file, or a CLIP folder with its weights."""
-    hps_config: Annotated[str | None, shown("FOLDER", "laion's ViT-H/14")] = None
-    """CLIP folder with the sizes and the tokenizer of HPSv2."""
     prompts: Annotated[Path | None, shown("FILE", "what the images hold")] = None
     """A prompt for each image, in the order of their names."""
     num: Annotated[int | None, shown("N", "all")] = None
@@ -88,10 +83,10 @@ def metrics(options: Metrics) -> int:
             raise UsageError("--compare needs two files or more.")
         print(_beside(options.compare, set(filter(None, options.across.split(",")))))
         return 0
-    if options.images is None or (options.reference, options.clip, options.hps) == (None, None, None):
+    if options.images is None or (options.reference is None and options.clip is None):
         raise UsageError(
-            "There is nothing to measure: give a folder of generated images, and --reference for FID, KID and the "
-            "like, --clip, or --hps."
+            "There is nothing to measure: give a folder of generated images, and --reference for FID, KID, precision "
+            "and recall, or --clip for CLIPScore."
         )
     from pixart.evaluation.metrics import alignment, fidelity
     from pixart.evaluation.metrics.images import open_folder, prompts_of, sampling_settings
@@ -103,52 +98,27 @@ def metrics(options: Metrics) -> int:
         raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(fidelity.METRICS)}, with commas between.")
     device = choose_device(find_devices(), options.device).type
     images = open_folder(options.images, options.num)
-    real = open_folder(options.reference, options.num) if options.reference else None
-    marks = fidelity.check_count(len(images), len(real), wanted) if real else []
-    prompts: list[str] = []
-    if options.clip or options.hps:
-        given = [prompt.text for prompt in read_prompts(options.prompts)] if options.prompts else None
-        prompts = prompts_of(images, given)
     found: dict[str, float] = {}
+    marks: list[str] = []
     protocol: dict[str, Any] = {"count": len(images), **sampling_settings(images)}
-    if prompts:
-        protocol["prompts"] = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-
-    def compare_folders() -> None:
+    if options.reference is not None:
+        real = open_folder(options.reference, options.num)
+        marks = fidelity.check_count(len(images), len(real), wanted)
         weights = fidelity.find_weights(options.inception)
-        found.update(fidelity.fidelity(images, real, wanted, weights, options.size, device))
         protocol["reference"], protocol["reference_count"] = real.sha256, len(real)
         protocol["resize"] = f"middle square, Pillow's bicubic filter to {options.size} px"
         protocol["inception"] = file_hash(weights)
-
-    def score(name: str, clip: alignment.Clip, scores: Callable[..., Any]) -> None:
-        values = scores(clip, images, prompts)
-        found[name] = float(values.mean())
-        found[f"{name}_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
-        protocol[name] = _weights_hash(clip.path)
-
-    measurements = []
-    if real:
-        measurements.append(compare_folders)
-    if options.clip:
-        measurements.append(
-            lambda: score("clip_score", alignment.open_clip(options.clip, device), alignment.clip_scores)
-        )
-    if options.hps:
-        config = options.hps_config or alignment.HPS_CONFIG
-        measurements.append(
-            lambda: score("hps_v2", alignment.open_hps(options.hps, config, device), alignment.hps_scores)
-        )
-    lacking: list[str] = []
-    for measure in measurements:
-        try:
-            measure()
-        except UsageError:
-            raise
-        except PixArtError as error:  # a network that is missing or damaged is named, and the others measure
-            lacking.append(str(error))
-    if lacking and not found:
-        raise PixArtError(" ".join(lacking))
+    if options.clip is not None:
+        given = [prompt.text for prompt in read_prompts(options.prompts)] if options.prompts else None
+        prompts = prompts_of(images, given)
+        protocol["prompts"] = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+        clip = alignment.Clip(options.clip, device)
+        protocol["clip"] = clip.sha256
+        values = clip.scores(images, prompts)
+        found["clip_score"] = float(values.mean())
+        found["clip_score_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    if options.reference is not None:
+        found |= fidelity.fidelity(images, real, wanted, weights, options.size, device)
     if options.output is not None:
         result = {"format": FORMAT, "metrics": found, "marks": marks, "protocol": protocol}
         write_json(options.output, result | {"images": {"folder": str(images.path), "sha256": images.sha256}})
@@ -157,8 +127,6 @@ def metrics(options: Metrics) -> int:
     for mark in marks:
         print(f"biased: {mark}")
     print(", ".join(f"{name} {_short(value)}" for name, value in protocol.items()))
-    if lacking:
-        raise PixArtError(f"Not all was measured. {' '.join(lacking)}")
     return 0
 
 
@@ -204,14 +172,6 @@ def layout(options: Layout) -> int:
                 progress.advance()
         progress.result(str(options.dest))
     return 0
-
-
-def _weights_hash(model: Path) -> str:
-    """SHA-256 over the weight files of a folder of transformers, or of one file."""
-    if model.is_file():
-        return file_hash(model)
-    files = sorted(path for path in model.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
-    return hashlib.sha256("".join(file_hash(path) for path in files).encode()).hexdigest()
 
 
 def _short(value: object) -> str:
