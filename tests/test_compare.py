@@ -227,23 +227,6 @@ def test_killed_then_short_of_memory_then_complete(tiny_model_with_graphs, tmp_p
     assert {path: path.stat().st_mtime_ns for path in noted} == times
 
 
-def test_settings_of_generate_are_settings_of_a_model(tiny_model, tmp_path):
-    from pixart import Pipeline
-    from pixart.evaluation.comparison.worker import open_generator
-    from pixart.runtime.memory import Memory
-
-    (given,) = read_models(
-        [f"{tiny_model},staged=true,dtype=bfloat16,binning=false"],
-        Settings(steps=3, width=64, height=64, device="cpu", staged=False, decode="tiled", style="Flat"),
-    )
-    generator = open_generator(given.kind, given.source, given.settings.given())
-    how = {"memory": Memory(staged=True, decode="tiled"), "dtype": "bfloat16", "engine": "torch"}
-    pipe = Pipeline.from_pretrained(tiny_model, **how)
-    expected = pipe("a fox", seed=3, steps=3, width=64, height=64, binning=False, style="Flat").images[0]
-    assert generator.generate(["a fox"], 3)[0].tobytes() == expected.tobytes()
-    assert generator.settings["memory"] == {"staged": True, "decode": "tiled"}
-
-
 def with_null_caption(model: Path, folder: Path) -> Path:
     shutil.copytree(model, folder)
     caption = torch.randn(120, 32, generator=torch.Generator().manual_seed(0))
@@ -251,43 +234,31 @@ def with_null_caption(model: Path, folder: Path) -> Path:
     return folder
 
 
-def test_guidance_is_set_for_one_model_or_for_all(tiny_model, tmp_path):
+def test_settings_of_generate_are_settings_of_one_model_or_of_all(tiny_model, tmp_path):
     from pixart import Pipeline
     from pixart.evaluation.comparison.worker import open_generator
+    from pixart.runtime.memory import Memory
 
     folder = with_null_caption(tiny_model, tmp_path / "captioned")
     (tmp_path / "more.toml").write_text(f'[models.ends]\nsource = "{folder}"\nguidance_interval = [500, 1000]\n')
-    own = "guidance-interval=200-800,guidance-rescale=0.5,guidance-channels=3,null-text=caption"
+    guidance = "guidance-interval=200-800,guidance-rescale=0.5,guidance-channels=3,null-text=caption"
     small = {"steps": 3, "width": 64, "height": 64}
-    given, ends, plain = read_models(
-        [f"{folder},{own}", str(tmp_path / "more.toml"), str(folder)], Settings(**small, guidance_interval=(0, 300))
-    )
-    assert ends.name == "ends" and given.name != plain.name
+    words = [f"{folder},{guidance}", str(tmp_path / "more.toml"), f"{folder},staged=true,dtype=bfloat16,style=Flat"]
+    guided, ends, staged = read_models(words, Settings(**small, guidance_interval=(0, 300), staged=False))
+    assert ends.name == "ends" and guided.name != staged.name
     wanted = {"guidance_rescale": 0.5, "guidance_channels": 3, "null_text": "caption"}
-    pipe = Pipeline.from_pretrained(folder)
-    for model, settings in (
-        (given, {"guidance_interval": (200, 800), **wanted}),
-        (ends, {"guidance_interval": (500, 1000)}),
-        (plain, {"guidance_interval": (0, 300)}),
+    how = {"memory": Memory(staged=True), "dtype": "bfloat16", "engine": "torch"}
+    for model, loading, settings in (
+        (guided, {}, {"guidance_interval": (200, 800), **wanted}),
+        (ends, {}, {"guidance_interval": (500, 1000)}),
+        (staged, how, {"guidance_interval": (0, 300), "style": "Flat"}),
     ):
         generator = open_generator(model.kind, model.source, json.loads(json.dumps(model.settings.given())))
-        expected = pipe("a fox", seed=3, **small, **settings)
+        expected = Pipeline.from_pretrained(folder, **loading)("a fox", seed=3, **small, **settings)
         assert generator.generate(["a fox"], 3)[0].tobytes() == expected.images[0].tobytes()
         for name, value in settings.items():
             assert generator.settings[name] == (list(value) if name == "guidance_interval" else value)
-
-
-def test_guidance_is_kept_in_the_plan_and_the_same_command_goes_on(tiny_model_with_graphs, tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("a red apple\n")
-    out, common = tmp_path / "out", ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "2", "--width", "64"]
-    arguments = ["compare", f"{tiny_model_with_graphs},guidance_interval=200-800", *common, "--height", "64"]
-    assert main([*arguments, "--guidance-channels", "2", "--output", str(out)]) == 0
-    (model,), before = read(out).models, files_of(out)
-    assert (model.settings.guidance_interval, model.settings.guidance_channels) == ((200, 800), 2)
-    used = outcome(out, model.folder).last.settings
-    assert (used["guidance_interval"], used["guidance_channels"]) == ([200, 800], 2)
-    assert main([*arguments, "--guidance-channels", "2", "--output", str(out)]) == 0 and files_of(out) == before
-    assert main([*arguments, "--guidance-channels", "3", "--output", str(out)]) == 2
+    assert generator.settings["memory"] == {"staged": True}
 
 
 def test_graphs_and_other_families_take_no_null_captions(tiny_model_with_graphs, tmp_path, capsys):

@@ -87,14 +87,6 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
             assert make([*words, "--help"]) == 0
             shown = capsys.readouterr().out
             assert [word for word in words if word.startswith("--") and word.split("=")[0] not in shown] == []
-        case ["data", "caption", *rest]:
-            from pixart.commands.caption import Caption
-
-            assert tyro.cli(Caption, args=rest, config=config).path
-        case ["data", "statistics", *rest]:
-            from pixart.commands.statistics import Statistics
-
-            assert tyro.cli(Statistics, args=rest, config=config).path
         case ["train", "mine.toml"]:
             pass  # a file that the page shows
         case ["train", *rest]:
