@@ -50,7 +50,7 @@ class Settings:
     null_text: str | None = None
     """What guidance leads away from, as in pixart generate: encoded, caption, caption-all."""
     batch_size: int | None = None
-    """Images at once; left out, as many as suit the device (1 for pipelines of Diffusers)."""
+    """Most images at once; left out, as many as suit the device (1 for pipelines of Diffusers)."""
     engine: str | None = None
     """onnx, torch, or auto."""
     dtype: str | None = None
