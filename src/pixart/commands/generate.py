@@ -41,6 +41,12 @@ class Generate:
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
+    image: Annotated[Path | None, shown("FILE", "none")] = None
+    """An image to start from; --strength says how far from it."""
+    mask: Annotated[Path | None, shown("FILE", "none")] = None
+    """White where the image is generated anew; the rest of it stays."""
+    outpaint: bool = False
+    """Keep the image, in the middle of width and height, and generate what is around it."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
     size: Annotated[str | None, shown("WxH", "the model's")] = None
     """Width and height together, as in 768x512."""
@@ -123,7 +129,7 @@ def _write_all(pipeline, requests, options: Generate, target: Path, progress, re
     from pixart.pipeline.cutout import cut_out
     from pixart.pipeline.image_files import plan_output, slug, write_image
 
-    total = sum(len(request.seeds) * request.steps for request in requests)
+    total = sum(len(request.seeds) * request.steps_in_all for request in requests)
     progress.start("generating", total, unit="steps")
     written: set[Path] = set()
     by_style: dict[str | None, list] = {}
@@ -152,8 +158,9 @@ def _write_all(pipeline, requests, options: Generate, target: Path, progress, re
 
 
 def _settings(options: Generate) -> dict[str, Any]:
-    """The options that are fields of `Settings`."""
+    """The options that `make_request` takes."""
     settings = asdict(options.settings) | {"binning": _either(options.binning, options.no_binning)}
+    settings |= {"image": options.image, "mask": options.mask, "outpaint": options.outpaint}
     if options.size is not None:
         match = re.fullmatch(r"(\d{1,5})\s*[xX*\u00d7]\s*(\d{1,5})", options.size.strip())
         if match is None:
