@@ -19,7 +19,7 @@ import pixart
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
-from pixart.graphs.decoder import build_decoder
+from pixart.graphs.autoencoder import build_decoder
 from pixart.graphs.denoiser import build_denoiser
 from pixart.graphs.engine import GraphNetworks
 from pixart.graphs.text import build_text
