@@ -29,9 +29,9 @@ class Job:
 def jobs_of(path: Path, folder: ModelFolder, settings: dict[str, Any], output: Path) -> tuple[list[Job], int]:
     """What is left to generate of the file `path` into the folder `output`, and how many images are there.
 
-    A line takes `settings` where it has none of its own. Its images are NUMBER-prompt-SEED.png; one that is there counts
-    if its file says the same settings. Neighbouring lines that differ in their prompts only are one job, so that they
-    may share passes of the network.
+    A line takes `settings` where it has none of its own. Its images are NUMBER-prompt-SEED.png; one that is there
+    counts if its file says the same settings. Neighbouring lines that differ in their prompts only are one job, so that
+    they may share passes of the network.
 
     Raises:
         UsageError: names the first line that is wrong.
