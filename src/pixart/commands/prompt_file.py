@@ -41,11 +41,10 @@ def jobs_of(
     there, left = 0, []
     for number, request in _read(path, folder, settings):
         stem = f"{number:04}-{slug(request.resolved_prompts[0])}"
-        targets: list[Path | None] = [output / f"{stem}-{seed}.png" for seed in request.seeds]
-        targets = [
-            None if _is_done(target, request, seed, conditions) else target
-            for target, seed in zip(targets, request.seeds, strict=True)
-        ]
+        targets: list[Path | None] = []
+        for seed in request.seeds:
+            target = output / f"{stem}-{seed}.png"
+            targets.append(None if _is_done(target, request, seed, conditions) else target)
         there += targets.count(None)
         if any(targets):
             left.append(Job(request, targets))
