@@ -32,8 +32,8 @@ def jobs_of(
     """What is left to generate of the file `path` into the folder `output`, and how many images are there.
 
     A line takes `settings` where it has none of its own. Its images are NUMBER-prompt-SEED.png; one that is there
-    counts if its file says the same settings, and what `conditions` names besides. Neighbouring lines that differ in their prompts only are one job, so that
-    they may share passes of the network.
+    counts if its file says the same settings, and what `conditions` names besides. Neighbouring lines that differ in
+    their prompts only are one job, so that they may share passes of the network.
 
     Raises:
         UsageError: names the first line that is wrong.
@@ -89,7 +89,7 @@ def _json(row: str) -> dict[str, Any]:
 
 
 def _settings_of(request: Request) -> tuple[Any, ...]:
-    return (request.num_images, id(request.image), *(getattr(request, name) for name in NAMES))
+    return (request.num_images, request.image, *(getattr(request, name) for name in NAMES))
 
 
 def _is_done(path: Path, request: Request, seed: int, conditions: dict[str, Any]) -> bool:

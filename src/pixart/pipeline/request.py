@@ -149,6 +149,8 @@ def make_request(
         bin=choose_bin(folder, height, width) if binning else None,
         image=start,
     )
+    if outpaint and start.fills(request.image_height, request.image_width):
+        raise UsageError("Outpainting needs a size that is larger than the image or of another shape; give --size.")
     if folder.fast:
         _check_fast(request, folder)
     return request
@@ -176,7 +178,7 @@ def _check_passes(settings: Settings, image: ImageInput | None, steps: int, stre
 
 def _size_like(folder: ModelFolder, image: ImageInput, binning: bool) -> dict[str, int]:
     """The shape of the image in about as many pixels as the model's own size has."""
-    width, height = image.image.size
+    width, height = image.size
     scale = folder.native_size / (width * height) ** 0.5
     step = 1 if binning else None
     return {"width": nearest_side(folder, width * scale, step), "height": nearest_side(folder, height * scale, step)}
