@@ -49,7 +49,7 @@ class Request(Settings):
     @property
     def first_step(self) -> int:
         """The denoising step to begin with: from an image, only the last ones are taken, as in Diffusers."""
-        return 0 if self.strength is None else self.steps - int(self.steps * self.strength)
+        return 0 if self.strength is None else self.steps - max(1, int(self.steps * self.strength))
 
     @property
     def steps_in_all(self) -> int:
@@ -169,11 +169,10 @@ def _check_passes(settings: Settings, image: ImageInput | None, steps: int, stre
         raise UsageError("A second pass would change what the mask keeps; leave --upscale out, and enlarge the result.")
     if settings.upscale > most:
         raise UsageError(f"This model can enlarge that size at most {most} times, not {settings.upscale} times.")
-    for name, value in (("strength", strength), ("upscale strength", settings.upscale_strength)):
-        if value is not None and int(steps * value) < 1 and (name == "strength" or settings.upscale > 1):
-            raise UsageError(
-                f"With {steps} steps, the {name} {value:g} is less than one step; give at least {1 / steps:.2g}."
-            )
+    if strength is not None and int(steps * strength) < 1:
+        raise UsageError(
+            f"With {steps} steps, the strength {strength:g} is less than one step; give at least {1 / steps:.2g}."
+        )
 
 
 def _size_like(folder: ModelFolder, image: ImageInput, binning: bool) -> dict[str, int]:
