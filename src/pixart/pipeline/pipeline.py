@@ -172,22 +172,22 @@ class Pipeline:
 
     def _conditionings(self, request: Request, say: Callable[[str], None]) -> Iterator[Conditioning]:
         negative: tuple[Any, str] | None = None
-        told = False
+        reported = False
         for index, prompt in enumerate(request.prompts):
             conditioning = self.core.encode_prompt(request, index, negative)
-            self._tell_of_text(conditioning.resolved, conditioning.cut, "prompt", say)
+            self._report_text(conditioning.resolved, conditioning.cut, "prompt", say)
             if not conditioning.resolved.strip():
                 say("The prompt is empty: this image is generated without any text.")
             elif not prompt.strip():
                 say(f'The prompt is empty: only the words of the style count, "{conditioning.resolved}".')
             if conditioning.unconditional is not None and request.null_text == "encoded":
                 negative = conditioning.unconditional, conditioning.unconditional_cut
-                if not told:
-                    self._tell_of_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
-                    told = True
+                if not reported:
+                    self._report_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
+                    reported = True
             yield conditioning
 
-    def _tell_of_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
+    def _report_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
         if cut:
             shown = cut if len(cut) <= MAX_SHOWN else cut[:MAX_SHOWN] + " ..."
             say(
