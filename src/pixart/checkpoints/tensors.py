@@ -25,8 +25,9 @@ def is_pickle(path: Path) -> bool:
     if not path.is_file():  # a pipe would never end
         return False
     with path.open("rb") as file:
-        start = file.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, which may be 128 and more, and then has a brace.
+    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{")
 
 
 def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
