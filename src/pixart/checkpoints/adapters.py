@@ -45,12 +45,12 @@ TRANSFORMER = re.compile(
     r"(?:(?:model\.)?diffusion_model\.|(?:unet\.)?base_model\.model\.|transformer\.|lora_unet_|lora_transformer_|lycoris_)?"
 )
 TEXT = re.compile(r"(?:text_encoder\.|text_encoders\.\w+\.transformer\.|lora_te1?_)(?:base_model\.model\.)?")
-# Layers of the two text encoders, "{}" the number of the block (transformers' T5EncoderModel and BertModel).
+# Layers of the two text encoders, "#" the number of the block (transformers' T5EncoderModel and BertModel).
 TEXT_LAYERS = (
-    *(f"encoder.block.{{}}.layer.0.SelfAttention.{name}" for name in "qkvo"),
-    *(f"encoder.block.{{}}.layer.1.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1", "wo")),
-    *(f"encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")),
-    *(f"encoder.layer.{{}}.{name}.dense" for name in ("attention.output", "intermediate", "output")),
+    *(f"encoder.block.#.layer.0.SelfAttention.{name}" for name in "qkvo"),
+    *(f"encoder.block.#.layer.1.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1", "wo")),
+    *(f"encoder.layer.#.attention.self.{name}" for name in ("query", "key", "value")),
+    *(f"encoder.layer.#.{name}.dense" for name in ("attention.output", "intermediate", "output")),
 )
 # Parts of names that other architectures have, for the sentence that refuses one.
 OTHERS = {
@@ -208,6 +208,11 @@ def diffusers_layers(layer: str) -> list[str]:
     if found:
         return [f"transformer_blocks.{found[1]}.{name}" for name in BLOCK_LAYERS[found[2]]]
     return (LAYERS | MICRO_CONDITION_LAYERS)[layer]
+
+
+def parts_of(layer: str) -> int:
+    """How many layers of Diffusers one of ours is; 1 where it is none."""
+    return next((len(theirs) for name, theirs in BLOCK_LAYERS.items() if layer.endswith(f".{name}")), 1)
 
 
 def split(layer: str, delta: Delta, parts: int) -> list[Delta]:

@@ -72,6 +72,12 @@ def adapted(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if len(getattr(layer, ADAPTERS, ()))}
 
 
+def kept(model: nn.Module) -> list[str]:
+    """The names in the state dict of what a checkpoint keeps: all, or only what an adapter has added."""
+    names = list(model.state_dict())
+    return [name for name in names if f".{ADAPTERS}." in name] or names
+
+
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Write all adapters into the weights, in the dtype of those, and take them off."""
