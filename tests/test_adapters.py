@@ -8,13 +8,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
 from lycoris import LycorisNetwork, create_lycoris
 from safetensors.torch import load_file, save_file
 
-from pixart.checkpoints.adapters import check_fit, layer_shapes, read_adapter, write_adapter
+import pixart
+from pixart.checkpoints.adapters import Lora, layer_shapes, read_adapter, write_adapter
+from pixart.checkpoints.adapters import check_fit as check_all
 from pixart.checkpoints.diffusers import official_shapes
 from pixart.checkpoints.names import to_official_names
+from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.model.adapters import adapted, attach, detach, merge
 from pixart.model.pixart import PixArt, PixArtConfig
@@ -41,6 +44,10 @@ def stock() -> PixArtTransformer2DModel:
 @pytest.fixture(scope="module")
 def config(stock) -> dict:
     return dict(stock.config)
+
+
+def check_fit(adapter, name: str, transformer: dict, text: dict) -> None:
+    check_all([Lora(Path(name), 1.0, adapter)], transformer, text)
 
 
 def ours(stock) -> PixArt:
@@ -309,3 +316,55 @@ def test_what_is_no_adapter_for_this_model_is_refused(stock, config, tmp_path):
     check_fit(adapter, "it", config, {"encoder.layer.0.attention.self.query": (8, 8)})
     with pytest.raises(PixArtError):
         check_fit(adapter, "it", config, {"encoder.layer.0.attention.self.query": (16, 16)})
+
+
+# From the command line, with a model folder.
+
+
+@pytest.fixture(scope="module")
+def style(tiny_model, tmp_path_factory) -> Path:
+    """An adapter for the tiny model, transformer and text encoder, that changes its images visibly."""
+    rng, tensors = np.random.default_rng(4), {}
+    blocks = (f"transformer_blocks.{name}" for name in ("0.attn1.to_q", "0.attn2.to_v", "1.ff.net.2"))
+    text = (f"text_encoder.encoder.layer.{name}" for name in ("0.attention.self.query", "1.output.dense"))
+    for name in (*(f"transformer.{name}" for name in (*blocks, "caption_projection.linear_1")), *text):
+        part, _, module = name.partition(".")
+        weights = next((tiny_model / part).glob("*.safetensors"))
+        rows, columns = load_file(weights)[f"{module}.weight"].shape
+        shapes = {"lora_A": (2, columns), "lora_B": (rows, 2)}
+        tensors |= {f"{name}.{k}.weight": torch.from_numpy(rng.normal(0, 0.5, s)).float() for k, s in shapes.items()}
+    return saved(tmp_path_factory.mktemp("adapters") / "style.safetensors", tensors)
+
+
+def image(model: Path, **options) -> np.ndarray:
+    pipe = pixart.Pipeline.from_pretrained(model, **({"engine": "torch", "dtype": "float32"} | options))
+    return np.asarray(pipe("a red fox", seed=1, width=64, height=64, steps=2).images[0]).astype(int)
+
+
+def test_a_merged_model_is_the_model_with_its_adapter(style, tiny_model, tmp_path):
+    """Also for stock Diffusers; and what the adapter does not change keeps its bits."""
+    assert main(["merge", str(tiny_model), str(tmp_path / "merged"), "--lora", f"{style}:0.7"]) == 0
+    for part in ("transformer", "text_encoder"):
+        before, after = (load_file(next((m / part).glob("*.safetensors"))) for m in (tiny_model, tmp_path / "merged"))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert before.keys() == after.keys() and len(changed) == (4 if part == "transformer" else 2)
+    assert np.abs(image(tmp_path / "merged") - image(tiny_model)).mean() > 1
+    theirs = PixArtAlphaPipeline.from_pretrained(tmp_path / "merged")
+    assert theirs.transformer.config.num_layers == 2
+    for wrong in ([str(style)], [f"{style}:x"], [f"{style}:1e9"], [], [str(tmp_path / "none")]):
+        flags = ["--lora", *wrong] if wrong else []
+        dest = tmp_path / ("merged" if wrong == [str(style)] else "other")
+        assert main(["merge", str(tiny_model), str(dest), *flags]) in (1, 2)
+    assert not (tmp_path / "other").exists()
+
+
+def test_convert_writes_the_forms_of_adapters(style, tiny_model, tmp_path, capsys):
+    assert main(["convert", str(style), str(tmp_path / "c.safetensors"), "--to", "comfyui"]) == 0
+    assert "diffusion_model.blocks.0.attn.qkv.lora_A.weight" in load_file(tmp_path / "c.safetensors")
+    assert main(["convert", str(tmp_path / "c.safetensors"), str(tmp_path / "d.safetensors"), "--to", "diffusers"]) == 0
+    back, first = load_file(tmp_path / "d.safetensors"), load_file(style)  # back, with zeros for to_k and to_v
+    assert all(torch.equal(back[name], tensor) for name, tensor in first.items())
+    assert not any(back[name].any() for name in back.keys() - first.keys() if "lora_B" in name)
+    for source, form in ((style, "onnx"), (style, "peft"), (tiny_model, "comfyui"), (style, "reparameterized")):
+        assert main(["convert", str(source), str(tmp_path / "no"), "--to", form]) in (1, 2)
+    assert not (tmp_path / "no").exists()

@@ -1,6 +1,5 @@
 """Fine-tuning: adapters as what a task trains, and `pixart finetune` on a folder of images."""
 
-import json
 from pathlib import Path
 
 import pytest

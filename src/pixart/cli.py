@@ -20,6 +20,7 @@ PixArt-α {__version__}: text to image, from data to images.
   verify FILE ...     generate images again from their files, and compare every pixel
   app                 the studio: a web page for generating, on this machine
   convert SOURCE      write a model in another form
+  merge MODEL DEST    write a model with adapters (LoRA) in its weights
   info SOURCE         describe a model
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
@@ -130,6 +131,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return run_command(Convert, rest, "pixart convert", convert)
+        case ["merge", *rest]:
+            from pixart.commands.merge import Merge, merge
+
+            with quiet_libraries():
+                return run_command(Merge, rest, "pixart merge", merge)
         case ["encode", *rest]:
             from pixart.commands.encode import Encode, encode
 

@@ -4,10 +4,12 @@ Inside, an adapter is a list of `Delta` for each layer by its official name. Fil
 key and value, or the layers of Diffusers, which are rows of ours: splitting and joining is exact, or refused.
 """
 
+import contextlib
 import json
 import math
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 
 from pixart.checkpoints.names import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_LAYERS
 from pixart.checkpoints.tensors import is_pickle, writing
+from pixart.checkpoints.weight_files import stored_tensors, weight_files
 from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
 from pixart.files import parse_json, read_bytes, read_json_object, replacing, write_json
@@ -81,6 +84,27 @@ class Adapter:
         return f"{name}+dora" if MAGNITUDE in tensors else name
 
 
+@dataclass(frozen=True)
+class Lora:
+    """An adapter of any kind in use: where it is from, and how strong."""
+
+    path: Path
+    strength: float
+    adapter: Adapter
+
+
+Changes = dict[str, list[tuple[Delta, float]]]  # with their strengths, by layer
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is that of an adapter, told by the names of its tensors, not of a model."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in (PEFT_CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS))
+    if not path.is_file() or is_pickle(path) or path.suffix != ".safetensors":
+        return False
+    return any(KEY.fullmatch(name) for name in stored_tensors(path))
+
+
 def read_adapter(path: Path | str) -> Adapter:
     """Read an adapter: a safetensors file, or a folder with one, such as PEFT's.
 
@@ -120,21 +144,58 @@ def read_adapter(path: Path | str) -> Adapter:
     return Adapter(*by_part, (guess,) if guessed else (), dtype, header)
 
 
-def check_fit(adapter: Adapter, name: str, transformer: dict[str, Any], text: dict[str, tuple[int, int]]) -> None:
-    """PixArtError if the adapter `name` is for another model: says for which one.
+def read_loras(given: Iterable[str | Path | tuple[str | Path, float]]) -> tuple[Lora, ...]:
+    """Adapters by path, "path:strength" or (path, strength); the strength is 1 where it is left out.
 
-    `transformer` is the config.json of the model's, `text` the shapes of the text encoder's linear layers by name.
+    Raises:
+        UsageError: a strength is no number from -100 to 100. PixArtError: as `read_adapter`.
     """
-    expected = layer_shapes(transformer)
-    wrong = _misfits(adapter.layers, expected)
-    if wrong:
-        width, depth = transformer["cross_attention_dim"], transformer["num_layers"]
-        raise PixArtError(
-            f"{name} does not fit this model, of width {width} and {depth} blocks: it is for {_made_for(adapter)} "
-            f"({wrong})."
-        )
-    if wrong := _misfits(adapter.text_layers, text):
-        raise PixArtError(f"{name} changes another text encoder than this model's ({wrong}).")
+    loras = []
+    for each in given:
+        path, strength = each if isinstance(each, tuple) else (str(each), 1.0)
+        if not isinstance(each, tuple) and not Path(path).exists():
+            start, _, end = path.rpartition(":")
+            with contextlib.suppress(ValueError):
+                path, strength = start, float(end)
+        if type(strength) not in (int, float) or not abs(strength) <= 100:
+            raise UsageError(f"The strength of an adapter is a number from -100 to 100, not {strength!r}.")
+        loras.append(Lora(Path(path), float(strength), read_adapter(path)))
+    return tuple(loras)
+
+
+def changes(loras: Iterable[Lora], *, text: bool = False) -> Changes:
+    """What adapters change of the transformer, or of the text encoder, by layer."""
+    found: Changes = {}
+    for lora in loras:
+        for name, deltas in (lora.adapter.text_layers if text else lora.adapter.layers).items():
+            found.setdefault(name, []).extend((delta, lora.strength) for delta in deltas)
+    return found
+
+
+def check_fit(loras: Iterable[Lora], transformer: dict[str, Any], text: dict[str, tuple[int, int]]) -> None:
+    """PixArtError if one of the adapters is for another model: says for which.
+
+    `transformer` is the config.json of the model's, `text` the shapes of its text encoder's linear layers.
+    """
+    for lora in loras:
+        if wrong := _misfits(lora.adapter.layers, layer_shapes(transformer)):
+            width, depth = transformer["cross_attention_dim"], transformer["num_layers"]
+            raise PixArtError(
+                f"{lora.path} does not fit this model, which has width {width} and {depth} blocks: it is for "
+                f"{_made_for(lora.adapter)} ({wrong})."
+            )
+        if wrong := _misfits(lora.adapter.text_layers, text):
+            raise PixArtError(f"{lora.path} is for another text encoder than this model's ({wrong}).")
+
+
+def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """(out, in) of the linear layers in a text encoder's folder, by name, from its files' headers."""
+    tensors = {n: t for file in weight_files(folder, "model.safetensors") for n, t in stored_tensors(file).items()}
+    return {
+        name.removesuffix(".weight"): tuple(entry["shape"])
+        for name, entry in tensors.items()
+        if name.endswith(".weight") and len(entry["shape"]) == 2
+    }
 
 
 def layer_shapes(transformer: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixart.model.deltas import Delta, changed
+from pixart.model.deltas import Delta, changed, merged
 
 ADAPTERS = "adapters"  # the name of an adapted layer's list of changes
 Layers = Mapping[str, Sequence[Delta]]  # by the names of the layers
@@ -31,9 +31,8 @@ class Change(nn.Module):
         return dict(self.named_parameters())
 
     def delta(self) -> Delta:
-        """A copy of it on the CPU, as arrays; the strength is not in it."""
-        arrays = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.tensors.items()}
-        return Delta(self.start, self.stop, arrays, self.scale)
+        """A copy of it in fp32; the strength is not in it."""
+        return Delta(self.start, self.stop, {n: t.detach().float() for n, t in self.tensors.items()}, self.scale)
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
         """The layer's input -> what is added to the rows `start` to `stop` of its output."""
@@ -82,12 +81,7 @@ def kept(model: nn.Module) -> list[str]:
 def merge(model: nn.Module) -> None:
     """Write all adapters into the weights, in the dtype of those, and take them off."""
     for layer in adapted(model).values():
-        base = layer.weight.flatten(1).float()
-        new = base.clone()
-        for change in getattr(layer, ADAPTERS):
-            rows, tensors = base[change.start : change.stop], {k: v.float() for k, v in change.tensors.items()}
-            new[change.start : change.stop] += change.strength * (changed(rows, tensors, change.scale) - rows)
-        layer.weight.copy_(new.view_as(layer.weight))
+        layer.weight.copy_(merged(layer.weight.float(), [(c.delta(), c.strength) for c in getattr(layer, ADAPTERS)]))
     detach(model)
 
 

@@ -9,7 +9,7 @@ All tensors are matrices: a convolution's kernel (out, in, k, k) is flattened to
                                or (1, in) of its columns
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,3 +87,13 @@ def changed(
     magnitude = tensors[MAGNITUDE]
     norm = constant((new * new).sum(1 if magnitude.shape[1] == 1 else 0) ** 0.5).reshape(magnitude.shape)
     return new * (magnitude / norm)
+
+
+def merged(weight: Array, changes: Iterable[tuple[Delta, float]]) -> Array:
+    """A weight (out, ...) with changes at their strengths, all of which are relative to the weight as it was."""
+    flat = weight.reshape(len(weight), -1)
+    new = flat * 1
+    for delta, strength in changes:
+        rows = flat[delta.start : delta.stop]
+        new[delta.start : delta.stop] += strength * (changed(rows, delta.tensors, delta.scale) - rows)
+    return new.reshape(weight.shape)
