@@ -18,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from pixart.checkpoints.names import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_LAYERS
-from pixart.checkpoints.tensors import is_pickle, writing
-from pixart.checkpoints.weight_files import stored_tensors, weight_files
+from pixart.checkpoints.tensors import writing
 from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
-from pixart.files import parse_json, read_bytes, read_json_object, replacing, write_json
+from pixart.files import parse_json, read_json_object, replacing, write_json
 from pixart.model.deltas import LOHA, LOKR, LORA, MAGNITUDE, Delta, shape
+from pixart.weights import header_bytes, is_pickle, read_header, read_headers, weight_files
 
 MAX_BYTES = 4 << 30
 SHOWN = 5
@@ -33,8 +33,11 @@ METADATA = "lora_adapter_metadata"  # header entry of Diffusers and SimpleTuner
 PEFT_ALPHA = 8  # what PEFT takes where a script sets none, as PixArt's own do
 Form = Literal["diffusers", "peft", "comfyui", "official", "kohya", "lycoris"]
 
-# dtypes by their names in files, from the widest on; bfloat16 is read as its 16 bits.
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# By torch's names, from the widest on: the format's name, and numpy's type; bfloat16 is read as its 16 bits.
+DTYPES = {
+    "float64": ("F64", np.float64), "float32": ("F32", np.float32), "float16": ("F16", np.float16),
+    "bfloat16": ("BF16", np.uint16),
+}  # fmt: skip
 # The end of a key, which says what the tensor is, and our name of it.
 KINDS = {
     "lora_A": "lora_A", "lora_down": "lora_A", "lora.down": "lora_A",
@@ -73,7 +76,7 @@ class Adapter:
     layers: dict[str, tuple[Delta, ...]]
     text_layers: dict[str, tuple[Delta, ...]]
     notices: tuple[str, ...] = ()
-    dtype: str = "F32"
+    dtype: str = "float32"
     header: dict[str, str] | None = None
 
     @property
@@ -102,7 +105,7 @@ def is_adapter(path: Path) -> bool:
         return any((path / name).is_file() for name in (PEFT_CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS))
     if not path.is_file() or is_pickle(path) or path.suffix != ".safetensors":
         return False
-    return any(KEY.fullmatch(name) for name in stored_tensors(path))
+    return any(KEY.fullmatch(name) for name in read_header(path))
 
 
 def read_adapter(path: Path | str) -> Adapter:
@@ -190,11 +193,10 @@ def check_fit(loras: Iterable[Lora], transformer: dict[str, Any], text: dict[str
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """(out, in) of the linear layers in a text encoder's folder, by name, from its files' headers."""
-    tensors = {n: t for file in weight_files(folder, "model.safetensors") for n, t in stored_tensors(file).items()}
     return {
-        name.removesuffix(".weight"): tuple(entry["shape"])
-        for name, entry in tensors.items()
-        if name.endswith(".weight") and len(entry["shape"]) == 2
+        name.removesuffix(".weight"): entry.shape
+        for name, entry in read_headers(weight_files(folder, "model.safetensors")).items()
+        if name.endswith(".weight") and len(entry.shape) == 2
     }
 
 
@@ -340,26 +342,21 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], str]
     Raises:
         PixArtError: it is missing, damaged, or holds other numbers than these.
     """
-    from safetensors import SafetensorError, deserialize, safe_open
-
-    content = read_bytes(path, MAX_BYTES)
-    try:
-        entries = deserialize(content)
-        with safe_open(path, "np") as file:
-            header = file.metadata() or {}
-    except SafetensorError as error:
-        raise PixArtError(f"{path} is damaged: {error}; copy or download it again.") from None
-    arrays, found = {}, set()
-    for name, entry in entries:
-        dtype = entry["dtype"]
-        if dtype not in DTYPES:
-            raise PixArtError(f"{path} holds {shortened(name, 100)} in {dtype}; an adapter has {', '.join(DTYPES)}.")
-        numbers = np.frombuffer(entry["data"], DTYPES[dtype])
-        if dtype == "BF16":
+    if path.stat().st_size > MAX_BYTES:
+        raise PixArtError(f"{path} is longer than {MAX_BYTES:,} bytes, which is the most that an adapter may have.")
+    arrays, stored = {}, read_header(path)
+    for name, entry in stored.items():
+        if entry.dtype not in DTYPES:
+            has = f"{shortened(name, 100)} in {entry.dtype}"
+            raise PixArtError(f"{path} holds {has}; an adapter is in one of {', '.join(DTYPES)}.")
+        kind = np.dtype(DTYPES[entry.dtype][1])
+        numbers = np.fromfile(path, kind, entry.size // kind.itemsize, offset=entry.start)
+        if entry.dtype == "bfloat16":
             numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = numbers.astype(np.float32).reshape(entry["shape"])
-        found.add(dtype)
-    return arrays, header, next((name for name in DTYPES if name in found), "F32")
+        arrays[name] = numbers.astype(np.float32).reshape(entry.shape)
+    found = {entry.dtype for entry in stored.values()}
+    header = parse_json(header_bytes(path), str(path)).get("__metadata__", {})
+    return arrays, header, next((name for name in DTYPES if name in found), "float32")
 
 
 def _weights_of(path: Path) -> Path:
@@ -535,14 +532,14 @@ def _write(arrays: dict[str, np.ndarray], path: Path, dtype: str, metadata: dict
     header: dict[str, Any] = {"__metadata__": metadata}
     parts, offset = [], 0
     for name, array in sorted(arrays.items()):
-        array, kind = np.ascontiguousarray(array, np.float32), "F32"
-        if dtype == "F16" and np.array_equal(array.astype(np.float16), array):
-            array, kind = array.astype(np.float16), "F16"
-        elif dtype == "BF16" and not (array.view(np.uint32) & 0xFFFF).any():
-            array, kind = (array.view(np.uint32) >> 16).astype(np.uint16), "BF16"
+        array, kind = np.asarray(array, np.float32, order="C"), "float32"
+        if dtype == "float16" and np.array_equal(array.astype(np.float16), array):
+            array, kind = array.astype(np.float16), dtype
+        elif dtype == "bfloat16" and not (array.view(np.uint32) & 0xFFFF).any():
+            array, kind = (array.view(np.uint32) >> 16).astype(np.uint16), dtype
         parts.append(array.tobytes())
         place = [offset, offset := offset + len(parts[-1])]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": place}
+        header[name] = {"dtype": DTYPES[kind][0], "shape": list(array.shape), "data_offsets": place}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:

@@ -120,8 +120,9 @@ def _to_official(options: Convert, source: Path) -> None:
 
 
 def _to_folder(options: Convert, source: Path) -> None:
+    from pixart.checkpoints.folder import INDEX, PARTS, write_diffusers
     from pixart.checkpoints.model_folder import check_parts
-    from pixart.checkpoints.sources import INDEX, PARTS, read_source, write_diffusers
+    from pixart.checkpoints.sources import read_source
 
     parts = None if options.parts is None else resolve(options.parts, "parts")
     if parts is not None and not parts.is_dir():

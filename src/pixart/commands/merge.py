@@ -38,9 +38,10 @@ def merge(options: Merge) -> int:
     """Run `pixart merge`."""
     from pixart.checkpoints.adapters import changes, check_fit, linear_shapes, read_loras
     from pixart.checkpoints.diffusers import diffusers_config
+    from pixart.checkpoints.folder import INDEX, write_diffusers
     from pixart.checkpoints.hashes import write_hashes
     from pixart.checkpoints.model_folder import DEFAULT_MODEL, check_parts
-    from pixart.checkpoints.sources import INDEX, read_source, write_diffusers
+    from pixart.checkpoints.sources import read_source
     from pixart.files import replacing
 
     if not options.lora:
@@ -89,8 +90,8 @@ def _merged(state: "dict[str, Tensor]", changes: "Changes") -> "dict[str, Tensor
 
 
 def _merge_text_encoder(folder: Path, changes: "Changes") -> None:
-    from pixart.checkpoints.tensors import read_safetensors, save_tensors
-    from pixart.checkpoints.weight_files import weight_files
+    from pixart.checkpoints.tensors import save_tensors
+    from pixart.weights import map_tensors, weight_files
 
     for file in weight_files(folder, "model.safetensors"):
-        save_tensors(_merged(read_safetensors(file), changes), file, None)
+        save_tensors(_merged(map_tensors(file), changes), file, None)
