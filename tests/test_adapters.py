@@ -21,6 +21,7 @@ from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.model.adapters import adapted, attach, detach, merge
 from pixart.model.pixart import PixArt, PixArtConfig
+from pixart.runtime.memory import Memory
 
 EXACT = 1e-5
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
@@ -368,3 +369,41 @@ def test_convert_writes_the_forms_of_adapters(style, tiny_model, tmp_path, capsy
     for source, form in ((style, "onnx"), (style, "peft"), (tiny_model, "comfyui"), (style, "reparameterized")):
         assert main(["convert", str(source), str(tmp_path / "no"), "--to", form]) in (1, 2)
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": Memory(staged=True)}, {"engine": "onnx"}, {"dtype": "bfloat16"}])
+def test_adapters_change_between_calls_while_the_model_stays(options, style, tiny_model_with_graphs, tmp_path):
+    model = tiny_model_with_graphs
+    plain, strong = image(model, **options), image(model, loras=[f"{style}:0.7"], **options)
+    assert np.abs(strong - plain).mean() > 1
+    assert main(["merge", str(model), str(tmp_path / "merged"), "--lora", f"{style}:0.7"]) == 0
+    merged = image(tmp_path / "merged", **options | {"engine": "torch"})
+    assert np.abs(strong - merged).mean() < (3 if options.get("dtype") == "bfloat16" else 0.5)
+    pipe = pixart.Pipeline.from_pretrained(model, **({"engine": "torch", "dtype": "float32"} | options))
+
+    def again(loras: list) -> tuple[np.ndarray, dict]:
+        pipe.set_loras(loras)
+        result = pipe("a red fox", seed=1, width=64, height=64, steps=2)
+        return np.asarray(result.images[0]).astype(int), result.settings[0]
+
+    (first, settings), (none, plain_settings), (half, _) = again([(style, 0.7)]), again([]), again([(style, 0.3)])
+    assert np.array_equal(first, strong) and np.array_equal(none, plain) and not np.array_equal(half, first)
+    assert settings["loras"][0]["strength"] == 0.7 and settings["loras"][0]["name"] == style.name
+    assert "loras" not in plain_settings
+    with pytest.raises(PixArtError):
+        pipe.set_loras([style, tmp_path / "none.safetensors"])
+    assert np.array_equal(np.asarray(pipe("a red fox", seed=1, width=64, height=64, steps=2).images[0]), half)
+
+
+def test_generate_and_verify_take_adapters(style, tiny_model_with_graphs, tmp_path, capsys):
+    words = ["--model", str(tiny_model_with_graphs), "--seed", "1", "--steps", "2", "--width", "64", "--height", "64"]
+    assert (
+        main(["generate", "a red fox", *words, "--lora", f"{style}:0.7", "-n", "1", "--output", f"{tmp_path}/a.png"])
+        == 0
+    )
+    model = ["--model", str(tiny_model_with_graphs)]
+    assert main(["verify", f"{tmp_path}/a.png", *model]) == 2
+    assert main(["verify", f"{tmp_path}/a.png", *model, "--lora", f"{style}:0.7"]) == 0
+    assert main(["verify", f"{tmp_path}/a.png", *model, "--lora", f"{style}:0.5"]) == 1
+    assert main(["generate", "a red fox", *words, "--lora", str(tmp_path), "--output", f"{tmp_path}/b.png"]) == 1
+    assert not (tmp_path / "b.png").exists()

@@ -10,10 +10,10 @@ import math
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,9 +21,12 @@ from pixart.checkpoints.names import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_LAYER
 from pixart.checkpoints.tensors import writing
 from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
-from pixart.files import parse_json, read_json_object, replacing, write_json
+from pixart.files import file_hash, parse_json, read_json_object, replacing, write_json
 from pixart.model.deltas import LOHA, LOKR, LORA, MAGNITUDE, Delta, shape
-from pixart.weights import header_bytes, is_pickle, read_header, read_headers, weight_files
+from pixart.weights import Stored, header_bytes, is_pickle, read_header, read_headers, weight_files
+
+if TYPE_CHECKING:
+    from pixart.checkpoints.model_folder import ModelFolder
 
 MAX_BYTES = 4 << 30
 SHOWN = 5
@@ -93,7 +96,12 @@ class Lora:
 
     path: Path
     strength: float
-    adapter: Adapter
+    adapter: Adapter = field(repr=False, compare=False)
+    sha256: str = ""
+
+    def for_images(self) -> dict[str, Any]:
+        """As image metadata has it; of the path the last name, since images are given away."""
+        return {"name": self.path.resolve().name, "strength": self.strength, "sha256": self.sha256}
 
 
 Changes = dict[str, list[tuple[Delta, float]]]  # with their strengths, by layer
@@ -162,8 +170,16 @@ def read_loras(given: Iterable[str | Path | tuple[str | Path, float]]) -> tuple[
                 path, strength = start, float(end)
         if type(strength) not in (int, float) or not abs(strength) <= 100:
             raise UsageError(f"The strength of an adapter is a number from -100 to 100, not {strength!r}.")
-        loras.append(Lora(Path(path), float(strength), read_adapter(path)))
+        loras.append(Lora(Path(path), float(strength), read_adapter(path), file_hash(_weights_of(Path(path)))))
     return tuple(loras)
+
+
+def check_loras(folder: "ModelFolder", given: Iterable[str | Path | tuple[str | Path, float]]) -> tuple[Lora, ...]:
+    """As `read_loras`, and checked that they fit the model."""
+    loras = read_loras(given)
+    if loras:
+        check_fit(loras, folder.transformer, linear_shapes(folder.path / "text_encoder"))
+    return loras
 
 
 def changes(loras: Iterable[Lora], *, text: bool = False) -> Changes:
@@ -349,14 +365,28 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], str]
         if entry.dtype not in DTYPES:
             has = f"{shortened(name, 100)} in {entry.dtype}"
             raise PixArtError(f"{path} holds {has}; an adapter is in one of {', '.join(DTYPES)}.")
-        kind = np.dtype(DTYPES[entry.dtype][1])
-        numbers = np.fromfile(path, kind, entry.size // kind.itemsize, offset=entry.start)
-        if entry.dtype == "bfloat16":
-            numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = numbers.astype(np.float32).reshape(entry.shape)
+        arrays[name] = read_tensor(entry)
     found = {entry.dtype for entry in stored.values()}
     header = parse_json(header_bytes(path), str(path)).get("__metadata__", {})
     return arrays, header, next((name for name in DTYPES if name in found), "float32")
+
+
+def read_tensor(stored: Stored) -> np.ndarray:
+    """A tensor of one of `DTYPES` as fp32."""
+    kind = np.dtype(DTYPES[stored.dtype][1])
+    numbers = np.fromfile(stored.path, kind, stored.size // kind.itemsize, offset=stored.start)
+    if stored.dtype == "bfloat16":
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(np.float32).reshape(stored.shape)
+
+
+def in_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 numbers rounded to one of `DTYPES`; bfloat16 as its 16 bits."""
+    array = np.ascontiguousarray(array, np.float32) if array.ndim else array.astype(np.float32)
+    if dtype == "bfloat16":
+        bits = array.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
+    return array.astype(DTYPES[dtype][1])
 
 
 def _weights_of(path: Path) -> Path:
@@ -532,11 +562,10 @@ def _write(arrays: dict[str, np.ndarray], path: Path, dtype: str, metadata: dict
     header: dict[str, Any] = {"__metadata__": metadata}
     parts, offset = [], 0
     for name, array in sorted(arrays.items()):
-        array, kind = np.asarray(array, np.float32, order="C"), "float32"
-        if dtype == "float16" and np.array_equal(array.astype(np.float16), array):
-            array, kind = array.astype(np.float16), dtype
-        elif dtype == "bfloat16" and not (array.view(np.uint32) & 0xFFFF).any():
-            array, kind = (array.view(np.uint32) >> 16).astype(np.uint16), dtype
+        rounded = in_dtype(np.asarray(array), dtype)
+        exact = rounded.astype(np.float32) if dtype != "bfloat16" else rounded.astype(np.uint32) << 16
+        kind = dtype if np.array_equal(exact.view(np.uint32), in_dtype(array, "float32").view(np.uint32)) else "float32"
+        array = in_dtype(array, kind)
         parts.append(array.tobytes())
         place = [offset, offset := offset + len(parts[-1])]
         header[name] = {"dtype": DTYPES[kind][0], "shape": list(array.shape), "data_offsets": place}

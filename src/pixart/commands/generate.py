@@ -41,6 +41,8 @@ class Generate:
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
+    lora: Annotated[tuple[str, ...], arg(metavar="FILE[:X] ...")] = ()
+    """Adapters (LoRA and its kin), safetensors files or folders, each at strength X: style.safetensors:0.8."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
     size: Annotated[str | None, shown("WxH", "the model's")] = None
     """Width and height together, as in 768x512."""
@@ -70,6 +72,7 @@ class Generate:
 def generate(options: Generate) -> int:
     """Run `pixart generate`; prints the path of every image."""
     # Everything that can be wrong with the request is reported before torch is loaded, which takes seconds.
+    from pixart.checkpoints.adapters import check_loras
     from pixart.checkpoints.model_folder import open_model_folder
     from pixart.checkpoints.styles import style_notice
     from pixart.pipeline.image_files import check_output, plan_output
@@ -95,6 +98,7 @@ def generate(options: Generate) -> int:
     if options.styles:
         same = _settings(options) | {"seed": request.seed}
         requests = [make_request(folder, _prompt(options), **same | {"style": style}) for style in folder.styles]
+    loras = check_loras(folder, options.lora)
     for_torch = options.engine == "auto" and request.null_text != "encoded"
     engine = "torch" if for_torch else options.engine
     target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
@@ -112,7 +116,10 @@ def generate(options: Generate) -> int:
         progress.start("loading the model")
         from pixart.pipeline.pipeline import Pipeline
 
+        for notice in [notice for lora in loras for notice in lora.adapter.notices]:
+            progress.say(notice)
         pipeline = Pipeline(folder, load_networks(folder, runtime))
+        pipeline.use(loras)
         with _tracking(options.track, target.parent, progress.say) as record:
             _write_all(pipeline, requests, options, target, progress, record)
     return 0

@@ -5,12 +5,13 @@ onto a layer however it stores its weights, and leave it as it was.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixart.model.deltas import Delta, changed, merged
+from pixart.model.deltas import MAGNITUDE, Delta, changed, matrix, merged
 
 ADAPTERS = "adapters"  # the name of an adapted layer's list of changes
 Layers = Mapping[str, Sequence[Delta]]  # by the names of the layers
@@ -39,9 +40,11 @@ class Change(nn.Module):
         x, tensors = F.dropout(x, self.dropout, self.training), self.tensors
         if tensors.keys() == {"lora_A", "lora_B"}:
             down = _product(x, tensors["lora_A"], layer)
-            up = tensors["lora_B"].to(x.dtype)
+            up = tensors["lora_B"].to(x)
             return self.scale * (F.conv2d(down, up[:, :, None, None]) if _is_conv(layer) else F.linear(down, up))
-        weight = layer.weight[self.start : self.stop].detach().flatten(1).to(next(iter(tensors.values())).dtype)
+        if MAGNITUDE not in tensors:
+            return _product(x, self.scale * matrix(tensors), layer)
+        weight = layer.weight[self.start : self.stop].detach().flatten(1).to(tensors[MAGNITUDE])
         return _product(x, changed(weight, tensors, self.scale, Tensor.detach) - weight, layer)
 
 
@@ -54,7 +57,7 @@ def attach(model: nn.Module, layers: Layers, strength: float = 1.0, dropout: flo
             setattr(layer, ADAPTERS, nn.ModuleList())
             layer.register_forward_hook(_add)
         for delta in deltas:
-            change = Change(delta, strength, dropout).to(layer.weight.device)
+            change = Change(delta, strength, dropout).to(next(chain(layer.parameters(), layer.buffers())).device)
             getattr(layer, ADAPTERS).append(change)
             made.append(change)
     return made
@@ -99,7 +102,7 @@ def _is_conv(layer: nn.Module) -> bool:
 
 def _product(x: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
     """The layer's operation with another weight (rows, in·k·k) and no bias."""
-    weight = weight.to(x.dtype)
+    weight = weight.to(x)
     if not _is_conv(layer):
         return F.linear(x, weight)
     kernel = weight.view(len(weight), -1, *layer.kernel_size)
