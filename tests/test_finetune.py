@@ -1,5 +1,9 @@
 """Fine-tuning: adapters as what a task trains, and `pixart finetune` on a folder of images."""
 
+import json
+import shutil
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,13 @@ from safetensors.torch import load_file
 
 from pixart.checkpoints.adapters import read_adapter
 from pixart.checkpoints.diffusers import load_transformer
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
+from pixart.commands.finetune import Finetune, choose, look, to_toml
+from pixart.data.features import open_features
 from pixart.errors import PixArtError, UsageError
 from pixart.model.adapters import attach
+from pixart.runtime.device import Device
 from pixart.training import train
 from pixart.training.batches import Phase
 from pixart.training.ema import EmaConfig
@@ -89,8 +97,6 @@ def test_a_run_of_an_adapter_goes_on_where_it_was_stopped(features, tiny_model, 
     for name in ("stopped", "straight"):
         again = TextToImage(init=str(tiny_model), validation=4)
         train(again, recipe(tmp_path / name, features, 5, dropout=0.5))
-    ours, theirs = ((tmp_path / name / "adapter.safetensors").read_bytes() for name in ("stopped", "straight"))
-    assert len(ours) == len(theirs)
     tensors = [load_file(tmp_path / name / "adapter.safetensors") for name in ("stopped", "straight")]
     assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[1])
 
@@ -100,3 +106,106 @@ def test_a_pattern_that_matches_no_layer_is_refused(features, tiny_model, tmp_pa
         with pytest.raises(UsageError):
             train(TextToImage(init=str(tiny_model), validation=4), recipe(tmp_path / "run", features, **settings))
     assert not (tmp_path / "run").exists()
+
+
+# From the command line.
+
+
+def finetune(photos: Path, model: Path, output: Path, *more: str) -> int:
+    words = ["--model", str(model), "--output", str(output), "--size", "64", "--steps", "4", "--device", "cpu"]
+    return main(["finetune", str(photos), *words, "--prompts", "a red fox", *more])
+
+
+@pytest.fixture(scope="module")
+def bare(photos, tmp_path_factory) -> Path:
+    """Six images without captions."""
+    folder = tmp_path_factory.mktemp("bare") / "dog"
+    folder.mkdir()
+    for path in sorted(photos.glob("*.jp*g"))[:6]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_one_command_ends_with_an_adapter_and_goes_on_where_it_was(photos, tiny_model, tmp_path, capsys):
+    output = tmp_path / "mine"
+    assert finetune(photos, tiny_model, output) == 0
+    made = Path(capsys.readouterr().out.split()[-1])
+    assert made == output / "mine.safetensors" and read_adapter(made).kind == "lora"
+    recipe = tomllib.loads((output / "recipe.toml").read_text())
+    assert recipe["trainable"] == {"method": "lora", "rank": 16} and recipe["phases"][0]["steps"] == 4
+    assert list((output / "run" / "samples").glob("*.png"))
+    assert main(["generate", "a red fox", "--model", str(tiny_model), "--lora", str(made), "--steps", "2",
+                 "--output", str(tmp_path / "a.png")]) == 0  # fmt: skip
+    before = made.read_bytes()
+    assert finetune(photos, tiny_model, output) == 0 and made.read_bytes() == before
+    assert finetune(photos, tiny_model, output, "--rank", "2") == 2  # another training
+    assert main(["train", str(output / "recipe.toml"), "--output", str(tmp_path / "by-hand")]) == 0
+
+
+def test_full_fine_tuning_keeps_styles_and_defaults(photos, tiny_model, tmp_path):
+    assert finetune(photos, tiny_model, tmp_path / "mine", "--method", "full") == 0
+    made = tmp_path / "mine" / "run" / "model"
+    assert json.loads((made / "styles.json").read_text()) == json.loads((tiny_model / "styles.json").read_text())
+
+
+def test_a_subject_from_images_without_captions(bare, tiny_model, tmp_path):
+    words = [
+        "--method",
+        "dreambooth",
+        "--trigger",
+        "a photo of sks dog",
+        "--class-prompt",
+        "a dog",
+        "--class-images",
+        "7",
+    ]
+    assert finetune(bare, tiny_model, tmp_path / "mine", *words) == 0
+    assert len(open_features(tmp_path / "mine" / "features")) == 13  # six of the dog, seven of the model's own
+    header = read_adapter(tmp_path / "mine" / "mine.safetensors").header
+    assert header["modelspec.trigger_phrase"] == "a photo of sks dog"
+
+
+def test_what_cannot_be_learned_from_is_refused_before_anything_is_made(photos, bare, tiny_model, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(bare.iterdir())[:3]:
+        shutil.copy(path, few)
+    for images, *more in (
+        (few, "--trigger", "a dog"),
+        (bare,),  # no captions, no trigger
+        (photos, "--trigger", "sks"),  # captions without the trigger
+        (photos, "--trigger", " "),
+        (photos, "--method", "dreambooth"),
+        (photos, "--rank", "0"),
+        (photos, "--learning-rate", "2"),
+        (photos, "--model", str(tmp_path / "none")),
+        (tmp_path / "none",),
+    ):
+        assert finetune(images, tiny_model, tmp_path / "mine", *more) in (1, 2)
+    assert not (tmp_path / "mine").exists()
+    assert finetune(photos, tiny_model, tmp_path / "mine", "--dry-run") == 0 and not (tmp_path / "mine").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    assert finetune(photos, tiny_model, tmp_path / "full") == 2 and len(list((tmp_path / "full").iterdir())) == 1
+
+
+def test_the_plan_follows_model_and_memory(photos, tiny_model, tmp_path):
+    """Pure: the same model on several machines, which are not there."""
+    folder, found = open_model_folder(tiny_model), look(Finetune(str(photos)))
+    xl = replace(folder, native_size=1024, transformer=folder.transformer | {
+        "cross_attention_dim": 1152, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,
+        "caption_channels": 4096, "sample_size": 128, "in_channels": 4, "out_channels": 8})  # fmt: skip
+
+    def plan(gb: float, **options) -> dict:
+        device = Device("cuda", "a GPU", int(gb * 1e9), int(gb * 1e9), bfloat16=True, float16=True)
+        return choose(Finetune(str(photos), **options), found, xl, device, tmp_path).recipe
+
+    small, large, full = plan(12), plan(80), plan(24, method="full")
+    assert small["loop"]["checkpoint_activations"] and not large["loop"]["checkpoint_activations"]
+    assert small["optimizer"]["learning_rate"] == 1e-4 and full["optimizer"]["learning_rate"] == 1e-5
+    assert small["phases"] == large["phases"]  # what is learned does not depend on the machine
+    for options in ({"method": "full"}, {"size": 4096}):
+        with pytest.raises(UsageError):
+            plan(4, **options)
+    text = to_toml(plan(24, prompts=('a "quoted" \\ fox\n\x7f',)))
+    assert tomllib.loads(text)["samples"]["prompts"] == ['a "quoted" \\ fox\n\x7f']

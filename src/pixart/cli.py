@@ -26,6 +26,7 @@ PixArt-α {__version__}: text to image, from data to images.
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   metrics FOLDER      FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
   layout NAME ...     generate the prompts of GenEval or T2I-CompBench where their scripts look
+  finetune IMAGES     teach a model a style or a subject from a folder of images
   train RECIPE ...    train a model by a recipe
   export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets
@@ -165,6 +166,11 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.commands.compare import Prompts, list_prompts
 
             return run_command(Prompts, rest, "pixart prompts", list_prompts)
+        case ["finetune", *rest]:
+            from pixart.commands.finetune import Finetune, finetune
+
+            with quiet_libraries():
+                return run_command(Finetune, rest, "pixart finetune", finetune)
         case ["train", *rest]:
             from pixart.training.command import run
 
