@@ -165,6 +165,18 @@ def test_a_subject_from_images_without_captions(bare, tiny_model, tmp_path):
     assert header["modelspec.trigger_phrase"] == "a photo of sks dog"
 
 
+def test_captions_without_the_trigger_are_what_the_model_must_not_forget(photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line | {"text": f"{line['text']}, inkhatch style"}) + "\n" for line in lines)
+    (folder / "metadata.jsonl").write_text(text)
+    found = look(Finetune(str(folder), trigger="inkhatch style"))
+    assert found.class_images == found.images and found.class_prompts == list(dict.fromkeys(x["text"] for x in lines))
+    assert look(Finetune(str(folder))).class_images == 0
+    assert look(Finetune(str(folder), trigger="inkhatch style", class_images=0)).class_images == 0
+    assert look(Finetune(str(folder), class_prompt="a dog", class_images=9)).class_prompts == ["a dog"]
+
+
 def test_what_cannot_be_learned_from_is_refused_before_anything_is_made(photos, bare, tiny_model, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
@@ -202,8 +214,9 @@ def test_the_plan_follows_model_and_memory(photos, tiny_model, tmp_path):
 
     small, large, full = plan(12), plan(80), plan(24, method="full")
     assert small["loop"]["checkpoint_activations"] and not large["loop"]["checkpoint_activations"]
-    assert small["optimizer"]["learning_rate"] == 1e-4 and full["optimizer"]["learning_rate"] == 1e-5
+    assert small["optimizer"]["learning_rate"] == 2e-4 and full["optimizer"]["learning_rate"] == 1e-5
     assert small["phases"] == large["phases"]  # what is learned does not depend on the machine
+    assert large["text_to_image"]["caption_dropout"] == 0 and full["text_to_image"]["caption_dropout"] == 0.1
     for options in ({"method": "full"}, {"size": 4096}):
         with pytest.raises(UsageError):
             plan(4, **options)

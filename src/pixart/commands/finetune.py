@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 FEWEST = 5  # images; fewer are learned by heart
 ALLOWED = 0.2  # share of the images that may be unusable, each of which is named
-PASSES = 40  # over the images, within the two numbers of image passes below
+PASSES = 30  # over the images, within the two numbers of image passes below
 PASSES_FEWEST, PASSES_MOST = 800, 40_000
 LARGEST_BATCH = 8
-RATE, RATE_WIDTH = {"adapter": 1e-4, "full": 1e-5}, 1152  # of XL/2; narrower networks take more, in proportion
+RATE, RATE_WIDTH = {"adapter": 2e-4, "full": 1e-5}, 1152  # of XL/2; narrower networks take more, in proportion
 # Bytes that training holds per token, width and block, and what remains with activations computed again.
 ACTIVATION_BYTES, RECOMPUTED_BYTES = 100, 6
 MEMORY_SHARE = 0.8  # of the free memory
@@ -60,12 +60,13 @@ class Finetune:
     method: Literal["lora", "dora", "lokr", "loha", "full", "dreambooth"] = "lora"
     """What is trained: an adapter of a kind, or all weights. dreambooth: a LoRA of one subject with --class-prompt."""
     trigger: Annotated[str | None, shown("TEXT", "none")] = None
-    """Caption of images that have none, such as "a photo of sks dog"; captions that are there must contain it."""
-    class_prompt: Annotated[str | None, shown("TEXT", "none")] = None
-    """What the subject is one of, such as "a photo of a dog": the model's own images of it are trained on as well, so
-    that it does not forget it (prior preservation)."""
-    class_images: Annotated[int, arg(metavar="N")] = 50
-    """How many of those."""
+    """Words that call what is learned: the caption of images that have none, such as "a photo of sks dog", or a part of
+    every caption, such as "inkhatch style"."""
+    class_prompt: Annotated[str | None, shown("TEXT", "captions without the trigger")] = None
+    """What the model knew before, such as "a photo of a dog". With a trigger, its own images of that are trained on as
+    well, so that it does not forget it (prior preservation)."""
+    class_images: Annotated[int | None, shown("N", "as many as there are images")] = None
+    """How many of those; 0 for none."""
     size: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Images have about this number squared of pixels, in their own shapes."""
     steps: Annotated[int | None, shown("N", "by the number of images")] = None
@@ -92,6 +93,8 @@ class Found:
 
     dataset: Dataset
     captions: list[str | None]
+    class_prompts: list[str]
+    class_images: int
 
     @property
     def images(self) -> int:
@@ -191,7 +194,12 @@ def look(options: Finetune) -> Found:
             f'{len(other):,} captions do not contain the trigger "{options.trigger}", the first of {other[0]}; write '
             "it into them, or leave --trigger out."
         )
-    return Found(dataset, captions)
+    prompts = [options.class_prompt] if options.class_prompt else []
+    if options.trigger and not prompts:
+        prompts = [" ".join((text or "").replace(options.trigger, " ").split()).strip(" ,.;") for text in captions]
+        prompts = list(dict.fromkeys(text for text in prompts if text))
+    wanted = len(pairs) if options.class_images is None else options.class_images
+    return Found(dataset, captions, prompts, wanted if prompts else 0)
 
 
 def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Device, output: Path) -> Plan:
@@ -200,7 +208,7 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
     kind, width = "full" if method == "full" else "adapter", config["cross_attention_dim"]
     size = options.size or folder.native_size
     precision = choose_precision(device)
-    images = found.images + (options.class_images if options.class_prompt else 0)
+    images = found.images + found.class_images
     validation = max(1, images // 10)
     batch = options.batch_size or min(LARGEST_BATCH, images - validation)
     tokens = (size // folder.size_multiple) ** 2
@@ -227,6 +235,7 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
     task = {
         "init": str(folder.path) if options.model is None else options.model,
         "validation": validation,
+        "caption_dropout": 0.1 if kind == "full" else 0.0,  # an adapter leaves the model without text as it is
         "allow_dropped": ALLOWED,
         **({"flow_shift": float(folder.scheduler.get("flow_shift", 1.0))} if objective == "flow" else {}),
     }
@@ -254,6 +263,7 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
     lines = [
         ("images", f"{images:,}, {validation} to validate", "a tenth is never trained on"),
         ("captions", f"{named:,} own", f'the others are "{options.trigger}"' if named < found.images else "each"),
+        ("the model's own", f"{found.class_images:,} images", "so that it does not forget what it knew"),
         ("method", method if kind == "full" else f"{method}, rank {options.rank}", "the model itself stays as it is"),
         ("objective", objective, "what the model was trained with"),
         ("size", f"about {size} x {size}", own if options.size else "what the model was trained at"),
@@ -290,7 +300,7 @@ def _check(options: Finetune) -> None:
             '"a photo of a dog".'
         )
     for name, least, most in (
-        ("class_images", 1, 10_000),
+        ("class_images", 0, 10_000),
         ("rank", 1, 4096),
         ("steps", 1, 10**7),
         ("batch_size", 1, 4096),
@@ -332,7 +342,7 @@ def _parameters(config: dict[str, Any]) -> int:
 def _prompts(options: Finetune, found: Found) -> list[str]:
     """Two captions that are not alike, and something that the model knew before."""
     texts = list(dict.fromkeys(text or options.trigger or "" for text in found.captions))
-    return [*texts[:1], *texts[len(texts) // 2 :][:1][: len(texts) - 1], options.class_prompt or "a red apple"]
+    return list(dict.fromkeys([texts[0], texts[len(texts) // 2], *(found.class_prompts[:1] or ["a red apple"])]))
 
 
 def _extract(options: Finetune, found: Found, folder: "ModelFolder", output: Path, progress: Any) -> None:
@@ -340,8 +350,8 @@ def _extract(options: Finetune, found: Found, folder: "ModelFolder", output: Pat
     from pixart.data.extract import Account, Encoders, choose_for, extract
     from pixart.data.features import Settings
 
-    classes = _class_images(options, folder, output, progress) if options.class_prompt else None
-    ratio = options.class_images / found.images if classes else 1.0
+    classes = _class_images(options, found, folder, output, progress) if found.class_images else None
+    ratio = found.class_images / found.images if classes else 1.0
     shares = max(1, round(ratio)), max(1, round(1 / ratio))  # so that both kinds are trained on equally often
     dataset = Captioned(
         found.dataset.path, found.dataset.found, trigger=options.trigger, classes=classes, shares=shares
@@ -363,20 +373,21 @@ def _extract(options: Finetune, found: Found, folder: "ModelFolder", output: Pat
         progress.say(f"{account.cut} captions are longer than the {folder.max_tokens} tokens that the model reads.")
 
 
-def _class_images(options: Finetune, folder: "ModelFolder", output: Path, progress: Any) -> Dataset:
+def _class_images(options: Finetune, found: Found, folder: "ModelFolder", output: Path, progress: Any) -> Dataset:
     """The model's own images of the class, made where they are not there yet."""
     from pixart.pipeline.networks import choose_runtime, load_networks
     from pixart.pipeline.pipeline import Pipeline
 
     place = output / "class"
-    missing = [n for n in range(options.class_images) if not (place / f"{n:05d}.png").is_file()]
+    missing = [n for n in range(found.class_images) if not (place / f"{n:05d}.png").is_file()]
     if missing:
         place.mkdir(parents=True, exist_ok=True)
-        progress.start(f'generating "{options.class_prompt}"', options.class_images, unit="images")
+        progress.start("generating the model's own images", found.class_images, unit="images")
         pipeline = Pipeline(folder, load_networks(folder, choose_runtime(folder, device=options.device)))
         for number in missing:
-            image = pipeline(options.class_prompt, seed=options.seed + number).images[0]
-            write_whole(place / f"{number:05d}.txt", options.class_prompt)
+            prompt = found.class_prompts[number % len(found.class_prompts)]
+            image = pipeline(prompt, seed=options.seed + number).images[0]
+            write_whole(place / f"{number:05d}.txt", prompt)
             partial = place / f".{number:05d}.part"
             image.save(partial, format="png")
             partial.replace(place / f"{number:05d}.png")
