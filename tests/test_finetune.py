@@ -11,6 +11,7 @@ import torch
 from photos import write_photos
 from safetensors.torch import load_file
 
+import pixart
 from pixart.checkpoints.adapters import read_adapter
 from pixart.checkpoints.diffusers import load_transformer
 from pixart.checkpoints.model_folder import open_model_folder
@@ -28,7 +29,9 @@ from pixart.training.optimizers import OptimizerConfig
 from pixart.training.recipe import Recipe
 from pixart.training.run import export
 from pixart.training.start import read_start
-from pixart.training.tasks.text_to_image import TextToImage
+from pixart.training.tasks.class_dit import ClassDiT
+from pixart.training.tasks.distillation import Distillation
+from pixart.training.tasks.text_to_image import Network, TextToImage
 from pixart.training.trainable import Trainable
 
 
@@ -99,6 +102,19 @@ def test_a_run_of_an_adapter_goes_on_where_it_was_stopped(features, tiny_model, 
         train(again, recipe(tmp_path / name, features, 5, dropout=0.5))
     tensors = [load_file(tmp_path / name / "adapter.safetensors") for name in ("stopped", "straight")]
     assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[1])
+
+
+def test_other_tasks_take_adapters_too(features, tiny_model, tmp_path):
+    """A few-step model as a LoRA of its teacher; of a network that is no PixArt the adapter ends in the weights."""
+    task = Distillation(teacher=str(tiny_model), steps=2, teacher_steps=4, validation=4)
+    made = train(task, recipe(tmp_path / "few", features, 2))
+    pipe = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", loras=[made])
+    options = {"sampler": "euler", "steps": 2, "guidance_scale": 1.0, "width": 64, "height": 64}
+    assert pipe("a red fox", seed=1, **options).images[0].size == (64, 64)
+    dit = train(
+        ClassDiT(network=Network(width=32, depth=2, num_heads=2), validation=4), recipe(tmp_path / "dit", features, 2)
+    )
+    assert not any("adapters" in name for name in load_file(dit / "model.safetensors"))
 
 
 def test_a_pattern_that_matches_no_layer_is_refused(features, tiny_model, tmp_path):

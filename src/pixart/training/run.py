@@ -209,7 +209,7 @@ def _export(task: Task, model: torch.nn.Module, recipe: Recipe, folder: Path) ->
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "https://github.com/PixArt-alpha/PixArt-alpha",
         "modelspec.title": recipe.output.name,
-        "pixart.base": str(getattr(task, "init", None) or ""),
+        "pixart.base": str(getattr(task, "init", None) or getattr(task, "teacher", None) or ""),
     }
     layers = {name: tuple(change.delta() for change in layer.adapters) for name, layer in adapted(model).items()}
     write_adapter(Adapter(layers, {}), folder / ADAPTER, header=header)
