@@ -276,7 +276,7 @@ def test_shapes_are_those_of_the_network(stock, config):
 
 
 def saved(path: Path, tensors: dict) -> Path:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
     return path
 
 
@@ -291,6 +291,7 @@ def test_what_is_no_adapter_for_this_model_is_refused(stock, config, tmp_path):
         "a full weight": good | {"base_model.model.proj_out.modules_to_save.weight": torch.ones(2)},
         "NaN": good | {first: torch.full_like(good[first], torch.nan)},
         "rank 0": good | {first: torch.ones(0, 48), first.replace("lora_A", "lora_B"): torch.ones(48, 0)},
+        "a layer by two names": good | {name.replace("base_model.model", "transformer"): t for name, t in good.items()},
         "half of a pair": {name: tensor for name, tensor in good.items() if name != first},
         "ranks that differ": good | {first: torch.ones(3, 48)},
         "whole numbers": good | {first: torch.ones(4, 48, dtype=torch.int8)},
@@ -307,6 +308,9 @@ def test_what_is_no_adapter_for_this_model_is_refused(stock, config, tmp_path):
     for place in (tmp_path / "adapter_model.bin", tmp_path / "none", tmp_path):
         with pytest.raises(PixArtError):
             read_adapter(place)
+    few_rows = {f"transformer.transformer_blocks.0.ff.net.0.proj.lora_{k}.weight": torch.ones(48, 48) for k in "AB"}
+    with pytest.raises(PixArtError):
+        check_fit(read_adapter(saved(file, few_rows)), "it", config, {})
     wide = read_adapter(tmp_path / "peft")
     for other in ({"cross_attention_dim": 96}, {"num_layers": 1}, {"use_additional_conditions": False}):
         with pytest.raises(PixArtError):

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,7 +50,7 @@ KINDS = {
     **{name: name for name in (*LOHA, *LOKR)},
 }  # fmt: skip
 KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, KINDS))})(?:\.default)?(?:\.weight)?")
-UNUSED = ("_aux.", "lora_te_logit_scale")  # the state of OneTrainer's optimizer
+UNUSED = "_aux."  # in names of the state of OneTrainer's optimizer
 TRANSFORMER = re.compile(
     r"(?:(?:model\.)?diffusion_model\.|(?:unet\.)?base_model\.model\.|transformer\.|lora_unet_|lora_transformer_|lycoris_)?"
 )
@@ -125,11 +126,12 @@ def read_adapter(path: Path | str) -> Adapter:
     """
     path = _weights_of(Path(path))
     arrays, header, dtype = read_arrays(path)
-    configs = {name: _config(path, header, name) for name in ("transformer", "text_encoder")}
+    by_peft = any("base_model.model." in key for key in arrays)
+    configs = {name: _config(path, header, name, by_peft) for name in ("transformer", "text_encoder")}
     modules: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     unknown, guessed = [], False
     for key, array in arrays.items():
-        if any(mark in key for mark in UNUSED):
+        if UNUSED in key:
             continue
         found = KEY.fullmatch(key)
         place = _place(found[1]) if found else None
@@ -142,9 +144,8 @@ def read_adapter(path: Path | str) -> Adapter:
     layers: dict[str, dict[str, list[Delta]]] = {"transformer": {}, "text_encoder": {}}
     for (part, module), tensors in modules.items():
         _, layer, index = _place(module)
-        peft = "base_model.model." in module
-        config = configs[part] or ({"lora_alpha": PEFT_ALPHA} if peft else {})
-        guessed |= peft and not configs[part] and "alpha" not in tensors
+        config = configs[part] or ({"lora_alpha": PEFT_ALPHA} if by_peft else {})
+        guessed |= by_peft and not configs[part] and "alpha" not in tensors
         layers[part].setdefault(layer, []).append(_delta(path, module, tensors, index, config))
     if not modules:
         raise PixArtError(f"{path} holds no adapter: there is no tensor in it.")
@@ -152,6 +153,9 @@ def read_adapter(path: Path | str) -> Adapter:
         f"{path} does not say its scale (alpha); {PEFT_ALPHA} over the rank is a guess, PEFT's value where none is set."
     )
     by_part = [{name: tuple(sorted(d, key=lambda d: d.start)) for name, d in part.items()} for part in layers.values()]
+    for name, deltas in [item for part in by_part for item in part.items()]:
+        if any(first.stop > second.start for first, second in pairwise(deltas)):
+            raise PixArtError(f"{path} changes {name} twice, by two names of it; leave one of them out.")
     return Adapter(*by_part, (guess,) if guessed else (), dtype, header)
 
 
@@ -407,17 +411,18 @@ def _weights_of(path: Path) -> Path:
     return path
 
 
-def _config(path: Path, header: dict[str, str], part: str) -> dict[str, Any]:
-    """What is known of alpha and rank from the file's header or a JSON file beside it; the latter is PEFT's config."""
+def _config(path: Path, header: dict[str, str], part: str, by_peft: bool) -> dict[str, Any]:
+    """What is known of alpha and rank: from the file's header, a JSON file of its name, or PEFT's config beside it."""
     if METADATA in header:
         config = parse_json(header[METADATA], f"the header of {path}")
         config = config if isinstance(config, dict) else {}
         return {key.removeprefix(f"{part}."): value for key, value in config.items()}
-    beside = [path.with_suffix(".json"), path.with_suffix(".config.json"), path.parent / PEFT_CONFIG]
-    if path.parent.name == "transformer_lora":  # the official script's second copy
+    beside = [path.with_suffix(".json"), path.with_suffix(".config.json")]
+    beside += [path.parent / PEFT_CONFIG] if by_peft else []
+    if by_peft and path.parent.name == "transformer_lora":  # the official script's second copy
         beside.append(path.parent.parent / PEFT_CONFIG)
     for place in beside:
-        if place.is_file():
+        with contextlib.suppress(PixArtError):  # a file of that name may be anything
             config = read_json_object(place)
             if "lora_alpha" in config or "alpha" in config:
                 return config
@@ -444,7 +449,7 @@ def _place(module: str) -> tuple[str, str, int] | None:
     """Part of the model, layer, and which part of that, that a file's name of a module means."""
     for prefix, part in ((TEXT, "text_encoder"), (TRANSFORMER, "transformer")):
         name = module[prefix.match(module).end() :] if prefix.match(module) else module
-        block = re.search(r"(?<=blocks[._])\d+|(?<=encoder[._]block[._])\d+|(?<=encoder[._]layer[._])\d+", name)
+        block = re.search(r"(?:(?<=blocks[._])|(?<=encoder[._]block[._])|(?<=encoder[._]layer[._]))\d{1,4}", name)
         number = block[0] if block else ""
         found = _places().get(name[: block.start()] + "#" + name[block.end() :] if block else name)
         if found is not None and found[0] == part and (part == "transformer" or prefix.match(module)):
@@ -508,15 +513,16 @@ def _misfits(layers: dict[str, tuple[Delta, ...]], expected: dict[str, tuple[int
         rows, columns = expected[name]
         for delta in deltas:
             found = shape(delta.tensors)
-            parts = 1 if _is_whole(delta, rows // columns) else max(1, rows // found[0])
-            if found[1] != columns or found[0] * parts != rows or delta.stop > rows:
+            if found[1] != columns or found[0] not in (rows, rows // parts_of(name)) or delta.stop > rows:
                 return f"{name} is {rows} x {columns}, the adapter's {found[0]} x {found[1]}"
     return ""
 
 
 def _made_for(adapter: Adapter) -> str:
     blocks = [int(name.split(".")[1]) for name in adapter.layers if name.startswith("blocks.")]
-    widths = [shape(d[0].tensors)[1] for name, d in adapter.layers.items() if name.endswith(("qkv", "q_linear", "fc1"))]
+    widths = [
+        shape(d[0].tensors)[1] for name, d in adapter.layers.items() if name.endswith(("qkv", "q_linear", "mlp.fc1"))
+    ]
     width, depth = (widths or [None])[0], max(blocks, default=-1) + 1
     named = " (PixArt XL/2)" if (width, depth) == (1152, 28) else ""
     return f"width {width or 'unknown'} and at least {depth} blocks{named}"
