@@ -363,6 +363,12 @@ def test_a_merged_model_is_the_model_with_its_adapter(style, tiny_model, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
+def test_info_says_what_an_adapter_is(style, capsys):
+    assert main(["info", str(style), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "adapter (lora)" and facts["layers"] == 4 and facts["text_encoder_layers"] == 2
+
+
 def test_convert_writes_the_forms_of_adapters(style, tiny_model, tmp_path, capsys):
     assert main(["convert", str(style), str(tmp_path / "c.safetensors"), "--to", "comfyui"]) == 0
     assert "diffusion_model.blocks.0.attn.qkv.lora_A.weight" in load_file(tmp_path / "c.safetensors")

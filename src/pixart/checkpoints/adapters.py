@@ -205,7 +205,7 @@ def check_fit(loras: Iterable[Lora], transformer: dict[str, Any], text: dict[str
             width, depth = transformer["cross_attention_dim"], transformer["num_layers"]
             raise PixArtError(
                 f"{lora.path} does not fit this model, which has width {width} and {depth} blocks: it is for "
-                f"{_made_for(lora.adapter)} ({wrong})."
+                f"{made_for(lora.adapter)} ({wrong})."
             )
         if wrong := _misfits(lora.adapter.text_layers, text):
             raise PixArtError(f"{lora.path} is for another text encoder than this model's ({wrong}).")
@@ -518,7 +518,8 @@ def _misfits(layers: dict[str, tuple[Delta, ...]], expected: dict[str, tuple[int
     return ""
 
 
-def _made_for(adapter: Adapter) -> str:
+def made_for(adapter: Adapter) -> str:
+    """The width and depth of the transformer that an adapter is for, in words."""
     blocks = [int(name.split(".")[1]) for name in adapter.layers if name.startswith("blocks.")]
     widths = [
         shape(d[0].tensors)[1] for name, d in adapter.layers.items() if name.endswith(("qkv", "q_linear", "mlp.fc1"))

@@ -158,7 +158,7 @@ def finetune(options: Finetune) -> int:
     made = train(task, recipe)
     name = [] if options.model is None else ["--model", str(options.model)]
     name += [] if options.parts is None else ["--parts", options.parts]
-    prompt = options.trigger or next((text for text in found.captions if text), "")
+    prompt = next((text for text in found.captions if text), options.trigger)
     if made.suffix == ".safetensors":
         made = _named(made, output / f"{output.name}.safetensors", options)
         name += ["--lora", str(made)]
@@ -231,7 +231,7 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
     rate = options.learning_rate or float(f"{RATE[kind] * RATE_WIDTH / width:.1e}")
     objective = "flow" if folder.scheduler.get("use_flow_sigmas") else "ddpm"
     prompts = options.prompts or _prompts(options, found)
-    every = max(1, steps // 4)
+    every = math.ceil(steps / 4)
     task = {
         "init": str(folder.path) if options.model is None else options.model,
         "validation": validation,
