@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import unknown
 from pixart.errors import PixArtError, UsageError
@@ -27,6 +28,9 @@ class Networks(Protocol):
     name: str
     max_tokens: int
     memory: Memory
+
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        """Generate with these adapters, which fit the model, and no others from now on; the model stays loaded."""
 
     def encode(self, text: str) -> tuple[Any, str]:
         """A text as `denoise` takes it, and the words over the limit. Once per text."""
