@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.checkpoints.model_folder import ModelFolder
-from pixart.checkpoints.weight_files import read_object, stored_tensors
+from pixart.files import read_json_object
 from pixart.runtime.memory import Memory
+from pixart.weights import read_header
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROGRAM = 510_000_000  # Python, torch, diffusers and transformers
@@ -63,7 +64,7 @@ def estimate(folder: ModelFolder, dtype: str, memory: Memory, height: int, width
 
 
 def _decoded_numbers(folder: ModelFolder, memory: Memory, height: int, width: int) -> float:
-    config = read_object(folder.path / "vae" / "config.json")
+    config = read_json_object(folder.path / "vae" / "config.json")
     channels = config["block_out_channels"]
     pixels = height * width
     if memory.decode == "tiled":
@@ -79,10 +80,10 @@ def _numbers(folder: ModelFolder, part: str) -> tuple[int, int]:
     place = folder.transformer_folder if part == "transformer" else folder.path / part
     linear = other = 0
     for path in folder.weights:
-        for name, entry in stored_tensors(path).items() if path.parent == place else ():
-            size = math.prod(entry["shape"])
+        for name, entry in read_header(path).items() if path.parent == place else ():
+            size = math.prod(entry.shape)
             looked_up = any(word in name for word in ("shared", "embed", "relative_attention_bias"))
-            if len(entry["shape"]) == 2 and not looked_up:
+            if len(entry.shape) == 2 and not looked_up:
                 linear += size
             else:
                 other += size

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import unknown
 from pixart.errors import PixArtError, UsageError
@@ -27,6 +28,9 @@ class Networks(Protocol):
     name: str
     max_tokens: int
     memory: Memory
+
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        """Generate with these adapters, which fit the model, and no others from now on; the model stays loaded."""
 
     def encode(self, text: str) -> tuple[Any, str]:
         """A text as `denoise` takes it, and the words over the limit. Once per text."""
@@ -55,6 +59,9 @@ class Networks(Protocol):
 
     def images_at_once(self, rows: int, height: int, width: int) -> int:
         """How many images, with so many rows each, of height x width pixels to denoise in one pass."""
+
+    def encode_image(self, pixels: np.ndarray) -> Any:
+        """An image, uint8 RGB (H, W, 3), as a latent (1, C, h, w) of this engine. Raises MemoryError."""
 
     def to_numpy(self, array: Any) -> np.ndarray:
         """An array of this engine as fp32 numpy."""

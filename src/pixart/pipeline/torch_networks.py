@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
 from pixart.encoders.text import TextEncoder
 from pixart.encoders.text_states import StoredTexts, read_head
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import Decoder
+from pixart.model.adapters import attach, detach
 from pixart.model.pixart import PixArt, TextContext
 from pixart.runtime.batch import images_to_decode, rows_at_once
 from pixart.runtime.device import Device, Precision, find_cpu, text_precision
@@ -48,6 +50,7 @@ class TorchNetworks:
         self.device = torch.device(device.type, device.index) if device.type == "cuda" else torch.device(device.type)
         self.arithmetic = getattr(torch, precision.arithmetic)  # of the denoiser; the solvers' x_t is always fp32
         self._loaded: dict[str, Any] = {}
+        self.loras: tuple[Lora, ...] = ()
         self._lock = threading.Lock()
         self._batch: tuple[tuple[Text, ...], TextContext] | None = None  # the texts of the last pass, as one context
         if not memory.staged:
@@ -70,6 +73,20 @@ class TorchNetworks:
     def loaded(self) -> tuple[str, ...]:
         """The names of the networks that are in memory now."""
         return tuple(self._loaded)
+
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        self.loras, self._batch = tuple(loras), None
+        for name, network in self._loaded.items():
+            self._adapt(name, network)
+
+    def _adapt(self, name: str, network: Any) -> None:
+        """Put the adapters onto a network, in place of those that were on it."""
+        model = network if name == "denoiser" else getattr(network, "model", None)
+        if name == "decoder" or model is None:  # which no adapter changes, or a file of text states
+            return
+        detach(model)
+        for lora in self.loras:
+            attach(model, lora.adapter.layers if name == "denoiser" else lora.adapter.text_layers, lora.strength)
 
     @property
     def max_tokens(self) -> int:
@@ -156,6 +173,13 @@ class TorchNetworks:
                     raise MemoryError(str(error)) from None
                 count //= 2
 
+    def encode_image(self, pixels: np.ndarray) -> torch.Tensor:
+        try:
+            return self.decoder.encode(pixels).to(self.device)
+        except torch.OutOfMemoryError as error:
+            release_memory()
+            raise MemoryError(str(error)) from None
+
     def provenance(self) -> dict[str, Any]:
         import diffusers
         import transformers
@@ -194,6 +218,7 @@ class TorchNetworks:
                     self._batch = None
                     release_memory()
                 self._loaded[name] = load()
+                self._adapt(name, self._loaded[name])
             if self.memory.offload:
                 for other, network in self._loaded.items():
                     if other != name:
