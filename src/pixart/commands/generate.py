@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -122,7 +123,8 @@ def generate(options: Generate) -> int:
         for each in requests:
             check_text_states(folder, each, options.memory.text_states)
     with quiet_libraries(), Progress() as progress:
-        runtime = choose_runtime(folder, engine, options.dtype, options.memory, options.device)
+        largest = max(((each.image_height, each.image_width) for each in requests), key=math.prod)
+        runtime = choose_runtime(folder, engine, options.dtype, options.memory, options.device, size=largest, once=True)
         check_output(target)
         if options.seed is None:
             seed = request.seeds[0]
@@ -133,7 +135,7 @@ def generate(options: Generate) -> int:
         progress.start("loading the model")
         from pixart.pipeline.pipeline import Pipeline
 
-        pipeline = Pipeline(folder, load_networks(folder, runtime))
+        pipeline = Pipeline(folder, load_networks(folder, runtime, progress))
         with _tracking(options.track, target.parent, progress.say) as record:
             _write_all(pipeline, requests, options, target, progress, record)
     return 0
