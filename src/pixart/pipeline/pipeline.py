@@ -171,6 +171,16 @@ class Pipeline:
             for state, pixels in zip(states, self.core.decode(states), strict=True):
                 yield self._generated(state, pixels)
 
+    def begin(self, request: Request, say: Callable[[str], None]) -> list[State]:
+        """All images of a request, prompt by prompt and seed by seed, before their first step; see `Core.step`."""
+        self._check_text_states(request)
+        conditionings = self._conditionings(request, say)
+        return [self.core.start(request, each, seed) for each in conditionings for seed in request.seeds]
+
+    def finish(self, state: State) -> Generated:
+        """The image of a state after its last step."""
+        return self._generated(state, self.core.decode([state])[0])
+
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
         if not self.networks.memory.staged:
