@@ -13,6 +13,7 @@ from pixart.pipeline.request import make_request
 from pixart.runtime.memory import Memory
 
 WAIT = 60
+QUICK = {"seed": 7, "steps": 4, "width": 64, "height": 64}
 
 
 class Panic(BaseException):
@@ -123,7 +124,7 @@ def test_the_images_of_one_request_come_in_the_order_of_prompts_and_seeds(spy):
 
 
 def test_sizes_do_not_share_a_pass(spy):
-    held, release = spy.held()
+    _held, release = spy.held()
     others = [spy.submit(width=width) for width in (64, 96, 64)]
     release()
     assert [images(job)[0].size for job in others] == [(64, 64), (96, 64), (64, 64)]
@@ -146,7 +147,7 @@ def test_a_short_request_passes_eight_long_ones_and_these_all_end(narrow):
 
 
 def test_a_stream_of_short_requests_does_not_starve_a_long_one(narrow):
-    held, release = narrow.held(steps=1)
+    _held, release = narrow.held(steps=1)
     long = narrow.submit(steps=20)
     ahead = [0]
 
@@ -163,7 +164,7 @@ def test_a_stream_of_short_requests_does_not_starve_a_long_one(narrow):
 
 
 def test_an_owner_who_floods_leaves_another_one_half(narrow):
-    held, release = narrow.held(owner="flood", steps=1)
+    _held, release = narrow.held(owner="flood", steps=1)
     flood = [narrow.submit(owner="flood", steps=10) for _ in range(10)]
     other = narrow.submit("a black house", owner="other", steps=10)
     ended = []
@@ -213,7 +214,7 @@ def test_numbers_that_are_not_finite_fail_their_request_only(spy):
     def spoil(index, step):
         bad.states[0].x_t[:] = np.nan
 
-    held, release = spy.held(steps=2)
+    _held, release = spy.held(steps=2)
     bad = spy.submit(on_step=spoil, steps=2)
     good = spy.submit("a green apple", steps=2)
     release()
@@ -237,7 +238,7 @@ def test_cancelling_takes_effect_within_one_step(narrow):
 
 
 def test_when_memory_runs_out_the_batch_is_halved_and_stays_so_at_this_size(spy):
-    held, release = spy.held(steps=1)
+    _held, release = spy.held(steps=1)
 
     def full(texts):
         if len(texts) > 4:
@@ -253,7 +254,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_stays_so_at_this_size(spy)
     assert 8 in spy.passes and spy.passes.count(8) == 1
     spy.pipeline.networks.fail = lambda texts: None
     spy.passes.clear()
-    held, release = spy.held(steps=1, width=96)
+    _held, release = spy.held(steps=1, width=96)
     jobs = [spy.submit(width=96, steps=1) for _ in range(6)]
     release()
     for job in jobs:

@@ -14,6 +14,7 @@ requests, at different positions, with different guidance. Which images these ar
 A request that fails is tried alone, so that it fails alone. The thread outlives whatever a library throws.
 """
 
+import contextlib
 import heapq
 import logging
 import math
@@ -97,6 +98,10 @@ class Job:
     @property
     def steps_done(self) -> int:
         return sum(state.solver.position for state in self.states or ())
+
+    @property
+    def work_left(self) -> float:
+        return work_of(self.request) * self.share_left
 
     @property
     def share_left(self) -> float:
@@ -202,7 +207,7 @@ class Engine:
 
     def _check_room(self, job: Job, live: list[Job]) -> None:
         mine = [other for other in live if other.owner == job.owner]
-        left = sum(work_of(other.request) * other.share_left for other in live)
+        left = sum(other.work_left for other in live)
         over = left + work_of(job.request) - self.most_work
         if len(live) >= self.most_jobs or (over > 0 and live):
             # Room for it comes when a job of average size has ended, or the work over the limit is done.
@@ -326,22 +331,19 @@ class Engine:
         if job.on_image is not None:
             job.on_image(index, image)
         if len(job.images) == job.count:
-            job.future.set_result([job.images[i] for i in range(job.count)])
+            with contextlib.suppress(InvalidStateError):  # cancelled at this very moment
+                job.future.set_result([job.images[i] for i in range(job.count)])
 
     def _attempt(self, job: Job, act: Callable[..., None], *arguments: Any) -> None:
         """Do something for one job; whatever it throws, a library's panic too (no Exception), ends this job only."""
         try:
             act(*arguments)
-        except InvalidStateError:  # cancelled at this very moment
-            pass
         except BaseException as error:
             self._fail(job, error)
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        try:
+        with contextlib.suppress(InvalidStateError):  # cancelled before
             job.future.set_exception(as_sentence(error))
-        except InvalidStateError:
-            pass
 
     def _measure(self, work: float, seconds: float) -> None:
         now = work / max(seconds, 1e-6)

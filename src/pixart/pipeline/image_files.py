@@ -8,7 +8,7 @@ import re
 import tempfile
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
@@ -91,15 +91,11 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG" and image.mode != "RGB":
         raise UsageError("JPEG has no transparency; write a .png or .webp file.")
-    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
-    if metadata:
-        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
-        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixart-", suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            image.save(file, format=kind, **options)
+            save_image(file, image, settings, kind, metadata=metadata)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
@@ -110,6 +106,29 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def save_image(
+    file: BinaryIO,
+    image,
+    settings: dict[str, Any] | None,
+    kind: str,
+    *,
+    quality: int | None = None,
+    metadata: bool = True,
+) -> None:
+    """What `write_image` writes, into an open file. `kind` is PNG, JPEG or WEBP; `quality` 0 to 100 of JPEG and WebP.
+
+    Raises:
+        ValueError: more metadata than the format holds.
+    """
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    if quality is not None and kind != "PNG":
+        options = {"quality": quality}
+    if metadata:
+        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
+        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
+    image.save(file, format=kind, **options)
 
 
 def _png_texts(record: dict[str, Any] | None):
