@@ -53,9 +53,19 @@ def test_a_style_by_its_name(tiny_model, capsys):
 
 
 def test_a_random_seed_is_shown(tiny_model, capsys):
-    assert generate(tiny_model, "a fox", "--json") == 0
-    out, err = capsys.readouterr()
-    assert f"The seed is {json.loads(out)['seed']}, chosen at random" in err
+    for given in ([], ["--seed", "-1"]):
+        assert generate(tiny_model, "a fox", "--json", *given) == 0
+        out, err = capsys.readouterr()
+        assert str(json.loads(out)["seed"]) in err
+
+
+def test_the_habits_of_others(tiny_model, tmp_path, capsys):
+    options = ["--size", "96x64", "--cfg", "3", "-n", "2", "--sampler", "Euler a", "--steps", "2", "--seed", "1"]
+    assert main(["generate", "a fox", "--model", str(tiny_model), *options, "--output", "fox.webp", "--json"]) == 0
+    first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (first["width"], first["height"], first["guidance_scale"]) == (96, 64, 3.0)
+    assert (first["sampler"], second["seed"]) == ("euler-ancestral", 2)
+    assert read_settings(tmp_path / "fox.webp")["steps"] == 2
 
 
 def test_output_may_be_a_file_or_a_folder(tiny_model, tmp_path, capsys):
@@ -92,7 +102,9 @@ def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
         (["--num-images", "-1"], 2),
         (["--num_images", "0"], 2),
         (["--guidance-scale", "nan"], 2),
-        (["--seed", "-1"], 2),
+        (["--seed", "-2"], 2),
+        (["--size", "100"], 2),
+        (["--size", "64x64"], 2),  # and the width again
         (["--seed", "99999999999"], 2),
         (["--sampler", "eular"], 2),
         (["--style", "x" * 100_000], 2),

@@ -2,16 +2,18 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from pixart.config import shown
+from pixart.config import shortened, shown
 from pixart.errors import UsageError
+from pixart.pipeline.settings import RANDOM_SEED, Settings
 from pixart.quiet import quiet_libraries
 from pixart.runtime.memory import PLAIN, Memory
 
@@ -37,39 +39,15 @@ class Generate:
     """Of an official file without pos_embed: side of the images that it was trained on."""
     fast: bool = False
     """Use the model's few-step transformer: guidance is in its weights."""
-    style: Annotated[str | None, shown("NAME", "none")] = None
-    """One of the model's styles."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
-    negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
-    """What to steer away from."""
-    seed: Annotated[int | None, shown("N", "at random")] = None
-    """Of the noise that the first image starts from; the next images take the next seeds."""
-    num_images: Annotated[int, arg(metavar="N")] = 1
-    """How many images."""
-    steps: Annotated[int | None, shown("N", "the model's, else what suits the sampler")] = None
-    """Number of denoising steps."""
-    guidance_scale: Annotated[float | None, shown("X", "the model's, else what suits the sampler")] = None
-    """How strongly to follow the prompt; 1 means no guidance."""
-    guidance_interval: Annotated[tuple[int, int], arg(metavar="FROM TO")] = (0, 1000)
-    """Timesteps at which guidance acts: 0 is clean, 1000 is noise. Outside, the work is halved."""
-    guidance_rescale: Annotated[float, arg(metavar="X")] = 0.0
-    """From 0 to 1: takes back the oversaturation of strong guidance."""
-    null_text: Annotated[str, arg(metavar="NAME")] = "encoded"
-    """What guidance leads away from: the encoded text, or an official checkpoint's null caption: caption, under the
-    prompt's mask, or caption-all."""
-    guidance_channels: Annotated[int | None, shown("N", "all")] = None
-    """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
-    width: Annotated[int | None, shown("PIXELS", "the model's")] = None
-    """Width of the image."""
-    height: Annotated[int | None, shown("PIXELS", "the model's")] = None
-    """Height of the image."""
+    settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
+    size: Annotated[str | None, shown("WxH", "the model's")] = None
+    """Width and height together, as in 768x512."""
     binning: bool = False
     """Generate the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
     no_binning: bool = False
     """Generate width and height exactly, as flow models do; they must be multiples of the model's patches."""
-    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver")] = None
-    """dpm-solver, sa-solver, euler; for models that predict eps also ddim, ddpm, lcm."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
     dtype: Annotated[str, arg(metavar="NAME")] = "auto"
@@ -96,7 +74,7 @@ def generate(options: Generate) -> int:
     from pixart.checkpoints.styles import style_notice
     from pixart.pipeline.image_files import check_output, plan_output
     from pixart.pipeline.networks import choose_runtime, load_networks
-    from pixart.pipeline.request import check_text_states
+    from pixart.pipeline.request import check_text_states, make_request
     from pixart.progress import Progress
 
     with quiet_libraries():
@@ -108,13 +86,15 @@ def generate(options: Generate) -> int:
             image_size=options.image_size,
             fast=options.fast,
         )
-    if options.styles and (options.style is not None or not folder.styles):
-        why = f"--style {options.style} is one of them" if options.style else "this model has none"
+    style = options.settings.style
+    if options.styles and (style is not None or not folder.styles):
+        why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
-    requests = [_request(folder, options, options.style, options.seed)]
+    request = make_request(folder, _prompt(options), **_settings(options))
+    requests = [request]
     if options.styles:
-        requests = [_request(folder, options, style, requests[0].seeds[0]) for style in folder.styles]
-    request = requests[0]
+        same = _settings(options) | {"seed": request.seed}
+        requests = [make_request(folder, _prompt(options), **same | {"style": style}) for style in folder.styles]
     for_torch = options.engine == "auto" and request.null_text != "encoded"
     engine = "torch" if for_torch else options.engine
     target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
@@ -124,9 +104,8 @@ def generate(options: Generate) -> int:
     with quiet_libraries(), Progress() as progress:
         runtime = choose_runtime(folder, engine, options.dtype, options.memory, options.device)
         check_output(target)
-        if options.seed is None:
-            seed = request.seeds[0]
-            progress.say(f"The seed is {seed}, chosen at random; --seed {seed} generates this again.")
+        if options.settings.seed in (None, RANDOM_SEED):
+            progress.say(f"The seed is {request.seed}, chosen at random; --seed {request.seed} generates this again.")
         if notice := style_notice(request.style, folder.styles):
             progress.say(notice)
         progress.say(runtime.line)
@@ -172,28 +151,17 @@ def _write_all(pipeline, requests, options: Generate, target: Path, progress, re
         progress.result(json.dumps({"sheet": str(sheet), "styles": list(by_style)}) if options.json else str(sheet))
 
 
-def _request(folder, options: Generate, style: str | None, seed: int | None):
-    """The options as a checked request, in one style, from one seed on."""
-    from pixart.pipeline.request import make_request
-
-    return make_request(
-        folder,
-        _prompt(options),
-        negative_prompt=options.negative_prompt,
-        style=style,
-        seed=seed,
-        num_images=options.num_images,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=options.guidance_interval,
-        guidance_rescale=options.guidance_rescale,
-        guidance_channels=options.guidance_channels,
-        null_text=options.null_text,
-        width=options.width,
-        height=options.height,
-        binning=_either(options.binning, options.no_binning),
-        sampler=options.sampler,
-    )
+def _settings(options: Generate) -> dict[str, Any]:
+    """The options that are fields of `Settings`."""
+    settings = asdict(options.settings) | {"binning": _either(options.binning, options.no_binning)}
+    if options.size is not None:
+        match = re.fullmatch(r"(\d{1,5})\s*[xX*\u00d7]\s*(\d{1,5})", options.size.strip())
+        if match is None:
+            raise UsageError(f'--size {shortened(options.size)} is not a size; give it as in "768x512".')
+        if settings["width"] or settings["height"]:
+            raise UsageError("--size is width and height together; leave --width and --height out.")
+        settings |= {"width": int(match[1]), "height": int(match[2])}
+    return settings
 
 
 def _either(on: bool, off: bool) -> bool | None:

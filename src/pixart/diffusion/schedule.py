@@ -54,14 +54,14 @@ LCM_SUPPORTED = {
 class Schedule:
     """Noise levels from the first to the last step: x_t = alpha x_0 + sigma eps.
 
-    `alphas` and `sigmas` have steps + 1 entries (the last is that of the image), `timesteps` has one whole number
-    in 0..1000 per step, an input of the denoiser. Python floats throughout, so that multiplying by them
+    `alphas` and `sigmas` have steps + 1 entries (the last is that of the image), `timesteps` has one number from 0
+    to 1000 per step, an input of the denoiser. Python floats throughout, so that multiplying by them
     leaves float32 arrays and tensors float32.
     """
 
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     prediction: Literal["velocity", "eps"]
     first_order_last: bool
 
@@ -137,13 +137,23 @@ def make_schedule(config: dict[str, Any], steps: int) -> Schedule:
         alphas = [1.0 - sigma for sigma in sigmas]
         prediction = "velocity"
     else:
-        timesteps = _ddpm_timesteps(config, train_steps, steps)
         # Diffusers keeps sigma / alpha, the noise level of x_t / alpha.
-        ratios = [float(np.float32(trained[t])) for t in timesteps] + [end]
+        if config.get("use_karras_sigmas"):
+            levels = _karras(float(trained[0]), float(trained[-1]), steps)
+            timesteps = np.interp(np.log(levels), np.log(trained), np.arange(train_steps)).round()
+        else:
+            timesteps = _ddpm_timesteps(config, train_steps, steps)
+            levels = np.interp(timesteps, np.arange(train_steps), trained)
+        ratios = [float(level) for level in levels.astype(np.float32)] + [end]
         alphas = [(ratio**2 + 1) ** -0.5 for ratio in ratios]
         sigmas = [ratio * alpha for ratio, alpha in zip(ratios, alphas, strict=True)]
         prediction = "eps"
-    return Schedule(tuple(alphas), tuple(sigmas), tuple(int(t) for t in timesteps), prediction, first_order_last)
+    return Schedule(tuple(alphas), tuple(sigmas), tuple(t.item() for t in timesteps), prediction, first_order_last)
+
+
+def _karras(low: float, high: float, steps: int) -> np.ndarray:
+    """Noise levels (steps,) from `high` to `low`, more of them at low noise (Karras et al. 2206.00364, eq. 5)."""
+    return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
 
 
 def _trained_sigmas(config: dict[str, Any], train_steps: int) -> np.ndarray:
@@ -162,6 +172,8 @@ def _ddpm_timesteps(config: dict[str, Any], train_steps: int, steps: int) -> np.
     spacing = config.get("timestep_spacing", "linspace")
     if spacing == "ends":  # both ends of the chain are among the steps, as IDDPM spaces them
         return np.linspace(0, train_steps - 1, steps).round()[::-1].astype(np.int64)
+    if spacing == "even":  # the same, not rounded, as Diffusers' Euler schedulers do
+        return np.linspace(0, train_steps - 1, steps)[::-1]
     if spacing == "lcm":  # a subset of the 50 timesteps at which a consistency model was distilled
         distilled = np.arange(1, min(50, train_steps) + 1) * (train_steps // 50) - 1
         return distilled[::-1][np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(np.int64)]

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
-from pixart.pipeline.image_metadata import ImageTexts, parse_json, read_texts
+from pixart.files import parse_json
+from pixart.pipeline.image_metadata import ImageTexts, read_texts
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
@@ -168,10 +169,7 @@ def read_record(texts: ImageTexts) -> dict[str, Any] | None:
     """Our JSON record among the texts of an image file, or None; raises PixArtError if it is damaged."""
     if CHUNK not in texts.texts:
         return None
-    try:
-        record = parse_json(texts.texts[CHUNK])
-    except ValueError as error:
-        raise PixArtError(f"The settings that pixart wrote are damaged ({error}).") from None
+    record = parse_json(texts.texts[CHUNK], "The text that pixart wrote into the image", nonfinite=True)
     if not isinstance(record, dict):
         raise PixArtError("The settings that pixart wrote are damaged (they are not a JSON object).")
     return record

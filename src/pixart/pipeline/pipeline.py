@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pixart
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
+from pixart.config import plain
 from pixart.diffusion.solvers import Step
 from pixart.encoders.text_states import read_head
 from pixart.encoders.tokenizer import Tokenizer
@@ -17,10 +18,13 @@ from pixart.pipeline.core import Conditioning, Core, State
 from pixart.pipeline.image_files import pixel_hash
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
 from pixart.pipeline.request import Request, check_text_states, make_request
+from pixart.pipeline.settings import Settings
 from pixart.runtime.memory import PLAIN, Memory
 
 OnStep = Callable[[int, Step], None]
 T = TypeVar("T")
+# Of a request, in an image's settings: each image has one seed of its own.
+RECORDED = tuple(field.name for field in fields(Settings) if field.name != "num_images")
 MAX_SHOWN = 300  # characters of cut text that a notice repeats
 
 
@@ -87,60 +91,19 @@ class Pipeline:
         folder = open_model_folder(model, fast=fast, **given)
         return cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
 
-    def __call__(
-        self,
-        prompt: str | list[str],
-        *,
-        negative_prompt: str | None = "",
-        style: str | None = None,
-        seed: int | None = None,
-        num_images: int = 1,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: tuple[int, int] = (0, 1000),
-        guidance_rescale: float = 0.0,
-        guidance_channels: int | None = None,
-        null_text: str = "encoded",
-        width: int | None = None,
-        height: int | None = None,
-        binning: bool | None = None,
-        sampler: str | None = None,
-        on_step: OnStep | None = None,
-    ) -> Result:
+    def __call__(self, prompt: str | list[str], *, on_step: OnStep | None = None, **settings: Any) -> Result:
         """Generate `num_images` images of each prompt, with the seeds `seed`, `seed + 1`, ...
 
-        None means: the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale
-        4.5), and the model's native size; for the seed, a random one. Guidance acts at timesteps inside
-        `guidance_interval` only (0 is clean, 1000 noise; arXiv 2404.07724); `guidance_rescale` from 0 to 1 brings the
-        guided prediction back to the deviation of the conditional one (arXiv 2305.08891, section 3.4).
-        `guidance_channels` guides the first channels of the latent only, as the official IDDPM script does with 3;
-        `null_text` "caption" or "caption-all" guides away from the null caption of an official checkpoint, under the
-        prompt's mask or all of it, and not from the encoded empty text. `binning` generates the official size of the
-        nearest shape and fits the image to the requested size, as stock Diffusers does; None does so for models that
-        predict eps, and not for flow models. `on_step(index of the image, Step)` is called after every step, and may
-        raise to stop.
+        Args:
+            on_step: `on_step(index of the image, Step)` is called after every step, and may raise to stop.
+            settings: the fields of `pixart.pipeline.request.Settings`, where each is described: negative_prompt, style,
+                seed, num_images, steps, guidance_scale, width, height, sampler and others. What is left out or None is
+                the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale 4.5).
 
         Raises:
             UsageError: this model cannot generate that.
         """
-        request = make_request(
-            self.folder,
-            prompt,
-            negative_prompt=negative_prompt,
-            style=style,
-            seed=seed,
-            num_images=num_images,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            guidance_channels=guidance_channels,
-            null_text=null_text,
-            width=width,
-            height=height,
-            binning=binning,
-            sampler=sampler,
-        )
+        request = make_request(self.folder, prompt, **settings)
         notices: list[str] = []
         images = list(self.generate(request, on_step, notices.append))
         return Result(
@@ -274,22 +237,11 @@ class Pipeline:
         settings = {
             "format": 1,
             "prompt": state.conditioning.prompt,
-            "negative_prompt": request.negative_prompt,
-            "style": request.style,
             "resolved_prompt": state.conditioning.resolved,
             "resolved_negative_prompt": request.resolved_negative_prompt,
+            **{name: plain(getattr(request, name)) for name in RECORDED},
             "seed": state.seed,
-            "steps": request.steps,
-            "guidance_scale": request.guidance_scale,
-            "guidance_interval": list(request.guidance_interval),
-            "guidance_rescale": request.guidance_rescale,
-            "guidance_channels": request.guidance_channels,
-            "null_text": request.null_text,
-            "width": request.width,
-            "height": request.height,
-            "binning": request.bin is not None,
-            "bin": asdict(request.bin) if request.bin else None,
-            "sampler": request.sampler,
+            "bin": plain(request.bin),
             **self.provenance,
             "pixels_sha256": pixel_hash(image),
         }

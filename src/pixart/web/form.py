@@ -11,7 +11,8 @@ from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import UsageError
 from pixart.pipeline.bins import bins_of
 from pixart.pipeline.prompts import NO_STYLE
-from pixart.pipeline.request import MAX_IMAGES, MIN_SIZE, Request, make_request
+from pixart.pipeline.request import Request, make_request
+from pixart.pipeline.settings import MAX_IMAGES, MIN_SIZE
 
 MAX_BATCHES = 25
 ASPECTS = {"1:1": 1.0, "4:3": 4 / 3, "3:4": 3 / 4, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
@@ -76,7 +77,7 @@ class Form:
         if first.seeds[0] + number * batches - 1 > MAX_SEED:
             raise UsageError(f"The last picture would have a seed over {MAX_SEED}; take a smaller seed.")
         following = range(first.seeds[0], first.seeds[0] + number * batches, number)
-        return [replace(first, seeds=tuple(range(start, start + number))) for start in following]
+        return [replace(first, seed=start) for start in following]
 
     def with_seed(self, seed: int) -> "Form":
         return replace(self, random_seed=False, seed=seed)
