@@ -27,7 +27,7 @@ from pixart.pipeline.foreign_metadata import read_pairs
 from pixart.pipeline.image_files import parameters_text
 from pixart.pipeline.image_metadata import read_texts
 from pixart.pipeline.pipeline import Generated
-from pixart.pipeline.request import MAX_GUIDANCE
+from pixart.pipeline.settings import MAX_GUIDANCE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute
 from pixart.server.service import Model, Refused, Service, outcome, preview
 from pixart.server.service import base64 as as_base64
@@ -45,7 +45,6 @@ FIELDS = {
     "width": "width",
     "height": "height",
 }
-DEFAULT_SAMPLER = "Euler a"  # what every client sends that has not been set to something; the model's own is taken
 SCHEDULERS = ("automatic", "normal", "simple", "uniform", "none", "")
 # Fields that do nothing here, at any value.
 IGNORED = (
@@ -134,11 +133,11 @@ def router(service: Service) -> APIRouter:
             "prompt": body.prompt,
             "negative_prompt": body.negative_prompt,
             "style": (body.styles or [None])[0],
-            "seed": None if body.seed == -1 else body.seed,
+            "seed": body.seed,
             "num_images": (body.batch_size or 1) * (body.n_iter or 1),
             "steps": body.steps,
             "guidance_scale": body.cfg_scale,
-            "sampler": _sampler(body, ignored),
+            "sampler": _sampler(body),
             "width": body.width,
             "height": body.height,
         }
@@ -307,23 +306,16 @@ def _ignored(body: Any) -> list[str]:
         if not isinstance(arguments, list) or (arguments and arguments[0] is not False):
             message = f"The script {script[:100]!r} is not offered here; leave it out."
             raise Refused(400, message, "alwayson_scripts", "not_offered")
-    if (body.scheduler or "").lower() not in SCHEDULERS:
-        raise Refused(400, unknown("scheduler", body.scheduler, ("automatic",)), "scheduler", "invalid_value")
-    also = ("alwayson_scripts", "scheduler", "sampler_index")
-    return [key for key in given if key in IGNORED or key in NEUTRAL or key in also]
+    return [key for key in given if key in IGNORED or key in NEUTRAL or key == "alwayson_scripts"]
 
 
-def _sampler(body: Any, ignored: list[str]) -> str | None:
-    """Our name of the sampler; None is the model's own."""
-    given = body.sampler_name or body.sampler_index
-    if given is None or given == DEFAULT_SAMPLER:
-        ignored.extend(["sampler_name"] if given else [])
-        return None
-    by_name = {sampler.title.casefold(): key for key, sampler in SAMPLERS.items()} | {key: key for key in SAMPLERS}
-    if given.casefold() not in by_name:
-        titles = [sampler.title for sampler in SAMPLERS.values()]
-        raise Refused(400, unknown("sampler", given, titles), "sampler_name", "invalid_value")
-    return by_name[given.casefold()]
+def _sampler(body: Any) -> str | None:
+    """The sampler's name; newer clients send the noise levels of Karras apart from it."""
+    name = body.sampler_name or body.sampler_index
+    scheduler = (body.scheduler or "").lower()
+    if scheduler not in (*SCHEDULERS, "karras"):
+        raise Refused(400, unknown("scheduler", body.scheduler, ("automatic", "karras")), "scheduler", "invalid_value")
+    return f"{name} Karras" if name and scheduler == "karras" else name
 
 
 def _suits(sampler: Any, folder: ModelFolder) -> bool:

@@ -1,6 +1,7 @@
 """What stands before the application: who may send requests, from where, and how much. An ASGI middleware."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -23,6 +24,8 @@ from pixart.server.metrics import Metrics
 
 logger = logging.getLogger("pixart.server")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DRAINED, DRAIN_SECONDS = 2**26, 2.0  # bytes of a refused body that are read on, and for how long
+MOST_HEADERS = 2**16  # bytes of all headers
 LEAST_KEY = 16  # characters; shorter ones can be guessed
 # Without a key: health, and images by their unguessable addresses. Everything else needs one, also what is not there.
 OPEN = ("/livez", "/readyz", "/health")
@@ -119,20 +122,27 @@ class Guard:
         state = scope.setdefault("state", {})
         state |= {"owner": "", "request_id": request_id, "began": began, "notes": {}}
 
+        body = Body(receive, self._most_bytes(scope["path"]), self.limits.body_seconds)
+
         async def counted_send(event: dict) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
                 extra = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
-                if status in (401, 403, 408, 413, 415):  # what is left of the body is not read
+                if not body.complete:
                     extra.append((b"connection", b"close"))
                 event["headers"] = [*event["headers"], *extra]
+            elif not event.get("more_body") and not body.complete and status != 408:
+                await send(event | {"more_body": True})
+                await body.drain()
+                event = {"type": "http.response.body"}
             await send(event)
 
         refusal = self._refusal(scope, state)
         try:
-            app, received = (refusal, receive) if refusal is not None else (self.app, self._limited(scope, receive))
-            await app(scope, received, counted_send)
+            await (refusal or self.app)(scope, body.receive, counted_send)
+        except TooMuch as error:  # of a body that nobody was to read
+            await error_response(scope["path"], error.status_code, error.detail)(scope, receive, counted_send)
         finally:
             # The pattern of the path: an image's own path is what lets somebody fetch it.
             endpoint = getattr(scope.get("route"), "path", "") if refusal is None else ""
@@ -152,6 +162,8 @@ class Guard:
             self.metrics.rejected.labels(code).inc()
             return error_response(path, status, message, None, code, headers)
 
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
+            return refuse(431, f"The headers are too large; at most {MOST_HEADERS:,} bytes are read.", "headers")
         headers: dict[bytes, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), []).append(value.decode("latin-1"))
@@ -180,28 +192,38 @@ class Guard:
     def _most_bytes(self, path: str) -> int:
         return self.limits.max_body if path in IMAGE_PATHS else min(PLAIN_BODY, self.limits.max_body)
 
-    def _limited(self, scope: dict, receive: Any) -> Any:
-        """`receive`, which counts bytes and time: a body may say no length, or never end."""
-        most, ends = self._most_bytes(scope["path"]), time.monotonic() + self.limits.body_seconds
-        read, complete = 0, False
 
-        async def counted() -> dict:
-            nonlocal read, complete
-            if complete:
-                return await receive()  # waits for the client to leave
-            try:
-                event = await asyncio.wait_for(receive(), max(0.001, ends - time.monotonic()))
-            except TimeoutError:
-                self.metrics.rejected.labels("too_slow").inc()
-                raise HTTPException(408, f"The request did not come within {self.limits.body_seconds} s.") from None
-            read += len(event.get("body", b""))
-            complete = not event.get("more_body", False)
-            if read > most:
-                self.metrics.rejected.labels("too_large").inc()
-                raise HTTPException(413, f"This request is too large; at most {most:,} bytes are read.")
-            return event
+class TooMuch(HTTPException):
+    """A body is too long, or takes too long."""
 
-        return counted
+
+class Body:
+    """The body of a request, with limits: it may say no length, or never end."""
+
+    def __init__(self, receive: Any, most: int, seconds: float):
+        self.wrapped, self.most, self.seconds = receive, most, seconds
+        self.ends = time.monotonic() + seconds
+        self.read, self.complete = 0, False
+
+    async def receive(self) -> dict:
+        if self.complete:
+            return await self.wrapped()  # waits for the client to leave
+        try:
+            event = await asyncio.wait_for(self.wrapped(), max(0.001, self.ends - time.monotonic()))
+        except TimeoutError:
+            raise TooMuch(408, f"The request did not come within {self.seconds:g} s.") from None
+        self.read += len(event.get("body", b""))
+        self.complete = not event.get("more_body", False)
+        if self.read > self.most:
+            raise TooMuch(413, f"This request is too large; at most {self.most:,} bytes are read.")
+        return event
+
+    async def drain(self) -> None:
+        """Read on for a moment after a refusal, since a client that is still sending would not see it."""
+        self.most, self.ends = self.read + DRAINED, time.monotonic() + DRAIN_SECONDS
+        with contextlib.suppress(TooMuch):
+            while not self.complete:
+                await self.receive()
 
 
 def _host_name(host: str) -> str:

@@ -12,12 +12,12 @@ from pydantic import Field
 
 from pixart.config import unknown
 from pixart.diffusion.noise import MAX_SEED
-from pixart.diffusion.solvers import SAMPLERS, Step
+from pixart.diffusion.solvers import Step
 from pixart.pipeline.cutout import cut_out
 from pixart.pipeline.engine import Job
 from pixart.pipeline.pipeline import Generated
-from pixart.pipeline.request import MAX_GUIDANCE
 from pixart.pipeline.request import Request as ImageRequest
+from pixart.pipeline.settings import MAX_GUIDANCE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute
 from pixart.server.service import Model, Refused, Service, base64, outcome, preview
 
@@ -73,7 +73,7 @@ def router(service: Service) -> APIRouter:
         num_inference_steps: Annotated[int, Field(ge=1, le=limits.max_steps)] | None = None
         guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] | None = None
         seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-        sampler: Literal[*SAMPLERS] | None = None
+        sampler: Annotated[str, Field(max_length=100)] | None = None
         use_resolution_binning: bool | None = None
 
     routes = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)

@@ -21,7 +21,7 @@ from pixart.config import unknown
 from pixart.diffusion.solvers import Step
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.bins import fit
-from pixart.pipeline.engine import DeadlinePassed, Engine, Job, QueueFull, work_of
+from pixart.pipeline.engine import DeadlinePassed, Engine, Job, QueueFull, as_sentence, work_of
 from pixart.pipeline.image_files import save_image
 from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
 from pixart.pipeline.pipeline import Generated, Pipeline
@@ -84,10 +84,17 @@ def open_model(source: Source, name: str | None = None) -> Model:
 
 
 def load_model(model: Model) -> Model:
-    """Load its networks and generate one image, so that the first request need not wait for anything."""
-    pipeline = Pipeline(model.folder, load_networks(model.folder, model.runtime))
-    steps = None if model.folder.fast else 2
-    list(pipeline.generate(make_request(model.folder, "an apple", seed=0, steps=steps)))
+    """Load its networks and generate one image, so that the first request need not wait for anything.
+
+    Raises:
+        PixArtError: it is damaged, or cannot generate here.
+    """
+    try:
+        pipeline = Pipeline(model.folder, load_networks(model.folder, model.runtime))
+        steps = None if model.folder.fast else 2
+        list(pipeline.generate(make_request(model.folder, "an apple", seed=0, steps=steps)))
+    except BaseException as error:
+        raise as_sentence(error) from None
     return replace(model, pipeline=pipeline, created=int(time.time()))
 
 
