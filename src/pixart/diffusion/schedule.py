@@ -65,6 +65,10 @@ class Schedule:
     prediction: Literal["velocity", "eps"]
     first_order_last: bool
 
+    def noised(self, x_0, eps, step: int):
+        """A clean latent at the noise level of `step`."""
+        return self.alphas[step] * x_0 + self.sigmas[step] * eps
+
     def x_0(self, prediction, x_t, step: int):
         """Turn the denoiser's prediction for x_t at `step` into the clean latent that it implies.
 

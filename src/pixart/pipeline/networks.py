@@ -56,6 +56,9 @@ class Networks(Protocol):
     def images_at_once(self, rows: int, height: int, width: int) -> int:
         """How many images, with so many rows each, of height x width pixels to denoise in one pass."""
 
+    def encode_image(self, pixels: np.ndarray) -> Any:
+        """An image, uint8 RGB (H, W, 3), as a latent (1, C, h, w) of this engine. Raises MemoryError."""
+
     def to_numpy(self, array: Any) -> np.ndarray:
         """An array of this engine as fp32 numpy."""
 

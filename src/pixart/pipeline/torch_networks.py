@@ -156,6 +156,13 @@ class TorchNetworks:
                     raise MemoryError(str(error)) from None
                 count //= 2
 
+    def encode_image(self, pixels: np.ndarray) -> torch.Tensor:
+        try:
+            return self.decoder.encode(pixels).to(self.device)
+        except torch.OutOfMemoryError as error:
+            release_memory()
+            raise MemoryError(str(error)) from None
+
     def provenance(self) -> dict[str, Any]:
         import diffusers
         import transformers
