@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pixart import Pipeline
 from pixart.errors import PixArtError
@@ -121,6 +122,23 @@ def test_the_images_of_one_request_come_in_the_order_of_prompts_and_seeds(spy):
         ("a fox", 7), ("a fox", 8), ("a house", 7), ("a house", 8)
     ]  # fmt: skip
     assert spy.passes == [4, 4]
+
+
+def test_an_image_to_start_from_and_a_second_pass_are_steps_like_others(spy):
+    start = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    chosen = [{"upscale": 2, "num_images": 2}, {"image": start, "mask": mask}, {"image": start, "strength": 0.5}, {}]
+    expected = [spy.alone(**changes) for changes in chosen]
+    spy.passes.clear()
+    _held, release = spy.held()
+    jobs = [spy.submit(**changes) for changes in chosen]
+    release()
+    for job, images_alone in zip(jobs, expected, strict=True):
+        assert all(same(*pair) for pair in zip(images(job), images_alone, strict=True))
+    assert images(jobs[0])[0].size == (128, 128)
+    steps = {"held": 4, "both passes": 2 * (4 + 1), "mask": 4, "strength": 2, "plain": 4}
+    assert sum(spy.passes) == sum(steps.values()) and len(spy.passes) <= 6
 
 
 def test_sizes_do_not_share_a_pass(spy):

@@ -56,8 +56,8 @@ class InternalError(PixArtError):
 
 def work_of(request: Request) -> float:
     """The cost of a request: pixels x steps of all its images, in millions."""
-    images = len(request.prompts) * len(request.seeds)
-    return request.image_height * request.image_width * request.steps * images / 1e6
+    steps = (request.steps - request.first_step) * request.num_images * len(request.prompts)
+    return _pixels(request) * steps + (work_of(request.enlarged) if request.upscale > 1 else 0.0)
 
 
 @dataclass(eq=False)
@@ -82,6 +82,7 @@ class Job:
     notices: list[str] = field(default_factory=list)
     states: list[State] | None = None
     images: dict[int, Generated] = field(default_factory=dict)
+    work_done: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     turn: float = 0.0  # in weighted fair queueing, its virtual finish time
@@ -89,38 +90,29 @@ class Job:
     @property
     def count(self) -> int:
         """How many images it is for."""
-        return len(self.request.prompts) * len(self.request.seeds)
+        return len(self.request.prompts) * self.request.num_images
 
     @property
     def over(self) -> bool:
         return self.future.done()
 
     @property
-    def steps_done(self) -> int:
-        return sum(state.solver.position for state in self.states or ())
-
-    @property
     def work_left(self) -> float:
-        return work_of(self.request) * self.share_left
-
-    @property
-    def share_left(self) -> float:
-        return 1 - self.steps_done / (self.count * self.request.steps)
-
-    @property
-    def kind(self) -> tuple[Pipeline, int, int]:
-        """Jobs of one kind can share a step."""
-        return self.pipeline, self.request.image_height, self.request.image_width
-
-    @property
-    def step_work(self) -> float:
-        """The cost of one step of one image."""
-        return work_of(self.request) / (self.count * self.request.steps)
+        return max(0.0, work_of(self.request) - self.work_done)
 
     @property
     def waiting_images(self) -> list[int]:
         """The images that need a step."""
         return [i for i in range(self.count) if self.states is None or not self.states[i].done]
+
+    def pass_of(self, index: int) -> Request:
+        """The request whose steps an image is at: the second pass is a larger one."""
+        return self.request if self.states is None else self.states[index].request
+
+    def kind(self, index: int) -> tuple[Pipeline, int, int]:
+        """Images of one kind can share a step."""
+        now = self.pass_of(index)
+        return self.pipeline, now.image_height, now.image_width
 
     @property
     def is_staged(self) -> bool:
@@ -246,18 +238,19 @@ class Engine:
         batch = [(job, index) for job, index in batch if not job.over]
         if not batch:
             return
+        work = [_pixels(job.pass_of(index)) for job, index in batch]
         self._step(batch)
-        work = sum(job.step_work for job, _ in batch)
         with self._wake:
-            self._clock += work / len(jobs)
-            for job, _ in batch:
-                self._served[job.owner] += job.step_work
+            self._clock += sum(work) / len(jobs)
+            for (job, _), done in zip(batch, work, strict=True):
+                self._served[job.owner] += done
+                job.work_done += done
         for job in dict.fromkeys(job for job, _ in batch):
             for index, state in enumerate(job.states):
                 ready = not job.waiting_images if job.is_staged else state.done
                 if ready and index not in job.images and not job.over:
                     self._attempt(job, self._finish, job, index)
-        self._measure(work, time.monotonic() - began)
+        self._measure(sum(work), time.monotonic() - began)
 
     def _pick(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """The images of the next step, the one that sets its kind first."""
@@ -273,26 +266,25 @@ class Engine:
         while owners:
             served, owner = heapq.heappop(owners)
             queue = queues[owner]
-            while queue and batch and not self._fits(batch, rows, queue[0][0]):
+            while queue and batch and not self._fits(batch, rows, *queue[0]):
                 queue.popleft()
             if queue:
                 job, index = queue.popleft()
                 batch.append((job, index))
                 rows += _rows(job)
-                heapq.heappush(owners, (served + job.step_work, owner))
+                heapq.heappush(owners, (served + _pixels(job.pass_of(index)), owner))
         return batch
 
-    def _fits(self, batch: list[tuple[Job, int]], rows: int, job: Job) -> bool:
-        first = batch[0][0]
-        if job.kind != first.kind or (job.is_staged and job is not first):
+    def _fits(self, batch: list[tuple[Job, int]], rows: int, job: Job, index: int) -> bool:
+        first, kind = batch[0], job.kind(index)
+        if kind != first[0].kind(first[1]) or (job.is_staged and job is not first[0]):
             return False
-        if job.kind not in self._rows:
+        if kind not in self._rows:
             if len(self._rows) >= MOST_KINDS:
                 self._rows.clear()
-            pipeline, height, width = job.kind
-            self._rows[job.kind] = pipeline.networks.images_at_once(1, height, width)
-        most = self._most_images.get(job.kind, math.inf)
-        return len(batch) < most and rows + _rows(job) <= self._rows[job.kind]
+            pipeline, height, width = kind
+            self._rows[kind] = pipeline.networks.images_at_once(1, height, width)
+        return len(batch) < self._most_images.get(kind, math.inf) and rows + _rows(job) <= self._rows[kind]
 
     def _start(self, job: Job) -> None:
         began = job.started = time.monotonic()
@@ -301,7 +293,7 @@ class Engine:
 
     def _step(self, batch: list[tuple[Job, int]]) -> None:
         """A step of all; where it fails, of each alone."""
-        core = batch[0][0].pipeline.core
+        kind, core = batch[0][0].kind(batch[0][1]), batch[0][0].pipeline.core
         states = [job.states[index] for job, index in batch]
         before = [state.solver.position for state in states]
         began = time.monotonic()
@@ -317,7 +309,7 @@ class Engine:
             return
         finally:
             if core.most_images is not None:  # memory ran out; at another size it need not
-                self._most_images[batch[0][0].kind] = core.most_images
+                self._most_images[kind] = core.most_images
                 core.most_images = None
         self.observe("denoise", time.monotonic() - began, len(batch))
         for (job, index), step in zip(batch, steps, strict=True):
@@ -326,8 +318,12 @@ class Engine:
 
     def _finish(self, job: Job, index: int) -> None:
         began = time.monotonic()
-        image = job.images[index] = job.pipeline.finish(job.states[index])
+        image = job.pipeline.finish(job.request, job.states[index])
         self.observe("decode", time.monotonic() - began, 1)
+        if isinstance(image, State):  # a second pass
+            job.states[index] = image
+            return
+        job.images[index] = image
         if job.on_image is not None:
             job.on_image(index, image)
         if len(job.images) == job.count:
@@ -365,6 +361,10 @@ def as_sentence(error: BaseException) -> PixArtError:
         return InternalError(f"This failed inside pixart ({name}: {shown(str(error), 300)}).")
     except BaseException:  # its text may fail to be made
         return InternalError(f"This failed inside pixart ({name}).")
+
+
+def _pixels(request: Request) -> float:
+    return request.image_height * request.image_width / 1e6
 
 
 def _rows(job: Job) -> int:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from PIL import ImageOps
 from pydantic import Field, create_model
 
 from pixart.checkpoints.model_folder import ModelFolder, transformer_hash
@@ -23,11 +24,12 @@ from pixart.config import unknown
 from pixart.diffusion.noise import MAX_SEED
 from pixart.diffusion.solvers import SAMPLERS, Step
 from pixart.errors import PixArtError, UsageError
+from pixart.pipeline.engine import work_of
 from pixart.pipeline.foreign_metadata import read_pairs
 from pixart.pipeline.image_files import parameters_text
 from pixart.pipeline.image_metadata import read_texts
 from pixart.pipeline.pipeline import Generated
-from pixart.pipeline.settings import MAX_GUIDANCE
+from pixart.pipeline.settings import MAX_GUIDANCE, MAX_SIDE, MAX_UPSCALE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute
 from pixart.server.service import Model, Refused, Service, outcome, preview
 from pixart.server.service import base64 as as_base64
@@ -44,15 +46,24 @@ FIELDS = {
     "sampler": "sampler_name",
     "width": "width",
     "height": "height",
+    "image": "init_images",
+    "mask": "mask",
+    "strength": "denoising_strength",
+    "upscale": "hr_scale",
+    "upscale_strength": "denoising_strength",
 }
 SCHEDULERS = ("automatic", "normal", "simple", "uniform", "none", "")
 # Fields that do nothing here, at any value.
 IGNORED = (
-    "subseed", "eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise", "denoising_strength",
+    "subseed", "eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise",
     "do_not_save_samples", "do_not_save_grid", "save_images", "override_settings_restore_afterwards", "comments",
     "disable_extra_networks", "force_task_id", "refiner_switch_at", "firstphase_width", "firstphase_height",
-    "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
+    "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
     "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_cfg", "distilled_cfg_scale",
+)  # fmt: skip
+IGNORED_WITH_IMAGE = (
+    "resize_mode", "mask_blur", "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding",
+    "initial_noise_multiplier", "image_cfg_scale", "include_init_images", "mask_round",
 )  # fmt: skip
 # Fields that would change the image in a way that is not offered, and the values at which they do not.
 NEUTRAL: dict[str, tuple] = {
@@ -61,7 +72,6 @@ NEUTRAL: dict[str, tuple] = {
     "seed_resize_from_w": (0, -1),
     "restore_faces": (False,),
     "tiling": (False,),
-    "enable_hr": (False,),
     "refiner_checkpoint": ("", "None"),
     "script_name": ("", "None"),
     "script_args": ([],),
@@ -90,7 +100,8 @@ def router(service: Service) -> APIRouter:
     text = Annotated[str, Field(max_length=limits.max_prompt)]
     name = Annotated[str, Field(max_length=300)]
     count = Annotated[int, Field(ge=1, le=limits.max_images)]
-    side = Annotated[int, Field(ge=1, le=65_535)]
+    side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    file = Annotated[str, Field(max_length=limits.max_body)]
 
     class Used(Closed):
         prompt: text = ""
@@ -109,8 +120,19 @@ def router(service: Service) -> APIRouter:
         send_images: bool | None = None
         override_settings: dict[str, Any] | None = None
         alwayson_scripts: dict[str, Any] | None = None
+        denoising_strength: Annotated[float, Field(ge=0, le=1)] | None = None
+        enable_hr: bool | None = None
+        hr_scale: Annotated[float, Field(ge=1, le=MAX_UPSCALE)] | None = None
 
-    TextToImage = create_model("TextToImage", __base__=Used, **{key: (Any, None) for key in (*IGNORED, *NEUTRAL)})
+    class WithImage(Used):
+        init_images: Annotated[list[file], Field(min_length=1, max_length=1)]
+        mask: file | None = None
+        inpainting_mask_invert: Annotated[int, Field(ge=0, le=1)] | None = None
+
+    others = {key: (Any, None) for key in (*IGNORED, *NEUTRAL)}
+    TextToImage = create_model("TextToImage", __base__=Used, **others)
+    others |= {key: (Any, None) for key in IGNORED_WITH_IMAGE}
+    ImageToImage = create_model("ImageToImage", __base__=WithImage, **others)
     routes = APIRouter(prefix="/sdapi/v1", route_class=StrictRoute, responses=RESPONSES)
     looks: dict[Any, Look] = {}
     chosen: dict[str, str] = {}  # owner -> the model that it set by /options
@@ -126,10 +148,34 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/txt2img")
     async def txt2img(body: TextToImage, http: Request) -> dict[str, Any]:
+        start: dict[str, Any] = {}
+        if body.enable_hr:
+            times = 2 if body.hr_scale is None else body.hr_scale
+            if times != int(times):
+                message = f"hr_scale must be a whole number from 1 to {MAX_UPSCALE}; the nearest is {round(times)}."
+                raise Refused(400, message, "hr_scale", "invalid_value")
+            start = {"upscale": int(times), "upscale_strength": body.denoising_strength}
+        unused = () if body.enable_hr else ("denoising_strength", "hr_scale")
+        return await generated(body, http, start, unused)
+
+    @routes.post("/img2img")
+    async def img2img(body: ImageToImage, http: Request) -> dict[str, Any]:
+        image = await opened(body.init_images[0], "init_images")
+        mask = None if body.mask is None else (await opened(body.mask, "mask")).convert("L")
+        if mask is not None and body.inpainting_mask_invert:
+            mask = ImageOps.invert(mask)
+        start = {"image": image, "mask": mask, "strength": body.denoising_strength}
+        return await generated(body, http, start, (*IGNORED_WITH_IMAGE, "enable_hr", "hr_scale"))
+
+    async def opened(text: str, field: str) -> Any:
+        return await asyncio.to_thread(service.opened, decoded(text, field), field)
+
+    async def generated(body: Any, http: Request, start: dict[str, Any], unused: tuple[str, ...]) -> dict[str, Any]:
         _check_settings(body.override_settings or {}, "override_settings")
         model = model_of(http, body.override_settings or {})
-        ignored = _ignored(body)
+        ignored = _ignored(body, unused)
         values = {
+            **start,
             "prompt": body.prompt,
             "negative_prompt": body.negative_prompt,
             "style": (body.styles or [None])[0],
@@ -146,7 +192,7 @@ def router(service: Service) -> APIRouter:
             raise Refused(400, message, "batch_size", "invalid_value")
         if model.folder.fast:  # its steps, guidance and sampler are in its weights
             ignored += [FIELDS[key] for key in ("steps", "guidance_scale", "sampler") if values.pop(key) is not None]
-        request, look = service.check(model, values, FIELDS), Look()
+        request, look = await asyncio.to_thread(service.check, model, values, FIELDS), Look()
 
         def on_step(index: int, step: Step) -> None:
             if look.wanted:
@@ -163,7 +209,7 @@ def router(service: Service) -> APIRouter:
         files = [await service.encoded(image, "png") for image in images] if body.send_images is not False else []
         return {
             "images": [as_base64(file) for file in files],
-            "parameters": body.model_dump(exclude_unset=True),
+            "parameters": body.model_dump(exclude_unset=True, exclude={"init_images", "mask"}),
             "info": json.dumps(_info(job, images, sorted(set(ignored)))),
         }
 
@@ -184,7 +230,7 @@ def router(service: Service) -> APIRouter:
             if look.image is not None:
                 file = await service.encoded(Generated(look.image, 0, {}), "png")
                 answer["current_image"] = as_base64(file)
-        return answer | {"progress": 1 - job.share_left, "eta_relative": seconds}
+        return answer | {"progress": 1 - job.work_left / work_of(job.request), "eta_relative": seconds}
 
     @routes.post("/interrupt")
     @routes.post("/skip")
@@ -245,7 +291,7 @@ def router(service: Service) -> APIRouter:
             chosen[http.state.owner] = model_of(http, settings).name
 
     class Image(Closed):
-        image: Annotated[str, Field(max_length=limits.max_body)]
+        image: file
 
     @routes.post("/png-info")
     async def png_info(body: Image) -> dict[str, Any]:
@@ -294,7 +340,7 @@ def _png_info(data: bytes) -> dict[str, Any]:
     return {"info": info, "items": {key: value[:20_000] for key, value in texts.items()}, "parameters": pairs}
 
 
-def _ignored(body: Any) -> list[str]:
+def _ignored(body: Any, unused: tuple[str, ...]) -> list[str]:
     """The fields of a body that do nothing here; raises Refused for one that should do something."""
     given = {key for key in body.model_fields_set if getattr(body, key) is not None}
     for key, neutral in NEUTRAL.items():
@@ -306,7 +352,7 @@ def _ignored(body: Any) -> list[str]:
         if not isinstance(arguments, list) or (arguments and arguments[0] is not False):
             message = f"The script {script[:100]!r} is not offered here; leave it out."
             raise Refused(400, message, "alwayson_scripts", "not_offered")
-    return [key for key in given if key in IGNORED or key in NEUTRAL or key == "alwayson_scripts"]
+    return [key for key in given if key in (*IGNORED, *NEUTRAL, *unused, "alwayson_scripts")]
 
 
 def _sampler(body: Any) -> str | None:

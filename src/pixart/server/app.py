@@ -90,7 +90,7 @@ def create_app(service: Service, access: Access, on_failure: Callable[[PixArtErr
         media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if first["loc"] == ("body",) and first["type"] != "json_invalid" and media != "application/json":
             return error_response(http.url.path, 415, "The body must be JSON, with Content-Type: application/json.")
-        message, param = describe(first, _known_fields(http))
+        message, param = describe(first, getattr(error, "known", None) or _known_fields(http))
         return error_response(http.url.path, 400, message, param, first["type"])
 
     @app.exception_handler(ClientLeft)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 
 from pixart.config import unknown
@@ -97,6 +98,13 @@ def describe(error: dict[str, Any], known: list[str]) -> tuple[str, str | None]:
         case _:
             message = f"{field}: {error['msg']}, not {given}."
     return message, field
+
+
+def invalid_fields(error: ValidationError, kind: type[BaseModel]) -> RequestValidationError:
+    """What FastAPI raises for a body, for fields that came in a form; carries the names of the known fields."""
+    raised = RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
+    raised.known = list(kind.model_fields)
+    return raised
 
 
 def _given(value: Any) -> str:

@@ -151,7 +151,7 @@ class Guard:
             self.metrics.duration.labels(endpoint).observe(seconds)
             line = {"event": "request", "id": request_id, "key": state["owner"], "method": shown(scope["method"], 10)}
             line |= {"path": endpoint or shown(scope["path"]), "status": status or 499, "seconds": round(seconds, 4)}
-            quiet = scope["path"] in OPEN and status < 400
+            quiet = scope["path"] in OPEN  # probes come every few seconds
             logger.log(logging.DEBUG if quiet else logging.INFO, json.dumps(line | state["notes"]))
 
     def _refusal(self, scope: dict, state: dict) -> Response | None:

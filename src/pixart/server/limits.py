@@ -15,6 +15,8 @@ class Limits:
     """Denoising steps of one image."""
     max_pixels: int = 2048 * 2048
     """Pixels of one image."""
+    max_input_pixels: int = 2**24
+    """Pixels of an image to start from, or of a mask."""
     max_work: int = 500
     """Cost of one request: pixels x steps x images, in millions. 20 steps of 1024 x 1024 are 21."""
     max_queue: int = 64

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Field
+from PIL import ImageChops
+from pydantic import Field, ValidationError
 
 from pixart.config import unknown
 from pixart.diffusion.noise import MAX_SEED
@@ -18,11 +19,16 @@ from pixart.pipeline.engine import Job
 from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.request import Request as ImageRequest
 from pixart.pipeline.settings import MAX_GUIDANCE
-from pixart.server.bodies import RESPONSES, Closed, StrictRoute
+from pixart.server.bodies import RESPONSES, Closed, StrictRoute, invalid_fields
 from pixart.server.service import Model, Refused, Service, base64, outcome, preview
 
 MAX_PARTIAL = 3
-IGNORED = ("quality", "moderation", "complexity")  # settings of OpenAI's models that are without meaning here
+IGNORED = (
+    "quality",
+    "moderation",
+    "complexity",
+    "input_fidelity",
+)  # settings of OpenAI's models that are without meaning here
 OPENAI_STYLES = ("vivid", "natural")
 # make_request's arguments -> the fields of this API.
 FIELDS = {
@@ -80,34 +86,46 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/images/generations", response_model=None)
     async def generate(body: Generation, http: Request) -> Response:
-        model = service.model(body.model)
-        ignored = [name for name in IGNORED if getattr(body, name) not in (None, "auto")]
-        style = body.style
-        if style in OPENAI_STYLES and style not in model.folder.styles:
-            style, ignored = None, [*ignored, "style"]
-        width, height = (None, None) if body.size in (None, "auto") else map(int, body.size.split("x"))
-        values = {
-            "prompt": body.prompt,
-            "negative_prompt": body.negative_prompt,
-            "style": style,
-            "seed": body.seed,
-            "num_images": body.n,
-            "steps": body.num_inference_steps,
-            "guidance_scale": body.guidance_scale,
-            "sampler": body.sampler,
-            "width": width,
-            "height": height,
-            "binning": body.use_resolution_binning,
-        }
-        answer = Answer(service, http, model, body, ignored)
-        request = service.check(model, values, FIELDS)
-        if body.stream:
-            return answer.streamed(request)
-        job = service.submit(http, model, request)
-        images = await service.wait(http, job)
-        if images is None:
-            raise Refused(503, "This request was cancelled; the server may be shutting down.", None, "cancelled", 5)
-        return JSONResponse(await answer.content(job, images), headers=answer.headers(job))
+        return await _answer(service, http, body, {})
+
+    class Edit(Generation):
+        """OpenAI's fields of an edit that are no files; `strength` is ours."""
+
+        input_fidelity: Literal["low", "high"] | None = None
+        strength: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    part = {"type": "string", "format": "binary"}
+    fields = Edit.model_json_schema()
+    files = {"image": part, "image[]": {"type": "array", "items": part, "maxItems": 1}, "mask": part}
+    form = {"schema": fields | {"properties": fields["properties"] | files}}
+    document = {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
+
+    @routes.post("/images/edits", response_model=None, openapi_extra=document)
+    async def edit(http: Request) -> Response:
+        """From an image (image-to-image) or, with a mask, within it (inpainting); a form with files."""
+        if not http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise Refused(415, "An edit is a form with files: multipart/form-data.", None, "content_type")
+        async with http.form(max_files=4, max_fields=64, max_part_size=service.limits.max_body) as sent:
+            parts = [(name.removesuffix("[]"), part) for name, part in sent.multi_items()]
+            texts = {name: part for name, part in parts if isinstance(part, str)}
+            files = {name: await part.read() for name, part in parts if not isinstance(part, str)}
+        if len(texts) + len(files) < len(parts):
+            raise Refused(400, "A field is there twice; one image and one mask are taken.", "image", "invalid_value")
+        if unwanted := sorted(set(files) - {"image", "mask"}):
+            raise Refused(400, unknown("file", unwanted[0], ("image", "mask")), unwanted[0][:100], "invalid_value")
+        try:
+            body = Edit.model_validate(texts, strict=False)
+        except ValidationError as error:
+            raise invalid_fields(error, Edit) from None
+        if "image" not in files:
+            raise Refused(400, "image is missing; send a file.", "image", "missing")
+        opened = {name: await asyncio.to_thread(service.opened, data, name) for name, data in files.items()}
+        mask = opened.get("mask")
+        # OpenAI's masks, and images without one, are transparent where to generate; plain masks are white there.
+        holes = opened["image"] if mask is None else mask
+        if "A" in holes.getbands() and holes.getchannel("A").getextrema()[0] < 128:
+            mask = ImageChops.invert(holes.getchannel("A"))
+        return await _answer(service, http, body, {"image": opened["image"], "mask": mask, "strength": body.strength})
 
     @routes.get("/images/{token}/content")
     async def content(token: str) -> Response:
@@ -129,11 +147,45 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+async def _answer(service: Service, http: Request, body: Any, start: dict[str, Any]) -> Response:
+    """The response to a body; `start` are the arguments of make_request for an image to start from."""
+    model = service.model(body.model)
+    ignored = [name for name in IGNORED if getattr(body, name, None) not in (None, "auto")]
+    style = body.style
+    if style in OPENAI_STYLES and style not in model.folder.styles:
+        style, ignored = None, [*ignored, "style"]
+    width, height = (None, None) if body.size in (None, "auto") else map(int, body.size.split("x"))
+    values = {
+        **start,
+        "prompt": body.prompt,
+        "negative_prompt": body.negative_prompt,
+        "style": style,
+        "seed": body.seed,
+        "num_images": body.n,
+        "steps": body.num_inference_steps,
+        "guidance_scale": body.guidance_scale,
+        "sampler": body.sampler,
+        "width": width,
+        "height": height,
+        "binning": body.use_resolution_binning,
+    }
+    answer = Answer(service, http, model, body, ignored)
+    request = await asyncio.to_thread(service.check, model, values, FIELDS)
+    if body.stream:
+        return answer.streamed(request)
+    job = service.submit(http, model, request)
+    images = await service.wait(http, job)
+    if images is None:
+        raise Refused(503, "This request was cancelled; the server may be shutting down.", None, "cancelled", 5)
+    return JSONResponse(await answer.content(job, images), headers=answer.headers(job))
+
+
 class Answer:
     """How the images of one request go out: format, base64 or url, at once or as a stream."""
 
     def __init__(self, service: Service, http: Request, model: Model, body: Any, ignored: list[str]):
         self.service, self.http, self.model, self.ignored = service, http, model, ignored
+        self.event = "image_edit" if http.url.path.endswith("/edits") else "image_generation"
         self.kind = body.output_format or "png"
         self.quality, self.partial = body.output_compression, body.partial_images or 0
         self.transparent, self.as_url = body.background == "transparent", body.response_format == "url"
@@ -203,13 +255,13 @@ class Answer:
                 file = await self.file(Generated(image, job.request.seeds[0], {}))
                 described = {name: value for name, value in self.described(job).items() if name != "usage"}
                 event = {"b64_json": base64(file), "partial_image_index": count, **common, **described}
-                yield _event("image_generation.partial_image", event)
+                yield _event(f"{self.event}.partial_image", event)
                 count += 1
             images = outcome(job)
             if images is None:
                 raise Refused(503, "This request was cancelled.", None, "cancelled")
             event = {"b64_json": base64(await self.file(images[0])), "seed": images[0].seed, "notices": job.notices}
-            yield _event("image_generation.completed", {**event, **common, **self.described(job)})
+            yield _event(f"{self.event}.completed", {**event, **common, **self.described(job)})
         except Refused as error:  # the status has gone out already
             told = {"message": str(error), "type": "server_error", "param": error.param, "code": error.code}
             yield _event("error", {"error": told})

@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 import time
+import warnings
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable
@@ -160,8 +161,9 @@ class Service:
             request = make_request(model.folder, **given)
         except UsageError as error:
             raise self._blamed(model.folder, given, fields, error) from None
-        limits, count = self.limits, len(request.seeds)
-        height, width = request.image_height, request.image_width
+        limits, count = self.limits, request.num_images
+        largest = request.enlarged if request.upscale > 1 else request
+        height, width = largest.image_height, largest.image_width
         if height * width > limits.max_pixels:
             scale, step = math.sqrt(limits.max_pixels / (height * width)), model.folder.size_multiple
             near = " x ".join(str(max(step, int(side * scale) // step * step)) for side in (width, height))
@@ -178,9 +180,29 @@ class Service:
             raise Refused(400, message, fields["num_images"], "request_too_large")
         return request
 
+    def opened(self, data: bytes, field: str) -> Any:
+        """An image that a client sent, as PIL; a PNG, JPEG or WebP file. Raises Refused."""
+        from PIL import Image, ImageOps
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, about damaged metadata
+                image = Image.open(io.BytesIO(data), formats=tuple(FORMATS.values()))
+                if image.width * image.height <= self.limits.max_input_pixels:
+                    image = ImageOps.exif_transpose(image)
+                    image.load()
+                    return image
+        except Exception:  # decoders fed with bad bytes raise nearly everything
+            message = f"{field} must be a PNG, JPEG or WebP file that is complete."
+            raise Refused(400, message, field, "invalid_image") from None
+        message = (
+            f"{field} has {image.width} x {image.height} pixels; at most {self.limits.max_input_pixels:,} are read."
+        )
+        raise Refused(400, message, field, "invalid_image")
+
     def _blamed(self, folder: ModelFolder, given: dict, fields: dict[str, str], error: UsageError) -> Refused:
         """The refusal that names the first field without which the request could be made."""
-        kept: dict[str, Any] = {"prompt": ""}
+        kept: dict[str, Any] = {"prompt": "", "image": given.get("image")}
         for name, value in given.items():
             try:
                 make_request(folder, **(kept | {name: value}))
