@@ -46,8 +46,9 @@ FIELDS = {
     "sampler": "sampler_name",
     "width": "width",
     "height": "height",
+}
+IMAGE_FIELDS = {
     "image": "init_images",
-    "mask": "mask",
     "strength": "denoising_strength",
     "upscale": "hr_scale",
     "upscale_strength": "denoising_strength",
@@ -174,25 +175,15 @@ def router(service: Service) -> APIRouter:
         _check_settings(body.override_settings or {}, "override_settings")
         model = model_of(http, body.override_settings or {})
         ignored = _ignored(body, unused)
-        values = {
-            **start,
-            "prompt": body.prompt,
-            "negative_prompt": body.negative_prompt,
-            "style": (body.styles or [None])[0],
-            "seed": body.seed,
-            "num_images": (body.batch_size or 1) * (body.n_iter or 1),
-            "steps": body.steps,
-            "guidance_scale": body.cfg_scale,
-            "sampler": _sampler(body),
-            "width": body.width,
-            "height": body.height,
-        }
+        values = {name: getattr(body, field) for name, field in FIELDS.items()} | start
+        values |= {"sampler": _sampler(body), "style": (body.styles or [None])[0]}
+        values["num_images"] = (body.batch_size or 1) * (body.n_iter or 1)
         if values["num_images"] > limits.max_images:
             message = f"batch_size x n_iter must be at most {limits.max_images}, not {values['num_images']}."
             raise Refused(400, message, "batch_size", "invalid_value")
         if model.folder.fast:  # its steps, guidance and sampler are in its weights
             ignored += [FIELDS[key] for key in ("steps", "guidance_scale", "sampler") if values.pop(key) is not None]
-        request, look = await asyncio.to_thread(service.check, model, values, FIELDS), Look()
+        request, look = await asyncio.to_thread(service.check, model, values, FIELDS | IMAGE_FIELDS), Look()
 
         def on_step(index: int, step: Step) -> None:
             if look.wanted:
@@ -249,9 +240,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/schedulers")
     async def schedulers() -> list[dict[str, Any]]:
-        return [
-            {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1, "need_inner_model": False}
-        ]
+        return [{"name": name, "label": name.title(), "aliases": None} for name in ("automatic", "karras")]
 
     @routes.get("/sd-models")
     async def sd_models() -> list[dict[str, Any]]:

@@ -23,12 +23,7 @@ from pixart.server.bodies import RESPONSES, Closed, StrictRoute, invalid_fields
 from pixart.server.service import Model, Refused, Service, base64, outcome, preview
 
 MAX_PARTIAL = 3
-IGNORED = (
-    "quality",
-    "moderation",
-    "complexity",
-    "input_fidelity",
-)  # settings of OpenAI's models that are without meaning here
+IGNORED = ("quality", "moderation", "complexity", "input_fidelity")  # settings of OpenAI's models
 OPENAI_STYLES = ("vivid", "natural")
 # make_request's arguments -> the fields of this API.
 FIELDS = {
@@ -155,20 +150,8 @@ async def _answer(service: Service, http: Request, body: Any, start: dict[str, A
     if style in OPENAI_STYLES and style not in model.folder.styles:
         style, ignored = None, [*ignored, "style"]
     width, height = (None, None) if body.size in (None, "auto") else map(int, body.size.split("x"))
-    values = {
-        **start,
-        "prompt": body.prompt,
-        "negative_prompt": body.negative_prompt,
-        "style": style,
-        "seed": body.seed,
-        "num_images": body.n,
-        "steps": body.num_inference_steps,
-        "guidance_scale": body.guidance_scale,
-        "sampler": body.sampler,
-        "width": width,
-        "height": height,
-        "binning": body.use_resolution_binning,
-    }
+    values = {name: getattr(body, field) for name, field in FIELDS.items()}
+    values |= {**start, "style": style, "width": width, "height": height}
     answer = Answer(service, http, model, body, ignored)
     request = await asyncio.to_thread(service.check, model, values, FIELDS)
     if body.stream:
