@@ -291,6 +291,7 @@ def test_a_file_of_prompts_goes_on_where_it_was_stopped(tiny_model, tmp_path, ca
     )
     assert (tmp_path / "out" / "0001-a-red-fox-1-1.png").read_bytes() == before
     assert len(run("--cfg", "2")) == 4
+    assert len(run("--transparent")) == 4
 
 
 def test_json_lines_have_settings_of_their_own(tiny_model, tmp_path, capsys):

@@ -162,6 +162,7 @@ def test_sizes_are_fitted_and_said(pipe):
         {"image": photo(), "mask": Image.new("L", (8, 8), 0)},
         {"image": photo(), "mask": half_mask(), "outpaint": True},
         {"image": photo(), "mask": half_mask(), "upscale": 2},
+        {"image": photo(), "outpaint": True, **SMALL},
         {"image": "missing.png"},
         {"image": __file__},
         {"image": 7},

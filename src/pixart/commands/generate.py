@@ -150,6 +150,7 @@ def _engine(given: str, request: "Request", folder: "ModelFolder") -> str:
 
 def _jobs(options: Generate, folder: "ModelFolder") -> tuple[list["Job"], int]:
     """The requests with the paths of their images, and how many images of a prompt file are there already."""
+    from pixart.checkpoints.model_folder import transformer_hash, weight_hashes
     from pixart.commands.prompt_file import Job, jobs_of
     from pixart.pipeline.image_files import plan_output, slug
     from pixart.pipeline.request import make_request
@@ -163,7 +164,12 @@ def _jobs(options: Generate, folder: "ModelFolder") -> tuple[list["Job"], int]:
             raise UsageError("The images of a prompt file get names of their own; --output must be a folder.")
         if settings["seed"] is None:
             settings["seed"] = 0  # so that it can go on where it was stopped
-        return jobs_of(options.prompts, folder, settings, output)
+        conditions = {
+            "model_hash": transformer_hash(weight_hashes(folder)),
+            "fast": folder.fast,
+            "transparent": options.transparent or None,
+        }
+        return jobs_of(options.prompts, folder, settings, output, conditions)
     request = make_request(folder, _prompt(options), **settings)
     requests = [request]
     if options.styles:

@@ -26,12 +26,14 @@ class Job:
     targets: list[Path | None]
 
 
-def jobs_of(path: Path, folder: ModelFolder, settings: dict[str, Any], output: Path) -> tuple[list[Job], int]:
+def jobs_of(
+    path: Path, folder: ModelFolder, settings: dict[str, Any], output: Path, conditions: dict[str, Any]
+) -> tuple[list[Job], int]:
     """What is left to generate of the file `path` into the folder `output`, and how many images are there.
 
     A line takes `settings` where it has none of its own. Its images are NUMBER-prompt-SEED.png; one that is there
-    counts if its file says the same settings. Neighbouring lines that differ in their prompts only are one job, so that
-    they may share passes of the network.
+    counts if its file says the same settings, and what `conditions` names besides. Neighbouring lines that differ in
+    their prompts only are one job, so that they may share passes of the network.
 
     Raises:
         UsageError: names the first line that is wrong.
@@ -39,11 +41,10 @@ def jobs_of(path: Path, folder: ModelFolder, settings: dict[str, Any], output: P
     there, left = 0, []
     for number, request in _read(path, folder, settings):
         stem = f"{number:04}-{slug(request.resolved_prompts[0])}"
-        targets: list[Path | None] = [output / f"{stem}-{seed}.png" for seed in request.seeds]
-        targets = [
-            None if _is_done(target, request, seed) else target
-            for target, seed in zip(targets, request.seeds, strict=True)
-        ]
+        targets: list[Path | None] = []
+        for seed in request.seeds:
+            target = output / f"{stem}-{seed}.png"
+            targets.append(None if _is_done(target, request, seed, conditions) else target)
         there += targets.count(None)
         if any(targets):
             left.append(Job(request, targets))
@@ -88,16 +89,17 @@ def _json(row: str) -> dict[str, Any]:
 
 
 def _settings_of(request: Request) -> tuple[Any, ...]:
-    return (request.num_images, id(request.image), *(getattr(request, name) for name in NAMES))
+    return (request.num_images, request.image, *(getattr(request, name) for name in NAMES))
 
 
-def _is_done(path: Path, request: Request, seed: int) -> bool:
+def _is_done(path: Path, request: Request, seed: int, conditions: dict[str, Any]) -> bool:
     if not path.is_file():
         return False
     try:
         record = read_settings(path)
     except PixArtError:
         return False
-    wanted = {name: plain(getattr(request, name)) for name in NAMES} | {"seed": seed}
-    wanted["resolved_prompt"] = request.resolved_prompts[0]
+    image = request.image and request.image.fitted(request.image_height, request.image_width, lambda notice: None)
+    wanted = {name: plain(getattr(request, name)) for name in NAMES} | conditions
+    wanted |= {"seed": seed, "resolved_prompt": request.resolved_prompts[0], "image": image and image.hashes}
     return all(record.get(name) == value for name, value in wanted.items())

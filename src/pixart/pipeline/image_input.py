@@ -17,44 +17,35 @@ FEATHER = 4  # pixels over which what was generated passes into the image around
 OVERLAP = 8  # pixels of an image that are generated anew at the border of what is added around it
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ImageInput:
-    """An image to start from, and where in it to generate; both of any size, RGB and L (white: generate)."""
+    """An image to start from, and where in it to generate: paths, which are read when they are used, or PIL images."""
 
     image: Any
-    mask: Any | None = None
-    outpaint: bool = False
+    mask: Any | None
+    outpaint: bool
+    size: tuple[int, int]  # of the image, width and height
+
+    def fills(self, height: int, width: int) -> bool:
+        """Whether it leaves nothing to generate around it."""
+        scale = min(1, width / self.size[0], height / self.size[1])
+        return round(self.size[0] * scale) >= width and round(self.size[1] * scale) >= height
 
     def fitted(self, height: int, width: int, say: Callable[[str], None]) -> "FittedImage":
         """At the size that is generated: resized to cover it and cut in the middle, or laid into it for outpainting."""
+        image = open_image(self.image, "image")
         if self.outpaint:
-            return self._laid_into(height, width, say)
-        given, size = self.image.size, (width, height)
-        if given != size:
+            return _laid_into(image, height, width, say)
+        given = image.size
+        if given != (width, height):
             say(f"The image of {given[0]} x {given[1]} pixels was resized and cut to {width} x {height}.")
-        mask = self.mask
-        if mask is not None:
+        mask = None
+        if self.mask is not None:
+            mask = open_image(self.mask, "mask").convert("L")
             if mask.size != given:
-                say(f"The mask of {mask.size[0]} x {mask.size[1]} pixels was resized to {given[0]} x {given[1]}.")
+                say(f"The mask of {mask.width} x {mask.height} pixels was resized to {given[0]} x {given[1]}.")
             mask = np.asarray(fit(mask.resize(given), height, width)) >= 128
-        return FittedImage(np.asarray(fit(self.image, height, width)), mask)
-
-    def _laid_into(self, height: int, width: int, say: Callable[[str], None]) -> "FittedImage":
-        image = self.image
-        if image.width > width or image.height > height:
-            image = image.copy()
-            image.thumbnail((width, height))
-            say(f"The image was shrunk to {image.width} x {image.height} pixels.")
-        top, left = (height - image.height) // 2, (width - image.width) // 2
-        sides = ((top, height - image.height - top), (left, width - image.width - left))
-        pixels = np.pad(np.asarray(image), (*sides, (0, 0)), mode="edge")
-        mask = np.ones((height, width), bool)
-        inner = [
-            slice(low + OVERLAP * (low > 0), end - high - OVERLAP * (high > 0))
-            for (low, high), end in zip(sides, mask.shape, strict=True)
-        ]
-        mask[inner[0], inner[1]] = False
-        return FittedImage(pixels, mask)
+        return FittedImage(np.asarray(fit(image, height, width)), mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +79,25 @@ class FittedImage:
         return Image.composite(generated, Image.fromarray(self.pixels), mask)
 
 
+def _laid_into(image: Any, height: int, width: int, say: Callable[[str], None]) -> "FittedImage":
+    if image.width > width or image.height > height:
+        image = image.copy()
+        image.thumbnail((width, height))
+        say(f"The image was shrunk to {image.width} x {image.height} pixels.")
+    top, left = (height - image.height) // 2, (width - image.width) // 2
+    sides = ((top, height - image.height - top), (left, width - image.width - left))
+    pixels = np.pad(np.asarray(image), (*sides, (0, 0)), mode="edge")
+    mask = np.ones((height, width), bool)
+    inner = [
+        slice(low + OVERLAP * (low > 0), end - high - OVERLAP * (high > 0))
+        for (low, high), end in zip(sides, mask.shape, strict=True)
+    ]
+    mask[inner[0], inner[1]] = False
+    return FittedImage(pixels, mask)
+
+
 def read_image_input(image: Any, mask: Any, outpaint: bool) -> ImageInput | None:
-    """From paths or PIL images; None where there is no image.
+    """A checked input from paths or PIL images; None where there is no image.
 
     Raises:
         UsageError: a mask without image, a mask that is black, a file that cannot be read, or is too large.
@@ -100,11 +108,9 @@ def read_image_input(image: Any, mask: Any, outpaint: bool) -> ImageInput | None
         return None
     if mask is not None and outpaint:
         raise UsageError("Outpainting makes its own mask; leave --mask or --outpaint out.")
-    if mask is not None:
-        mask = open_image(mask, "mask").convert("L")
-        if mask.getextrema()[1] < 128:
-            raise UsageError("The mask is black all over, so nothing would be generated; paint the place white.")
-    return ImageInput(open_image(image, "image"), mask, outpaint)
+    if mask is not None and open_image(mask, "mask").convert("L").getextrema()[1] < 128:
+        raise UsageError("The mask is black all over, so nothing would be generated; paint the place white.")
+    return ImageInput(image, mask, outpaint, open_image(image, "image").size)
 
 
 def open_image(source: Any, what: str) -> Any:

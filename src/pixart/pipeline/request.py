@@ -49,7 +49,7 @@ class Request(Settings):
     @property
     def first_step(self) -> int:
         """The denoising step to begin with: from an image, only the last ones are taken, as in Diffusers."""
-        return 0 if self.strength is None else self.steps - int(self.steps * self.strength)
+        return 0 if self.strength is None else self.steps - max(1, int(self.steps * self.strength))
 
     @property
     def steps_in_all(self) -> int:
@@ -149,6 +149,8 @@ def make_request(
         bin=choose_bin(folder, height, width) if binning else None,
         image=start,
     )
+    if outpaint and start.fills(request.image_height, request.image_width):
+        raise UsageError("Outpainting needs a size that is larger than the image or of another shape; give --size.")
     if folder.fast:
         _check_fast(request, folder)
     return request
@@ -167,16 +169,15 @@ def _check_passes(settings: Settings, image: ImageInput | None, steps: int, stre
         raise UsageError("A second pass would change what the mask keeps; leave --upscale out, and enlarge the result.")
     if settings.upscale > most:
         raise UsageError(f"This model can enlarge that size at most {most} times, not {settings.upscale} times.")
-    for name, value in (("strength", strength), ("upscale strength", settings.upscale_strength)):
-        if value is not None and int(steps * value) < 1 and (name == "strength" or settings.upscale > 1):
-            raise UsageError(
-                f"With {steps} steps, the {name} {value:g} is less than one step; give at least {1 / steps:.2g}."
-            )
+    if strength is not None and int(steps * strength) < 1:
+        raise UsageError(
+            f"With {steps} steps, the strength {strength:g} is less than one step; give at least {1 / steps:.2g}."
+        )
 
 
 def _size_like(folder: ModelFolder, image: ImageInput, binning: bool) -> dict[str, int]:
     """The shape of the image in about as many pixels as the model's own size has."""
-    width, height = image.image.size
+    width, height = image.size
     scale = folder.native_size / (width * height) ** 0.5
     step = 1 if binning else None
     return {"width": nearest_side(folder, width * scale, step), "height": nearest_side(folder, height * scale, step)}

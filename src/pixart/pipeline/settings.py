@@ -69,7 +69,7 @@ class Settings:
     None: models that predict eps do, flow models do not."""
     sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver")] = None
     """dpm-solver, sa-solver, euler, euler-ancestral; for models that predict eps also dpm-solver-karras, ddim, ddpm,
-    lcm; or a name that Diffusers, A1111 or ComfyUI has for one of them, such as "DPM++ 2M Karras"."""
+    lcm, dmd (one step); or a name that Diffusers, A1111 or ComfyUI has for it, such as "DPM++ 2M Karras"."""
 
     strength: Annotated[float | None, shown("X", "0.8, or 1 with a mask")] = None
     """With an image to start from: 0 would keep it, 1 takes nothing but its layout; of so many steps, the last ones."""
