@@ -440,8 +440,9 @@ def test_metrics_name_the_model_and_hold_nothing_of_clients(server):
 
 
 def test_sigterm_ends_what_was_begun_and_takes_no_more():
-    served = Served()
+    served = Served("--root-path", "/proxy")
     try:
+        assert served.generate(response_format="url").json()["data"][0]["url"].startswith(f"{served.address}/proxy/v1/")
         running = in_background(served.generate, num_inference_steps=30, size="128x128")
         served.until(lambda: served.metric("pixart_requests_running") == 1)
         stopped = in_background(served.stop, signal.SIGTERM)

@@ -100,7 +100,7 @@ def error_response(
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
     kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
     content: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code or None}}
-    if path.startswith("/sdapi/"):
+    if "/sdapi/" in path:
         content["detail"] = message
     return JSONResponse(content, status, headers)
 
@@ -110,6 +110,7 @@ class Guard:
 
     def __init__(self, app: Any, access: Access, limits: Limits, metrics: Metrics):
         self.app, self.access, self.limits, self.metrics = app, access, limits, metrics
+        self.large = 0  # requests with images, whose bodies are in memory
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -122,7 +123,8 @@ class Guard:
         state = scope.setdefault("state", {})
         state |= {"owner": "", "request_id": request_id, "began": began, "notes": {}}
 
-        body = Body(receive, self._most_bytes(scope["path"]), self.limits.body_seconds)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        body = Body(receive, self._most_bytes(path), self.limits.body_seconds)
 
         async def counted_send(event: dict) -> None:
             nonlocal status
@@ -138,25 +140,27 @@ class Guard:
                 event = {"type": "http.response.body"}
             await send(event)
 
-        refusal = self._refusal(scope, state)
+        large = path in IMAGE_PATHS
+        self.large += large
+        refusal = self._refusal(scope, path, state)
         try:
             await (refusal or self.app)(scope, body.receive, counted_send)
         except TooMuch as error:  # of a body that nobody was to read
-            await error_response(scope["path"], error.status_code, error.detail)(scope, receive, counted_send)
+            await error_response(path, error.status_code, error.detail)(scope, receive, counted_send)
         finally:
+            self.large -= large
             # The pattern of the path: an image's own path is what lets somebody fetch it.
             endpoint = getattr(scope.get("route"), "path", "") if refusal is None else ""
             seconds = time.monotonic() - began
             self.metrics.requests.labels(endpoint, status or 499).inc()
             self.metrics.duration.labels(endpoint).observe(seconds)
             line = {"event": "request", "id": request_id, "key": state["owner"], "method": shown(scope["method"], 10)}
-            line |= {"path": endpoint or shown(scope["path"]), "status": status or 499, "seconds": round(seconds, 4)}
-            quiet = scope["path"] in OPEN  # probes come every few seconds
+            line |= {"path": endpoint or shown(path), "status": status or 499, "seconds": round(seconds, 4)}
+            quiet = path in OPEN  # probes come every few seconds
             logger.log(logging.DEBUG if quiet else logging.INFO, json.dumps(line | state["notes"]))
 
-    def _refusal(self, scope: dict, state: dict) -> Response | None:
+    def _refusal(self, scope: dict, path: str, state: dict) -> Response | None:
         """The response to what is refused before anything is read of its body."""
-        path = scope["path"]
 
         def refuse(status: int, message: str, code: str, headers: dict | None = None) -> Response:
             self.metrics.rejected.labels(code).inc()
@@ -183,6 +187,8 @@ class Guard:
             state["owner"] = owner
         if headers.get(b"content-encoding", ["identity"]) != ["identity"]:
             return refuse(415, "Compressed requests are not read; send it without Content-Encoding.", "encoding")
+        if path in IMAGE_PATHS and self.large > self.limits.max_queue:
+            return refuse(429, "Too many images are being sent; try again.", "queue_full", {"retry-after": "5"})
         length = headers.get(b"content-length", ["0"])[0]
         most = self._most_bytes(path)
         if not length.isdecimal() or len(length) > 15 or int(length) > most:

@@ -216,11 +216,12 @@ class Answer:
     def streamed(self, request: ImageRequest) -> StreamingResponse:
         """Server-sent events: partial images at even distances, then the image, or one error."""
         loop, partial = asyncio.get_running_loop(), asyncio.Queue()
-        shown = {request.steps * k // (self.partial + 1) for k in range(1, self.partial + 1)} - {0, request.steps}
+        first, steps = request.first_step, request.steps - request.first_step
+        shown = {first + steps * k // (self.partial + 1) for k in range(1, self.partial + 1)} - {first, request.steps}
 
         def on_step(index: int, step: Step) -> None:
-            if step.index + 1 in shown:
-                loop.call_soon_threadsafe(partial.put_nowait, preview(self.model.pipeline, request, step))
+            if step.index + 1 in shown and (image := preview(self.model.pipeline, request, step)) is not None:
+                loop.call_soon_threadsafe(partial.put_nowait, image)
 
         if self.model.pipeline.networks.memory.staged:
             shown = set()  # a look by the decoder would put the denoiser out of memory

@@ -309,10 +309,16 @@ def outcome(job: Job) -> list[Generated] | None:
 
 
 def preview(pipeline: Pipeline, request: Request, step: Step) -> Any:
-    """What an image looks like after a step, at its full size, as PIL; to be called in the engine's thread."""
+    """What an image looks like after a step, at its full size, as PIL; to be called in the engine's thread.
+
+    None where the memory that is free is not enough for it, which the request need not suffer from.
+    """
     from PIL import Image
 
-    return fit(Image.fromarray(pipeline.networks.decode(step.x_0)[0]), request.height, request.width)
+    try:
+        return fit(Image.fromarray(pipeline.networks.decode(step.x_0)[0]), request.height, request.width)
+    except MemoryError:
+        return None
 
 
 def base64(data: bytes) -> str:
