@@ -42,7 +42,7 @@ class Compare:
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("comparison")
     """Where the images and the page go."""
     limit: Annotated[int | None, shown("N", "all")] = None
-    """Only N of the prompts, spread evenly over all of them."""
+    """Only N of the prompts, at even distances."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
     track: Annotated[Literal["wandb", "trackio"] | None, shown("NAME", "none")] = None
     """wandb or trackio: show the comparison there too, as a table."""
@@ -93,7 +93,7 @@ def list_prompts(options: Prompts) -> int:
 
 
 def _plan(options: Compare) -> Plan:
-    """Everything that can be wrong with the command is said here, before anything is generated or written."""
+    """The plan of the command, whose errors are raised here, before anything is generated or written."""
     from pixart.evaluation.prompt_sets import read_prompts
 
     if not options.prompts:

@@ -67,7 +67,7 @@ def fidelity(
     Raises:
         PixArtError: `weights` is not Inception v3. ModuleNotFoundError: torchmetrics is missing.
     """
-    import torchmetrics  # noqa: F401  # features take long; whether it is there is said now
+    import torchmetrics  # noqa: F401  # before the features, which take long
 
     a, b = (features(folder, weights, size, device) for folder in (images, real))
     found: dict[str, float] = {}

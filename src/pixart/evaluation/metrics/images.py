@@ -28,7 +28,7 @@ LONGEST = 200  # bytes of a file name's prompt; most systems take 255 with numbe
 
 @dataclass(frozen=True)
 class Folder(Sequence):
-    """Image files in the order of their names, read when they are asked for, and a hash of their contents."""
+    """Image files in the order of their names, each read when it is indexed, and a hash of their contents."""
 
     path: Path
     files: tuple[Path, ...]
