@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import pixart
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
+from pixart.encoders.kept import KeptLinear
 from pixart.encoders.text import TextEncoder
 from pixart.encoders.text_states import read_head
 from pixart.encoders.vae import Decoder
