@@ -180,7 +180,7 @@
     return [rate, middle - half, middle + half];
   }
   const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 1 ? 1 : 0)}%`;
-  const shown = (wins, count) => {
+  const rateText = (wins, count) => {
     if (!count) return "no votes yet";
     const [rate, low, high] = wilson(wins, count);
     return `${percent(rate)} (${percent(Math.max(0, low))} to ${percent(Math.min(1, high))}), ${wins} of ${count}`;
@@ -220,14 +220,14 @@
         dot.style.left = `${100 * rate}%`;
         track.append(range, dot);
       }
-      rates.append(element("div", [name, track, element("span", shown(wins, count), "small")]));
+      rates.append(element("div", [name, track, element("span", rateText(wins, count), "small")]));
     }
     const body = get("pairs");
     body.replaceChildren();
     for (let a = 0; a < size; a++) {
       for (let b = a + 1; b < size; b++) {
         const line = element("tr", [element("td", `${data.models[a].name} against ${data.models[b].name}`)]);
-        line.append(element("td", shown(won[a][b], won[a][b] + won[b][a])));
+        line.append(element("td", rateText(won[a][b], won[a][b] + won[b][a])));
         body.append(line);
       }
     }
