@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from pixart.config import shortened, shown
 from pixart.errors import UsageError
@@ -41,8 +41,9 @@ class Generate:
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
-    lora: Annotated[tuple[str, ...], arg(metavar="FILE[:X] ...")] = ()
-    """Adapters (LoRA and its kin), safetensors files or folders, each at strength X: style.safetensors:0.8."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter (LoRA and its kin), a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the
+    option for several."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
     size: Annotated[str | None, shown("WxH", "the model's")] = None
     """Width and height together, as in 768x512."""
