@@ -143,9 +143,7 @@ def open_model_folder(
     """
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
     if model is None and (parts is not None or any(given.values())):
-        raise UsageError(
-            "--parts, --ema, --num-heads and --image-size go with an official file; name it with --model."
-        )
+        raise UsageError("--parts, --ema, --num-heads and --image-size go with an official file; name it with --model.")
     if fast and parts is not None:
         raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
     place = DEFAULT_MODEL if model is None else resolve(model, "model" if parts is None else "transformer")

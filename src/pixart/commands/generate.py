@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import sys
 import time
@@ -120,7 +121,9 @@ def generate(options: Generate) -> int:
         for job in jobs:
             check_text_states(folder, job.request, options.memory.text_states)
     with quiet_libraries(), Progress() as progress:
-        runtime = choose_runtime(folder, engine, options.dtype, options.memory, options.device)
+        largest = max((job.request.largest for job in jobs), key=math.prod)
+        how = (engine, options.dtype, options.memory, options.device)
+        runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)
         check_output(target)
         if there:
             progress.say(f"{there:,} images are there already.")
@@ -134,7 +137,7 @@ def generate(options: Generate) -> int:
 
         for notice in [notice for lora in loras for notice in lora.adapter.notices]:
             progress.say(notice)
-        pipeline = Pipeline(folder, load_networks(folder, runtime))
+        pipeline = Pipeline(folder, load_networks(folder, runtime, progress))
         pipeline.use(loras)
         with _tracking(options.track, target.parent, progress.say) as record:
             _write_all(pipeline, jobs, options, progress, record)

@@ -93,6 +93,9 @@ class GraphNetworks:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise PixArtError(f"{path} cannot be loaded: {reason} {again}") from None
 
+    def prepare(self, texts: Sequence[str]) -> None:
+        pass  # each is encoded alone, so that its states do not depend on the others
+
     def encode(self, text: str) -> tuple[Text, str]:
         ids, mask, cut = self.tokenizer.padded(text)
         mask = np.array([mask], np.int32)
