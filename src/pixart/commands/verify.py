@@ -86,9 +86,10 @@ def check(path: Path, options: Verify, pipelines: dict[Any, Any]) -> Report:
 
     from pixart.checkpoints.adapters import check_loras
     from pixart.pipeline.cutout import cut_out
-    from pixart.pipeline.image_files import on_white, pixel_hash
+    from pixart.pipeline.image_files import pixel_hash
     from pixart.pipeline.networks import load_networks
     from pixart.pipeline.pipeline import Pipeline
+    from pixart.pixels import on_white
     from pixart.progress import Progress
 
     record, image = _read(path)
