@@ -98,7 +98,7 @@ def test_commands_in_the_documents_are_understood(command, tmp_path, monkeypatch
     match shlex.split(command):
         case ["generate", *rest]:
             options = tyro.cli(Generate, args=rest, config=config)
-            assert options.prompt or options.memory.text_states
+            assert options.prompt or options.prompts or options.memory.text_states
         case ["projects/emoji/make.py", *words]:
             assert make([*words, "--help"]) == 0
             shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ from diffusers import (
 
 from pixart.diffusion.guidance import guide, guided
 from pixart.diffusion.noise import initial_noise, noise_stream
-from pixart.diffusion.schedule import check_config, make_schedule
+from pixart.diffusion.schedule import check_config, make_schedule, read_scheduler
 from pixart.diffusion.solvers import SAMPLERS, DpmSolver, dpm_solver, euler, find_sampler, schedule_for, solve
 from pixart.errors import PixArtError
 
@@ -298,6 +298,19 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction():
     np.testing.assert_allclose(
         guided(conditional.numpy(), null.numpy(), 4.0, 0.7, 4), both.numpy(), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_one_step_of_a_dmd_model_is_that_of_stock_diffusers(clip):
+    """As its PixArt pipeline takes it: x_0 of the scheduler's step at timestep 400, from pure noise."""
+    scheduler = DDPMScheduler(**EPS, clip_sample=clip)
+    config, suited = read_scheduler({**scheduler.config, "_class_name": "DDPMScheduler"}, "scheduler_config.json")
+    start = torch.from_numpy(initial_noise(5, (4, 6, 6)))[None]
+    prediction = network(start, 400)[:, :4]
+    theirs = scheduler.step(prediction, 400, start).pred_original_sample
+    (step,) = solve(SAMPLERS["dmd"].solver, lambda x_t, t: prediction, start, schedule_for("dmd", config, 1))
+    torch.testing.assert_close(step.x_t, theirs, rtol=2e-5, atol=2e-5)
+    assert suited == {"sampler": "ddpm"}
 
 
 @pytest.mark.parametrize("config", [EPS, FLOW])

@@ -1,7 +1,7 @@
 """Weights in safetensors files: their headers, the files that belong together, and tensors in the order of the file.
 
-Tensors are mapped, not copied: the system's cache holds what fits, and memory of the process is taken only where a dtype
-or a device asks for a copy.
+Tensors are mapped, not copied: the system's cache holds what fits, and the process takes memory only where a dtype or a
+device asks for a copy.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Two things in it are ours. `null_caption.safetensors`, which Diffusers does not look at, keeps the null caption of an
 official checkpoint. And a network with PixArt-Σ's query and key norms or key-value compression, which Diffusers has no
-class for, says so in its config by a `norm_type` of its own, so that Diffusers refuses it and does not generate nonsense.
+class for, says so in its config by a `norm_type` of its own, so that Diffusers refuses it.
 """
 
 import math

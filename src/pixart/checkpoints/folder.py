@@ -55,8 +55,10 @@ DDPM_SCHEDULER = SCHEDULER | {
 # How a text encoder is named in model_index.json: by the model_type of its config.
 ENCODER_CLASSES = {"bert": ("BertModel", "BertTokenizer"), "t5": ("T5EncoderModel", "T5Tokenizer")}
 SAMPLE_SIZES = (32, 64, 128)  # the stock pipeline refuses all others
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-                   "spiece.model")  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "spiece.model",
+)  # fmt: skip
 # The sizes in a text encoder's config; the limits are far above those of any real one.
 ENCODER_SIZES = dict.fromkeys(("num_layers", "num_hidden_layers", "num_decoder_layers"), MAX_LAYERS) | dict.fromkeys(
     (
@@ -196,9 +198,7 @@ def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict
         )
     width = text_width(encoder_config)
     if config.text_dim != width:
-        raise UsageError(
-            f"The denoiser reads text states of width {config.text_dim}; the text encoder makes {width}."
-        )
+        raise UsageError(f"The denoiser reads text states of width {config.text_dim}; the text encoder makes {width}.")
 
 
 def text_width(encoder_config: dict[str, Any]) -> int:

@@ -49,8 +49,10 @@ WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
-FAST_GRAPHS = ("fast_text.onnx", "fast_denoiser.onnx", "decoder.onnx", "fast_denoiser_int8.onnx")
+ENCODER_GRAPH = "encoder.onnx"  # for images to start from; a folder may lack it
+GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx", ENCODER_GRAPH)
+# One autoencoder for both.
+FAST_GRAPHS = ("fast_text.onnx", "fast_denoiser.onnx", "decoder.onnx", "fast_denoiser_int8.onnx", ENCODER_GRAPH)
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 # The classes that model_index.json may name for a part.
@@ -104,7 +106,7 @@ class ModelFolder:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The names of text, denoiser, decoder and the denoiser in int8."""
+        """The names of text, denoiser, decoder, the denoiser in int8, and the encoder."""
         return FAST_GRAPHS if self.fast else GRAPHS
 
     @property
@@ -141,9 +143,7 @@ def open_model_folder(
     """
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
     if model is None and (parts is not None or any(given.values())):
-        raise UsageError(
-            "--parts, --ema, --num-heads and --image-size go with an official file; name it with --model."
-        )
+        raise UsageError("--parts, --ema, --num-heads and --image-size go with an official file; name it with --model.")
     if fast and parts is not None:
         raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
     place = DEFAULT_MODEL if model is None else resolve(model, "model" if parts is None else "transformer")
@@ -268,7 +268,7 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         max_tokens=null_tokens or by_pipeline,
         null_tokens=null_tokens,
         weights=(*weights, *(() if checkpoint is None else checkpoint.files)),
-        has_graphs=checkpoint is None and all((folder / name).is_file() for name in GRAPHS),
+        has_graphs=checkpoint is None and _has_all(folder, GRAPHS),
         fast_settings=read_fast_settings(folder / FAST) if checkpoint is None else None,
         source=source,
         checkpoint=checkpoint,
@@ -291,8 +291,12 @@ def _with_fast(folder: ModelFolder) -> ModelFolder:
         defaults=folder.fast_settings,
         null_tokens=0,
         weights=(*weight_files(where, WEIGHTS["transformer"]), *others),
-        has_graphs=all((path / name).is_file() for name in FAST_GRAPHS),
+        has_graphs=_has_all(path, FAST_GRAPHS),
     )
+
+
+def _has_all(folder: Path, graphs: tuple[str, ...]) -> bool:
+    return all((folder / name).is_file() for name in graphs if name != ENCODER_GRAPH)
 
 
 def weight_hashes(folder: ModelFolder) -> dict[str, str]:

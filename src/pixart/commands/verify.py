@@ -86,9 +86,10 @@ def check(path: Path, options: Verify, pipelines: dict[Any, Any]) -> Report:
 
     from pixart.checkpoints.adapters import check_loras
     from pixart.pipeline.cutout import cut_out
-    from pixart.pipeline.image_files import on_white, pixel_hash
+    from pixart.pipeline.image_files import pixel_hash
     from pixart.pipeline.networks import load_networks
     from pixart.pipeline.pipeline import Pipeline
+    from pixart.pixels import on_white
     from pixart.progress import Progress
 
     record, image = _read(path)
@@ -166,6 +167,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
             f"It holds settings in the form of {source} only, from which pixart cannot generate the same image; "
             "`pixart app` takes them over."
         )
+    if record.get("image") is not None:
+        raise PixArtError("It was made from another image, which is not in the file; generate it again with --image.")
     size = Path(path).stat().st_size
     if size > MAX_FILE:
         raise PixArtError(f"The file has {size:,} bytes; at most {MAX_FILE:,} are read.")
@@ -259,6 +262,6 @@ def _lines(report: Report) -> str:
     else:
         by = ""
         if report.maximum is not None:
-            by = f": by at most {report.maximum} of 255, {report.mean:.3g} on average, in {report.share:.1%} of the values"
+            by = f": by at most {report.maximum} of 255, on average {report.mean:.3g}, in {report.share:.1%} of values"
         first = f"differs from what {report.generated_with} gives{by}."
     return "\n".join([f"{report.path}: {first}", *(f"  {reason}" for reason in report.reasons)])

@@ -277,6 +277,7 @@ SAMPLERS = {
     "ddim": Sampler(Euler, "DDIM", (), 50, 4.5, {"timestep_spacing": "trailing"} | TO_ZERO, True),
     "ddpm": Sampler(Ddpm, "DDPM", (), 100, 4.5, {"timestep_spacing": "ends"} | TO_ZERO, True, 2),
     "lcm": Sampler(Lcm, "LCM", (), 4, 1.0, {"timestep_spacing": "lcm"} | TO_ZERO, True, 1, 50),
+    "dmd": Sampler(Euler, "DMD", (), 1, 1.0, {"timestep_spacing": "dmd"} | TO_ZERO, True, 1, 1),
 }
 
 

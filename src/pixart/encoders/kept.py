@@ -1,8 +1,8 @@
 """A text encoder whose weights are kept otherwise than they are computed with.
 
-In another dtype (bf16 where products are in fp32), as 8-bit integers with a scale, or *streamed*: in their file, which is
-mapped, so that each layer takes its own weights while it works and the system's cache holds what fits. Streamed, T5-XXL
-takes no memory of its own, on any device, and a prompt costs one pass over the file.
+In another dtype (bf16 where products are in fp32), as 8-bit integers with a scale, or *streamed*: in their file, which
+is mapped, so that each layer takes its own weights while it works and the system's cache holds what fits. Streamed,
+T5-XXL takes no memory of its own, on any device, and a prompt costs one pass over the file.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ class KeptLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.kept.to(x.device, x.dtype))
+        y = F.linear(x, self.kept.to(x.device).to(x.dtype))
         if self.scale is not None:
             y = y * self.scale.to(x.device, x.dtype)
         return y if self.bias is None else y + self.bias
@@ -44,10 +44,10 @@ class KeptEmbedding(nn.Module):
     def __init__(self, kept: Tensor, dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.register_buffer("kept", kept)
-        self.dtype, self.device = dtype, device
+        self.register_buffer("like", torch.empty(0, dtype=dtype, device=device))
 
     def forward(self, index: Tensor) -> Tensor:
-        return self.kept[index.to(self.kept.device)].to(self.device, self.dtype)
+        return self.kept[index.to(self.kept.device)].to(self.like)
 
 
 def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,31 +136,29 @@ def load_kept(
     return model.eval(), weights
 
 
-def blocks_of(model: nn.Module, weights: Weights) -> tuple[nn.ModuleList, list[list[Stored]]]:
-    """The blocks of an encoder, in the order in which they work, and where the weights of each are stored."""
+def read_in_order(model: nn.Module, weights: Weights, on_bytes: OnBytes) -> int:
+    """Let every block of a streamed encoder have the weights of the next one read while it works.
+
+    Returns:
+        How many bytes that is for one pass over all blocks; `on_bytes` is called with the bytes of each.
+    """
     prefix, blocks = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     pieces = [
         [stored for name, stored in weights.stored.items() if name.startswith(f"{prefix}.{number}.")]
         for number in range(len(blocks))
     ]
-    return blocks, pieces
+    passes: list[ReadAhead] = []
 
-
-class Reading:
-    """Reads the weights of the block after the one that works: hooks on the blocks of a streamed encoder."""
-
-    def __init__(self, model: nn.Module, weights: Weights, on_bytes: OnBytes | None):
-        blocks, self.pieces = blocks_of(model, weights)
-        self.on_bytes, self.ahead = on_bytes, None
-        for number, block in enumerate(blocks):
-            block.register_forward_pre_hook(lambda module, inputs, number=number: self._before(number))
-
-    def _before(self, number: int) -> None:
+    def before(number: int) -> None:
         if number == 0:
-            self.ahead = ReadAhead(self.pieces, self.on_bytes)
-        self.ahead.wait(number)
-        if number == len(self.pieces) - 1:
-            self.ahead.close()
+            passes[:] = [ReadAhead(pieces, on_bytes)]
+        passes[0].wait(number)
+        if number == len(pieces) - 1:
+            passes.pop().close()
+
+    for number, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda module, inputs, number=number: before(number))
+    return sum(stored.size for piece in pieces for stored in piece)
 
 
 def _mapped(paths: list[Path]):

@@ -58,7 +58,7 @@ class TextEncoder:
         import torch
         import transformers
 
-        from pixart.encoders.kept import Reading, load_kept
+        from pixart.encoders.kept import load_kept, read_in_order
 
         if class_name not in TEXT_ENCODERS:
             raise PixArtError(f"{encoder_folder} is a {class_name}; pixart reads {' and '.join(TEXT_ENCODERS)}.")
@@ -86,8 +86,8 @@ class TextEncoder:
         missing = [name for name in weights.missing if not name.startswith("pooler.")]
         if missing:
             raise PixArtError(f"The text encoder in {encoder_folder} lacks weights, among them {missing[0]}.")
-        if streamed:
-            Reading(self.model, weights, on_bytes)
+        self.on_bytes, self.at_once = on_bytes, AT_ONCE if streamed else 1
+        self.file_bytes = read_in_order(self.model, weights, self._count) if streamed else 0
         self.model.requires_grad_(False)
         self.tokenizer = Tokenizer(tokenizer_folder, encoder_folder, max_tokens)
         self.max_tokens = self.tokenizer.max_tokens
@@ -98,12 +98,13 @@ class TextEncoder:
 
     def encode_all(self, texts: Sequence[str]) -> list[EncodedText]:
         """As `encode`, each text; a streamed encoder reads its file once for 64 of them, others each text alone."""
-        at_once = AT_ONCE if self.streamed else 1
-        return [
-            encoded
-            for start in range(0, len(texts), at_once)
-            for encoded in self._together(texts[start : start + at_once])
-        ]
+        starts = range(0, len(texts), self.at_once)
+        return [encoded for start in starts for encoded in self._together(texts[start : start + self.at_once])]
+
+    def to(self, device: "torch.device") -> None:
+        """Move all weights; not for a streamed encoder."""
+        self.model.to(device)
+        self.device = device
 
     def _together(self, texts: Sequence[str]) -> list[EncodedText]:
         import torch
@@ -120,6 +121,10 @@ class TextEncoder:
             EncodedText(states[row : row + 1, : len(ids)], masks[row : row + 1, : len(ids)].bool(), cut)
             for row, (ids, _mask, cut) in enumerate(padded)
         ]
+
+    def _count(self, size: int) -> None:
+        if self.on_bytes:
+            self.on_bytes(size)
 
     def tokenize(self, text: str) -> tuple[list[int], str]:
         """Token ids with the special tokens, at most `max_tokens`, and the words that did not fit."""

@@ -37,15 +37,15 @@ class GraphNetworks:
     memory = PLAIN  # everything is loaded
 
     def __init__(self, folder: ModelFolder, *, int8: bool = False, graphs: tuple[str, ...] | None = None):
-        """Load from disk only, the three graphs that are needed, side by side.
+        """Load from disk only, the three graphs that are needed, side by side; the encoder when an image is given.
 
-        `graphs` are the file names in the folder, None its own: text, denoiser, decoder and the denoiser in int8.
+        `graphs` are the file names in the folder, None its own: text, denoiser, decoder, denoiser in int8, encoder.
 
         Raises:
             PixArtError: the graphs were made for other weights, or cannot be loaded.
         """
         self.folder, self.int8, self.threads = folder, int8, threads()
-        text, denoiser, decoder, denoiser_int8 = graphs or folder.graphs
+        text, denoiser, decoder, denoiser_int8, self.encoder = graphs or folder.graphs
         self.loras: tuple[Lora, ...] = ()
         own, shared = fingerprint(folder.path, fast=folder.fast), fingerprint(folder.path)
         wanted = {text: own, denoiser_int8 if int8 else denoiser: own, decoder: shared}
@@ -92,6 +92,9 @@ class GraphNetworks:
         except Exception as error:  # the runtime has its own exception classes, one for each kind of damage
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise PixArtError(f"{path} cannot be loaded: {reason} {again}") from None
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        pass  # each is encoded alone, so that its states do not depend on the others
 
     def encode(self, text: str) -> tuple[Text, str]:
         ids, mask, cut = self.tokenizer.padded(text)
@@ -152,6 +155,11 @@ class GraphNetworks:
     def decode(self, latents: np.ndarray) -> list[np.ndarray]:
         pixels = [self.decoder.run(["pixels"], {"latent": latent[None]})[0] for latent in latents]
         return [to_bytes(each, self.folder.path / "vae")[0] for each in pixels]
+
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        encoder = self._load(self.encoder, fingerprint(self.folder.path))
+        pixels = np.float32(1 / 127.5) * pixels.transpose(2, 0, 1) - np.float32(1)
+        return encoder.run(["latent"], {"pixels": pixels[None]})[0]
 
     def provenance(self) -> dict[str, Any]:
         import onnxruntime

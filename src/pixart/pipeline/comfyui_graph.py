@@ -175,9 +175,7 @@ class _Graph:
         words = _words(kind)
         if kind == "StringReplace" and {"string", "find", "replace"} <= inputs.keys():
             string, old, new = (self.text(inputs[key]) for key in ("string", "find", "replace"))
-            if len(string) + string.count(old) * len(new) > MAX_LENGTH:
-                raise _Unknown("it is too long")
-            return string.replace(old, new)
+            return _short(string, string.count(old) * len(new)).replace(old, new)
         if words & {"concat", "concatenate", "join"}:
             return self.joined(kind, inputs)
         if words <= HOLDERS and {"positive", "negative"} <= inputs.keys():
@@ -200,9 +198,7 @@ class _Graph:
         # Whether an empty text leaves its delimiter behind is different from node to node.
         if inputs or not parts or not plain or not (all(parts) or kind == "StringConcatenate"):
             raise _Unknown(f'the node "{shown(kind, 60)}" joins texts in a way that is not known')
-        if sum(map(len, parts)) + len(parts) * len(between[0]) > MAX_LENGTH:
-            raise _Unknown("it is too long")
-        return between[0].join(parts)
+        return _short(between[0], sum(map(len, parts)) + len(parts) * len(between[0])).join(parts)
 
     def side(self, link: Any, inputs: Inputs) -> str:
         """Which of a node's "positive" and "negative" comes out at a link: by convention, at the lower output first."""
@@ -226,6 +222,13 @@ class _Graph:
         if name not in self.nodes:
             raise _Unknown("a node that it comes from is missing")
         return self.nodes[name]
+
+
+def _short(text: str, more: int) -> str:
+    """The text, unless it is to become too long by `more` characters."""
+    if len(text) + more > MAX_LENGTH:
+        raise _Unknown("it is too long")
+    return text
 
 
 def _words(kind: str) -> frozenset[str]:

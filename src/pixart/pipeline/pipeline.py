@@ -17,6 +17,7 @@ from pixart.errors import UsageError
 from pixart.pipeline.bins import fit
 from pixart.pipeline.core import Conditioning, Core, State
 from pixart.pipeline.image_files import pixel_hash
+from pixart.pipeline.image_input import FittedImage
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
 from pixart.pipeline.request import Request, check_text_states, make_request
 from pixart.pipeline.settings import Settings
@@ -100,7 +101,7 @@ class Pipeline:
         return pipeline
 
     def set_loras(self, loras: Iterable[LoraPath]) -> None:
-        """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors files or folders) and no others from now on.
+        """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors files or folders) and no others.
 
         Each is a path, "path:strength" or (path, strength); the model stays loaded. docs/lora.md lists the dialects.
 
@@ -117,10 +118,22 @@ class Pipeline:
             self.networks.set_loras(loras)
         self.loras = loras
 
-    def __call__(self, prompt: str | list[str], *, on_step: OnStep | None = None, **settings: Any) -> Result:
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        image: Any = None,
+        mask: Any = None,
+        outpaint: bool = False,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> Result:
         """Generate `num_images` images of each prompt, with the seeds `seed`, `seed + 1`, ...
 
         Args:
+            image: a path or PIL image to start from; `strength` says how far from it.
+            mask: a path or PIL image, white where `image` is to be generated anew; the rest stays.
+            outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
             on_step: `on_step(index of the image, Step)` is called after every step, and may raise to stop.
             settings: the fields of `pixart.pipeline.request.Settings`, where each is described: negative_prompt, style,
                 seed, num_images, steps, guidance_scale, width, height, sampler and others. What is left out or None is
@@ -129,7 +142,7 @@ class Pipeline:
         Raises:
             UsageError: this model cannot generate that.
         """
-        request = make_request(self.folder, prompt, **settings)
+        request = make_request(self.folder, prompt, image=image, mask=mask, outpaint=outpaint, **settings)
         notices: list[str] = []
         images = list(self.generate(request, on_step, notices.append))
         return Result(
@@ -155,10 +168,24 @@ class Pipeline:
                 f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
                 "nothing; give a larger --guidance-scale."
             )
+        image, source = None, None
+        if request.image is not None:
+            image = request.image.fitted(request.image_height, request.image_width, say)
+            source = self.core.source(request, image)
         conditionings = self._in_stages(self._conditionings(request, say))
-        for states in self._in_stages(self._finished(request, conditionings, on_step, say)):
-            for state, pixels in zip(states, self.core.decode(states), strict=True):
-                yield self._generated(state, pixels)
+        states = (
+            self.core.start(request, conditioning, seed, source)
+            for conditioning in conditionings
+            for seed in request.seeds
+        )
+        finished = self._in_stages(self._finished(states, request, on_step, say))
+        if request.upscale > 1:
+            larger = request.enlarged
+            again = self._in_stages(state for some in finished for state in self.core.enlarged(some, larger))
+            finished = self._in_stages(self._finished(again, larger, on_step, say))
+        for some in finished:
+            for state, pixels in zip(some, self.core.decode(some), strict=True):
+                yield self._generated(request, state, pixels, image)
 
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
@@ -171,22 +198,22 @@ class Pipeline:
 
     def _conditionings(self, request: Request, say: Callable[[str], None]) -> Iterator[Conditioning]:
         negative: tuple[Any, str] | None = None
-        told = False
+        reported = False
         for index, prompt in enumerate(request.prompts):
             conditioning = self.core.encode_prompt(request, index, negative)
-            self._tell_of_text(conditioning.resolved, conditioning.cut, "prompt", say)
+            self._report_text(conditioning.resolved, conditioning.cut, "prompt", say)
             if not conditioning.resolved.strip():
                 say("The prompt is empty: this image is generated without any text.")
             elif not prompt.strip():
                 say(f'The prompt is empty: only the words of the style count, "{conditioning.resolved}".')
             if conditioning.unconditional is not None and request.null_text == "encoded":
                 negative = conditioning.unconditional, conditioning.unconditional_cut
-                if not told:
-                    self._tell_of_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
-                    told = True
+                if not reported:
+                    self._report_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
+                    reported = True
             yield conditioning
 
-    def _tell_of_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
+    def _report_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
         if cut:
             shown = cut if len(cut) <= MAX_SHOWN else cut[:MAX_SHOWN] + " ..."
             say(
@@ -203,19 +230,14 @@ class Pipeline:
         return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens)
 
     def _finished(
-        self,
-        request: Request,
-        conditionings: Iterator[Conditioning],
-        on_step: OnStep | None,
-        say: Callable[[str], None],
+        self, started: Iterator[State], request: Request, on_step: OnStep | None, say: Callable[[str], None]
     ) -> Iterator[list[State]]:
-        """Batches of finished states, prompt by prompt and seed by seed; one batch may hold several prompts."""
-        images = ((conditioning, seed) for conditioning in conditionings for seed in request.seeds)
+        """The states, finished, in batches; one batch may hold several prompts."""
         first, at_once = 0, None
         while True:
             states = []
-            for conditioning, seed in images:
-                states.append(self.core.start(request, conditioning, seed))
+            for state in started:
+                states.append(state)
                 at_once = at_once or self.core.images_at_once(request)
                 if len(states) >= at_once:
                     break
@@ -245,11 +267,13 @@ class Pipeline:
                 "with pixart encode --model."
             )
 
-    def _generated(self, state: State, pixels: Any) -> Generated:
+    def _generated(self, request: Request, state: State, pixels: Any, start: FittedImage | None) -> Generated:
         from PIL import Image
 
-        request = state.request
-        image = fit(Image.fromarray(pixels), request.height, request.width)
+        image = Image.fromarray(pixels)
+        if start is not None:
+            image = start.pasted(image)
+        image = fit(image, request.height * request.upscale, request.width * request.upscale)
         settings = {
             "format": 1,
             "prompt": state.conditioning.prompt,
@@ -258,6 +282,7 @@ class Pipeline:
             **{name: plain(getattr(request, name)) for name in RECORDED},
             "seed": state.seed,
             "bin": plain(request.bin),
+            "image": None if start is None else start.hashes,
             **self.provenance,
             **({"loras": [lora.for_images() for lora in self.loras]} if self.loras else {}),
             "pixels_sha256": pixel_hash(image),

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pixart.diffusion.solvers import SAMPLERS, schedule_for
 from pixart.encoders.text_states import check_texts
 from pixart.errors import UsageError
 from pixart.pipeline.bins import bins_by_itself, choose_bin
+from pixart.pipeline.image_input import ImageInput, read_image_input
 from pixart.pipeline.prompts import apply_style, check_text, find_style
 from pixart.pipeline.settings import MAX_SIDE, MIN_SIZE, RANDOM_SEED, Settings, whole_number
 
@@ -25,13 +26,14 @@ class Request(Settings):
     """Settings without any None: everything that decides the pixels, apart from the model and the engine.
 
     `prompts` are the user's own words, `resolved_...` what the text encoder gets. Every prompt starts from the same
-    seed. With a `bin`, that size is generated and then fitted to width x height.
+    seed. With a `bin`, that size is generated and then fitted to width x height. `strength` is None without `image`.
     """
 
     prompts: tuple[str, ...]
     resolved_prompts: tuple[str, ...]
     resolved_negative_prompt: str
     bin: Bucket | None
+    image: ImageInput | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -45,6 +47,30 @@ class Request(Settings):
         return [*self.resolved_prompts, *(() if alone else (self.resolved_negative_prompt,))]
 
     @property
+    def first_step(self) -> int:
+        """The denoising step to begin with: from an image, only the last ones are taken, as in Diffusers."""
+        return 0 if self.strength is None else self.steps - max(1, int(self.steps * self.strength))
+
+    @property
+    def steps_in_all(self) -> int:
+        """Of one image, in both passes."""
+        own = self.steps - self.first_step
+        return own if self.upscale == 1 else own + self.enlarged.steps_in_all
+
+    @property
+    def enlarged(self) -> "Request":
+        """The second pass."""
+        times = self.upscale
+        larger = self.bin and Bucket(self.bin.ratio, self.bin.height * times, self.bin.width * times)
+        size = {"width": self.width * times, "height": self.height * times, "bin": larger}
+        return replace(self, **size, upscale=1, strength=self.upscale_strength, image=None)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width that are generated, in the second pass if there is one."""
+        return self.image_height * self.upscale, self.image_width * self.upscale
+
+    @property
     def image_height(self) -> int:
         return self.bin.height if self.bin else self.height
 
@@ -53,10 +79,22 @@ class Request(Settings):
         return self.bin.width if self.bin else self.width
 
 
-def make_request(folder: ModelFolder, prompt: str | list[str], **given: Any) -> Request:
+def make_request(
+    folder: ModelFolder,
+    prompt: str | list[str],
+    *,
+    image: Any = None,
+    mask: Any = None,
+    outpaint: bool = False,
+    **given: Any,
+) -> Request:
     """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first.
 
-    `given` are fields of `Settings`, None meaning not given.
+    Args:
+        image: a path or PIL image to start from.
+        mask: a path or PIL image, white where `image` is to be generated anew; the rest stays.
+        outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
+        given: fields of `Settings`, None meaning not given.
     """
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     if not isinstance(prompt, str | list | tuple):
@@ -87,7 +125,14 @@ def make_request(folder: ModelFolder, prompt: str | list[str], **given: Any) -> 
     scale = settings.guidance_scale
     channels = folder.transformer["in_channels"]
     binning = bins_by_itself(folder) if settings.binning is None else settings.binning
+    start = read_image_input(image, mask, outpaint)
+    if start is not None and settings.width is None and settings.height is None:
+        settings = replace(settings, **_size_like(folder, start, binning))
     width, height = (_size(folder, settings, side, binning) for side in ("width", "height"))
+    strength = settings.strength
+    if start is not None and strength is None:
+        strength = 0.8 if mask is None and not outpaint else 1.0
+    _check_passes(settings, start, steps, strength, folder.max_size // max(width, height))
     _check_null_text(settings.null_text, folder, negative)
     filled = {
         "style": style,
@@ -99,6 +144,7 @@ def make_request(folder: ModelFolder, prompt: str | list[str], **given: Any) -> 
         "height": height,
         "binning": binning,
         "sampler": sampler,
+        "strength": strength,
     }
     request = Request(
         **asdict(settings) | filled,
@@ -106,7 +152,10 @@ def make_request(folder: ModelFolder, prompt: str | list[str], **given: Any) -> 
         resolved_prompts=tuple(resolved),
         resolved_negative_prompt=negative,
         bin=choose_bin(folder, height, width) if binning else None,
+        image=start,
     )
+    if outpaint and start.fills(request.image_height, request.image_width):
+        raise UsageError("Outpainting needs a size that is larger than the image or of another shape; give --size.")
     if folder.fast:
         _check_fast(request, folder)
     return request
@@ -115,6 +164,28 @@ def make_request(folder: ModelFolder, prompt: str | list[str], **given: Any) -> 
 def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None:
     """UsageError where the file of text states cannot serve this model for this request. Reads its head only."""
     check_texts(path, request.texts, max_tokens=folder.max_tokens, width=folder.transformer["caption_channels"])
+
+
+def _check_passes(settings: Settings, image: ImageInput | None, steps: int, strength: float | None, most: int) -> None:
+    """Whether the image to start from and the second pass are what can be; `most` is the largest enlargement."""
+    if image is None and strength is not None:
+        raise UsageError("The strength says how much an image is changed; give --image too.")
+    if settings.upscale > 1 and image is not None and (image.mask is not None or image.outpaint):
+        raise UsageError("A second pass would change what the mask keeps; leave --upscale out, and enlarge the result.")
+    if settings.upscale > most:
+        raise UsageError(f"This model can enlarge that size at most {most} times, not {settings.upscale} times.")
+    if strength is not None and int(steps * strength) < 1:
+        raise UsageError(
+            f"With {steps} steps, the strength {strength:g} is less than one step; give at least {1 / steps:.2g}."
+        )
+
+
+def _size_like(folder: ModelFolder, image: ImageInput, binning: bool) -> dict[str, int]:
+    """The shape of the image in about as many pixels as the model's own size has."""
+    width, height = image.size
+    scale = folder.native_size / (width * height) ** 0.5
+    step = 1 if binning else None
+    return {"width": nearest_side(folder, width * scale, step), "height": nearest_side(folder, height * scale, step)}
 
 
 def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None:

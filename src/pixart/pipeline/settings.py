@@ -21,6 +21,7 @@ MAX_IMAGES = 100
 MAX_STEPS = 500
 MAX_GUIDANCE = 50.0
 MAX_NAME = 200
+MAX_UPSCALE = 4
 RANDOM_SEED = -1
 # The unconditional text of guidance: the empty or negative prompt, encoded; or the null caption of an official
 # checkpoint, under the mask of the prompt (as the official code does it) or all of it (as it did until November 2023).
@@ -68,7 +69,14 @@ class Settings:
     None: models that predict eps do, flow models do not."""
     sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver")] = None
     """dpm-solver, sa-solver, euler, euler-ancestral; for models that predict eps also dpm-solver-karras, ddim, ddpm,
-    lcm; or a name that Diffusers, A1111 or ComfyUI has for one of them, such as "DPM++ 2M Karras"."""
+    lcm, dmd (one step); or a name that Diffusers, A1111 or ComfyUI has for it, such as "DPM++ 2M Karras"."""
+
+    strength: Annotated[float | None, shown("X", "0.8, or 1 with a mask")] = None
+    """With an image to start from: 0 would keep it, 1 takes nothing but its layout; of so many steps, the last ones."""
+    upscale: Annotated[int, arg(metavar="N")] = 1
+    """Enlarge the finished image N times and go over it in a second pass, which adds detail."""
+    upscale_strength: Annotated[float, arg(metavar="X")] = 0.4
+    """As --strength, of the second pass."""
 
     def __post_init__(self):
         check_text(self.negative_prompt, "negative prompt")
@@ -88,6 +96,9 @@ class Settings:
             "guidance_channels": whole_number(self.guidance_channels, "The number of guided channels", 1, 1024),
             "width": whole_number(self.width, "The width", 1, MAX_SIDE),
             "height": whole_number(self.height, "The height", 1, MAX_SIDE),
+            "strength": _number(self.strength, "The strength", 0, 1),
+            "upscale": whole_number(self.upscale, "The enlargement", 1, MAX_UPSCALE),
+            "upscale_strength": _number(self.upscale_strength, "The strength of the second pass", 0, 1),
         }
         if self.sampler is not None:
             from pixart.diffusion.solvers import find_sampler

@@ -1,6 +1,6 @@
-"""The decoder half of Diffusers' AutoencoderKL as a graph: latents -> pixels in [-1, 1].
+"""Diffusers' AutoencoderKL as two graphs: latents -> pixels in [-1, 1], and back to the mean of the latents.
 
-The mathematics is that of diffusers `models/autoencoders/vae.py` (Decoder), on weights by their names there.
+The mathematics is that of diffusers `models/autoencoders/vae.py`, on weights by their names there.
 """
 
 from pathlib import Path
@@ -24,18 +24,7 @@ def build_decoder(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
     Raises:
         PixArtError: the autoencoder has a part that this does not know.
     """
-    levels = config["block_out_channels"]
-    known = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
-    for key, value in known.items():
-        if config.get(key, value) != value:
-            raise PixArtError(
-                f"{folder / 'vae' / 'config.json'} has {key} = {config[key]!r}; graphs know {value!r} only."
-            )
-    blocks = config.get("up_block_types", ["UpDecoderBlock2D"])
-    if len(blocks) != len(levels) or set(blocks) != {"UpDecoderBlock2D"}:
-        raise PixArtError(
-            f"{folder / 'vae' / 'config.json'} has up_block_types {blocks}; graphs know UpDecoderBlock2D only."
-        )
+    levels = _levels(folder, config, "up_block_types", "UpDecoderBlock2D")
     graph = Graph(folder)
     groups = config["norm_num_groups"]
     x = graph.input("latent", np.float32, ["B", config["latent_channels"], "h", "w"])
@@ -44,10 +33,7 @@ def build_decoder(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
     if config.get("use_post_quant_conv", True):
         x = _convolution(graph, x, "post_quant_conv")
     x = _convolution(graph, x, "decoder.conv_in")
-    x = _residual(graph, x, "decoder.mid_block.resnets.0", groups)
-    if config.get("mid_block_add_attention", True):
-        x = _attention(graph, x, "decoder.mid_block.attentions.0", groups)
-    x = _residual(graph, x, "decoder.mid_block.resnets.1", groups)
+    x = _middle(graph, x, "decoder", config)
     for level in range(len(levels)):
         for layer in range(config["layers_per_block"] + 1):
             x = _residual(graph, x, f"decoder.up_blocks.{level}.resnets.{layer}", groups)
@@ -57,6 +43,55 @@ def build_decoder(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
     x = graph.silu(_group_norm(graph, x, "decoder.conv_norm_out", groups))
     graph.output(_convolution(graph, x, "decoder.conv_out"), "pixels", ["B", config["out_channels"], "H", "W"])
     return graph.model()
+
+
+def build_encoder(folder: Path, config: dict[str, Any]) -> onnx.ModelProto:
+    """The graph of the other half, for images to start from; `config` as for `build_decoder`, which it mirrors.
+
+    Input: pixels (B, 3, H, W). Output: latent (B, C, h, w), the mean, times `scaling_factor`. Both fp32.
+    """
+    levels = _levels(folder, config, "down_block_types", "DownEncoderBlock2D")
+    graph = Graph(folder)
+    groups = config["norm_num_groups"]
+    x = graph.input("pixels", np.float32, ["B", config["in_channels"], "H", "W"])
+    x = _convolution(graph, x, "encoder.conv_in")
+    for level in range(len(levels)):
+        for layer in range(config["layers_per_block"]):
+            x = _residual(graph, x, f"encoder.down_blocks.{level}.resnets.{layer}", groups)
+        if level < len(levels) - 1:
+            x = _convolution(graph, x, f"encoder.down_blocks.{level}.downsamplers.0.conv", halved=True)
+    x = _middle(graph, x, "encoder", config)
+    x = graph.silu(_group_norm(graph, x, "encoder.conv_norm_out", groups))
+    x = _convolution(graph, x, "encoder.conv_out")
+    if config.get("use_quant_conv", True):
+        x = _convolution(graph, x, "quant_conv")
+    mean = graph.split_op("Split", [x], 2, {"axis": 1, "num_outputs": 2})[0]
+    mean = graph.op("Mul", [mean, graph.constant(float(config.get("scaling_factor", 0.18215)))])
+    graph.output(mean, "latent", ["B", config["latent_channels"], "h", "w"])
+    return graph.model()
+
+
+def _levels(folder: Path, config: dict[str, Any], blocks: str, known_block: str) -> list[int]:
+    """The channels of each level; PixArtError where the autoencoder has a part that graphs do not know."""
+    known = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
+    for key, value in known.items():
+        if config.get(key, value) != value:
+            raise PixArtError(
+                f"{folder / 'vae' / 'config.json'} has {key} = {config[key]!r}; graphs know {value!r} only."
+            )
+    levels = config["block_out_channels"]
+    given = config.get(blocks, [known_block])
+    if len(given) != len(levels) or set(given) != {known_block}:
+        raise PixArtError(f"{folder / 'vae' / 'config.json'} has {blocks} {given}; graphs know {known_block} only.")
+    return levels
+
+
+def _middle(graph: Graph, x: str, half: str, config: dict[str, Any]) -> str:
+    groups = config["norm_num_groups"]
+    x = _residual(graph, x, f"{half}.mid_block.resnets.0", groups)
+    if config.get("mid_block_add_attention", True):
+        x = _attention(graph, x, f"{half}.mid_block.attentions.0", groups)
+    return _residual(graph, x, f"{half}.mid_block.resnets.1", groups)
 
 
 def _residual(graph: Graph, x: str, name: str, groups: int) -> str:
@@ -85,9 +120,11 @@ def _attention(graph: Graph, x: str, name: str, groups: int) -> str:
     return graph.op("Add", [graph.reshape(back, graph.op("Shape", [x])), x])
 
 
-def _convolution(graph: Graph, x: str, name: str) -> str:
+def _convolution(graph: Graph, x: str, name: str, *, halved: bool = False) -> str:
     side = graph.shape_of(FILE, f"{name}.weight")[-1]
     attributes = {"kernel_shape": [side, side], "pads": [side // 2] * 4}
+    if halved:  # Diffusers pads below and to the right only
+        attributes |= {"strides": [2, 2], "pads": [0, 0, 1, 1]}
     return graph.op("Conv", [x, graph.weight(FILE, f"{name}.weight"), graph.weight(FILE, f"{name}.bias")], attributes)
 
 
