@@ -49,7 +49,7 @@ def config(stock) -> dict:
 
 
 def check_fit(adapter, name: str, transformer: dict, text: dict) -> None:
-    check_all([Lora(Path(name), 1.0, adapter)], transformer, text)
+    check_all([Lora(name, 1.0, adapter)], transformer, text)
 
 
 def ours(stock) -> PixArt:
