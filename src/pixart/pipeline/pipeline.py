@@ -100,7 +100,7 @@ class Pipeline:
         return pipeline
 
     def set_loras(self, loras: Iterable[LoraPath]) -> None:
-        """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors) and with no others from now on.
+        """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors files or folders) and no others.
 
         Each is a path, "path:strength" or (path, strength); the model stays loaded. docs/lora.md lists the dialects.
 
