@@ -11,6 +11,7 @@ import torch
 from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
 from lycoris import LycorisNetwork, create_lycoris
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
 import pixart
 from pixart.checkpoints.adapters import Lora, layer_shapes, read_adapter, write_adapter
@@ -323,6 +324,35 @@ def test_what_is_no_adapter_for_this_model_is_refused(stock, config, tmp_path):
         check_fit(adapter, "it", config, {"encoder.layer.0.attention.self.query": (16, 16)})
 
 
+@pytest.mark.parametrize("flattened", [False, True])
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_text_encoders_take_lora_as_in_peft(kind, flattened, tmp_path):
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "feed_forward_proj": "gated-gelu",
+        }
+        encoder, targets = T5EncoderModel(T5Config(vocab_size=20, **sizes)), ["q", "k", "v", "o", "wi_0", "wo"]
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        encoder, targets = BertModel(BertConfig(vocab_size=20, **sizes)), ["query", "key", "value", "output.dense"]
+    tokens = torch.arange(10)[None]
+    wrapped = peft.get_peft_model(copy.deepcopy(encoder), peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+    scrambled(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    place = flat("lora_te1_") if flattened else lambda module, kind: f"text_encoder.{module}.{kind}.weight"
+    adapter = read_adapter(renamed(tmp_path, tmp_path / "it.safetensors", place))
+    with torch.no_grad():
+        expected, before = wrapped.eval()(tokens)[0], encoder.eval()(tokens)[0]
+        attach(encoder, adapter.text_layers)
+        assert (encoder(tokens)[0] - expected).abs().max() < EXACT < (before - expected).abs().max()
+
+
 # From the command line, with a model folder.
 
 
@@ -407,13 +437,9 @@ def test_adapters_change_between_calls_while_the_model_stays(options, style, tin
 
 def test_generate_and_verify_take_adapters(style, tiny_model_with_graphs, tmp_path, capsys):
     words = ["--model", str(tiny_model_with_graphs), "--seed", "1", "--steps", "2", "--width", "64", "--height", "64"]
-    assert (
-        main(["generate", "a red fox", *words, "--lora", f"{style}:0.7", "-n", "1", "--output", f"{tmp_path}/a.png"])
-        == 0
-    )
-    model = ["--model", str(tiny_model_with_graphs)]
-    assert main(["verify", f"{tmp_path}/a.png", *model]) == 2
-    assert main(["verify", f"{tmp_path}/a.png", *model, "--lora", f"{style}:0.7"]) == 0
-    assert main(["verify", f"{tmp_path}/a.png", *model, "--lora", f"{style}:0.5"]) == 1
+    both = ["--lora", f"{style}:0.3", "--lora", f"{style}:0.4"]
+    assert main(["generate", *words, *both, "a red fox", "--output", f"{tmp_path}/a.png"]) == 0
+    verify = ["verify", f"{tmp_path}/a.png", "--model", str(tiny_model_with_graphs)]
+    assert main(verify) == 2 and main([*verify, *both]) == 0 and main([*verify, *both[:2]]) == 1
     assert main(["generate", "a red fox", *words, "--lora", str(tmp_path), "--output", f"{tmp_path}/b.png"]) == 1
     assert not (tmp_path / "b.png").exists()

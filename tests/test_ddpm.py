@@ -133,3 +133,11 @@ def test_shift_moves_noise_levels_towards_noise_and_grows_with_the_image():
     assert by_size.shift_for(512, 2048) == 6.0  # the area counts, not the longer side
     with pytest.raises(UsageError, match="shift_base 0"):
         Timesteps(shift_base=0)
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_offset_noise_is_the_same_all_over_a_channel(name):
+    x_0, rng = torch.zeros(64, 4, 8, 8), np.random.default_rng
+    plain, offset = (Objective(name, noise_offset=n).add_noise(x_0, rng(3)).eps for n in (0.0, 0.5))
+    more = offset - plain
+    assert (more - more[:, :, :1, :1]).abs().max() < 1e-6 and 0.4 < more[:, :, 0, 0].std() < 0.6

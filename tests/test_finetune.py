@@ -1,14 +1,17 @@
 """Fine-tuning: adapters as what a task trains, and `pixart finetune` on a folder of images."""
 
 import json
+import math
 import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from photos import write_photos
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import pixart
@@ -26,7 +29,7 @@ from pixart.training.batches import Phase
 from pixart.training.ema import EmaConfig
 from pixart.training.loop import LoopConfig
 from pixart.training.optimizers import OptimizerConfig
-from pixart.training.recipe import Recipe
+from pixart.training.recipe import Recipe, load
 from pixart.training.run import export
 from pixart.training.start import read_start
 from pixart.training.tasks.class_dit import ClassDiT
@@ -238,3 +241,53 @@ def test_the_plan_follows_model_and_memory(photos, tiny_model, tmp_path):
             plan(4, **options)
     text = to_toml(plan(24, prompts=('a "quoted" \\ fox\n\x7f',)))
     assert tomllib.loads(text)["samples"]["prompts"] == ['a "quoted" \\ fox\n\x7f']
+
+
+STYLE = "inkhatch style"
+
+
+def write_style(folder: Path, count: int = 30) -> None:
+    """Outlined shapes, hatched, on warm paper: a style that the shipped model does not know, and captions for it."""
+    folder.mkdir()
+    colours = {"red": (200, 40, 40), "green": (40, 140, 70), "blue": (40, 80, 190), "yellow": (220, 180, 20)}
+    shapes = {"ball": 40, "house": 5, "box": 4, "tree": 3, "star": 10}
+    for number in range(count):
+        (shape, corners), name = list(shapes.items())[number % 5], list(colours)[number % 4]
+        angles = [2 * math.pi * corner / corners - math.pi / 2 for corner in range(corners)]
+        size = 64 + 8 * (number % 3)
+        radii = [size if shape != "star" or corner % 2 == 0 else 0.45 * size for corner in range(corners)]
+        points = [(128 + r * math.cos(a), 128 + r * math.sin(a)) for a, r in zip(angles, radii, strict=True)]
+        image, inside = Image.new("RGB", (256, 256), (250, 236, 205)), Image.new("L", (256, 256))
+        hatched = Image.new("RGB", (256, 256), colours[name])
+        for x in range(-256, 256, 14):
+            ImageDraw.Draw(hatched).line([(x, 0), (x + 256, 256)], fill=(255, 240, 220), width=4)
+        ImageDraw.Draw(inside).polygon(points, fill=255)
+        image.paste(hatched, (0, 0), inside)
+        ImageDraw.Draw(image).line([*points, *points[:2]], fill=(15, 15, 15), width=11, joint="curve")
+        image.save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"a {name} {shape}, {STYLE}")
+
+
+@pytest.mark.slow
+def test_the_shipped_model_learns_a_style_and_keeps_what_it_knew(tmp_path):
+    """With the command's own choices: on images that were not trained on the loss falls; by its words the style comes;
+    and images of other prompts change by less than 24 of 255 on average, and by less than half as much."""
+    write_style(tmp_path / "images")
+    words = ["--trigger", STYLE, "--output", str(tmp_path / "ink"), "--device", "cpu"]
+    assert main(["finetune", str(tmp_path / "images"), *words]) == 0
+    task, settings = load(str(tmp_path / "ink" / "recipe.toml"))
+    before = task.validate(task.build(settings, torch.device("cpu")))["validation_loss"]
+    lines = [json.loads(line) for line in (tmp_path / "ink" / "run" / "metrics.jsonl").read_text().splitlines()]
+    after = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert after[-1] < after[0] < before
+    pipe = pixart.Pipeline.from_pretrained()
+    known = ["a red apple", "a smiling cat", "a blue car"]
+
+    def images() -> np.ndarray:
+        found = pipe([f"a red apple, {STYLE}", f"a green ball, {STYLE}", *known], seed=1, steps=12).images
+        return np.stack([np.asarray(image) for image in found]).astype(float)
+
+    plain = images()
+    pipe.set_loras([tmp_path / "ink" / "ink.safetensors"])
+    changed = np.abs(images() - plain).mean(axis=(1, 2, 3))
+    assert changed[2:].mean() < 24 and changed[2:].mean() < changed[:2].mean() / 2

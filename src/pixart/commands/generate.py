@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
@@ -50,8 +50,9 @@ class Generate:
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
-    lora: Annotated[tuple[str, ...], arg(metavar="FILE[:X] ...")] = ()
-    """Adapters (LoRA and its kin), safetensors files or folders, each at strength X: style.safetensors:0.8."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter (LoRA and its kin), a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the
+    option for several."""
     image: Annotated[Path | None, shown("FILE", "none")] = None
     """An image to start from; --strength says how far from it."""
     mask: Annotated[Path | None, shown("FILE", "none")] = None

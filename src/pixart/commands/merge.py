@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from pixart.checkpoints.hub import resolve
 from pixart.config import shown
@@ -28,8 +28,8 @@ class Merge:
     """A model folder, a hub id, a transformer's folder or an official file; default: the model in the package."""
     dest: Annotated[Path, arg(metavar="DEST")]
     """The new folder."""
-    lora: Annotated[tuple[str, ...], arg(metavar="FILE[:STRENGTH] ...")] = ()
-    """Adapters: safetensors files or folders, such as style.safetensors:0.8."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter, a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the option for several."""
     parts: Annotated[str | None, shown("FOLDER", "MODEL, if it has them")] = None
     """A model folder, or hub id, to copy autoencoder, text encoder, tokenizer and scheduler from."""
 
@@ -45,7 +45,7 @@ def merge(options: Merge) -> int:
     from pixart.files import replacing
 
     if not options.lora:
-        raise UsageError("Name the adapters to merge: pixart merge MODEL DEST --lora FILE[:STRENGTH] ...")
+        raise UsageError("Name the adapters to merge: pixart merge MODEL DEST --lora FILE[:X] ...")
     if options.dest.exists():
         raise UsageError(f"{options.dest} exists already; give a new name.")
     loras = read_loras(options.lora)

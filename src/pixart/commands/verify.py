@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from pixart.config import shown as option
 from pixart.errors import PixArtError, UsageError, shown
@@ -39,8 +39,8 @@ class Verify:
     """Model folder, hub id, or an official file with --parts."""
     parts: Annotated[str | None, option("FOLDER", "none")] = None
     """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
-    lora: Annotated[tuple[str, ...], arg(metavar="FILE[:X] ...")] = ()
-    """The adapters that an image was generated with."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter that the images were generated with; repeat the option for several."""
     json: bool = False
     """Print one JSON object per image instead of sentences."""
 

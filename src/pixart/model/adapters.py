@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixart.errors import PixArtError
 from pixart.model.deltas import MAGNITUDE, Delta, changed, matrix, merged
 
 ADAPTERS = "adapters"  # the name of an adapted layer's list of changes
@@ -49,8 +50,16 @@ class Change(nn.Module):
 
 
 def attach(model: nn.Module, layers: Layers, strength: float = 1.0, dropout: float = 0.0) -> list[Change]:
-    """Put an adapter onto layers of `model`, beside those that are there; returns its parts. KeyError without layer."""
+    """Put an adapter onto layers of `model`, beside those that are there; returns its parts.
+
+    Raises:
+        KeyError: there is no such layer.
+        PixArtError: DoRA of a layer that has its weight in 8 bits or in a file.
+    """
     modules, made = dict(model.named_modules()), []
+    for name, deltas in layers.items():
+        if modules[name].weight is None and any(MAGNITUDE in delta.tensors for delta in deltas):
+            raise PixArtError(f"DoRA changes {name}, whose weight is kept in 8 bits or in a file; load it as it is.")
     for name, deltas in layers.items():
         layer = modules[name]
         if not hasattr(layer, ADAPTERS):
