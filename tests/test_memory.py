@@ -189,6 +189,22 @@ def test_a_streamed_text_encoder_gives_the_same_image_and_reads_its_file_once(ti
     assert result.settings[0]["memory"] == {"text_encoder": "streamed"}
 
 
+@pytest.mark.parametrize("held", ["loaded", "streamed"])
+def test_cached_texts_are_not_encoded_again(tiny_model, tmp_path, plain, held):
+    def generated():
+        pipe = opened(tiny_model, text_encoder=held, text_cache=tmp_path / "texts")
+        read, encode = [], pipe.networks.text_encoder.encode_all
+        pipe.networks.text_encoder.encode_all = lambda texts: read.extend(texts) or encode(texts)
+        return pipe(PROMPTS, **SMALL), read
+
+    first, read = generated()
+    assert {*read} == {*PROMPTS, ""} and furthest(first, plain(PROMPTS, **SMALL)) <= 1
+    next((tmp_path / "texts").iterdir()).write_bytes(b"damaged")
+    again, read = generated()
+    assert len(read) == 1 and furthest(first, again) <= 1
+    assert again.settings[0]["memory"] == ({} if held == "loaded" else {"text_encoder": "streamed"})
+
+
 def test_an_8_bit_text_encoder_with_a_weight_missing_is_refused(folder):
     path = folder / "text_encoder" / "model.safetensors"
     state = load_file(path)

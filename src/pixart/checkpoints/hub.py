@@ -6,7 +6,6 @@ safetensors and graphs; never a pickle, and of weights in several precisions one
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,37 +105,26 @@ def _download(hub_id: str, wanted: Wanted, **options):
             "'pixart[torch]'"
         ) from None
     name, _, revision = hub_id.partition("@")
+    sentences = {
+        errors.GatedRepoError: f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give "
+        "your token in HF_TOKEN.",
+        errors.RevisionNotFoundError: f"{name} has no revision {revision}; give a branch, tag or commit of it.",
+        errors.RepositoryNotFoundError: f"{hub_id} is neither a folder here nor a repository on the Hub that you may "
+        "read; look at the spelling, and for a private one give your token in HF_TOKEN.",
+        errors.LocalEntryNotFoundError: f"{hub_id} is no folder here, not in the cache {constants.HF_HUB_CACHE}, and "
+        f"the Hub cannot be reached; unset {OFFLINE} if it is set, try again with a network, or give a folder.",
+    }
     with _users_offline_setting():
         try:
             return snapshot_download(name, revision=revision or None, allow_patterns=patterns(wanted), **options)
         except Exception as error:  # every way in which a network can fail has its own class, in several libraries
-            causes = [error]
-            while causes[-1].__cause__ is not None:
-                causes.append(causes[-1].__cause__)
+            cause: BaseException | None = error
+            while cause is not None:
+                for kind, sentence in sentences.items():
+                    if isinstance(cause, kind):
+                        raise PixArtError(sentence) from None
+                cause = cause.__cause__
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            for kind, sentence in (
-                (
-                    errors.GatedRepoError,
-                    f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give your token "
-                    "in HF_TOKEN.",
-                ),
-                (
-                    errors.RevisionNotFoundError,
-                    f"{name} has no revision {revision}; give one of its branches, tags or commits.",
-                ),
-                (
-                    errors.RepositoryNotFoundError,
-                    f"{hub_id} is neither a folder here nor a repository on the Hub that you may read; look at the "
-                    "spelling, and for a private one give your token in HF_TOKEN.",
-                ),
-                (
-                    errors.LocalEntryNotFoundError,
-                    f"{hub_id} is no folder here and not in the cache {constants.HF_HUB_CACHE}, and the Hub cannot be "
-                    f"reached; unset {OFFLINE} if it is set, try again with a network, or give the path of a folder.",
-                ),
-            ):
-                if any(isinstance(cause, kind) for cause in causes):
-                    raise PixArtError(sentence) from None
             raise PixArtError(
                 f"The download of {name} broke off ({reason}); run the same again, and it goes on where it stopped."
             ) from None
@@ -157,11 +145,11 @@ def _users_offline_setting() -> Iterator[None]:
 
 
 def _bar() -> type:
-    """A bar on a terminal, a line of its end elsewhere."""
+    """A bar on a terminal, and nothing elsewhere."""
     from tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *arguments, name: str | None = None, disable: bool | None = None, **options):
-            super().__init__(*arguments, disable=None, file=sys.stderr, **options)
+            super().__init__(*arguments, disable=None, **options)
 
     return Bar
