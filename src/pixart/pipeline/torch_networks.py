@@ -1,6 +1,7 @@
 """torch: the networks of any model that pixart reads, on any device, and when each of them is in memory."""
 
 import ctypes
+import functools
 import gc
 import platform
 import sys
@@ -116,7 +117,9 @@ class TorchNetworks:
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode texts in one pass over the file of a streamed text encoder, but for those that are cached."""
-        streamed, cache = self.memory.text_encoder == "streamed", self._text_cache
+        streamed = self.memory.text_encoder == "streamed"
+        adapted = any(lora.adapter.text_layers for lora in self.loras)
+        cache = None if adapted else self._text_cache  # which is of the text encoder as it is
         if self.memory.text_states is not None or not (streamed or cache):
             return
         new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
@@ -133,11 +136,11 @@ class TorchNetworks:
         for old in list(self._encoded)[: -max(KEPT_TEXTS, len(texts))]:
             del self._encoded[old]
 
-    @property
+    @functools.cached_property
     def _text_cache(self) -> TextCache | None:
         memory, path = self.memory, self.folder.path
-        if memory.text_cache is None or any(lora.adapter.text_layers for lora in self.loras):
-            return None  # what is kept is of the text encoder as it is
+        if memory.text_cache is None:
+            return None
         files = [file for file in self.folder.weights if file.parent == path / "text_encoder"]
         precision = encoder_precision(self.precision, memory.text_encoder_dtype)
         how = {"storage": precision.storage, "arithmetic": precision.arithmetic, "device": self.place.type}
