@@ -8,10 +8,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from studio_site import serving
+
+from pixart import Pipeline
+from pixart.pipeline.image_files import read_settings
+from pixart.studio.runs import Runs
 
 HARM = {
     "GRADIO_ALLOWED_PATHS": "/", "GRADIO_DEBUG": "true", "GRADIO_BLOCKED_PATHS": "/x", "GRADIO_ROOT_PATH": "/elsewhere",
@@ -179,6 +184,29 @@ def test_a_tokenizer_that_panics_does_not_end_the_studio(site, tiny_model_with_g
     _, said = visitor.press("load", which="A folder or a hub id", source=str(bad))
     assert "goes on with" in said and "Traceback" not in said
     assert visitor.press("generate", prompt="after a panic", **SMALL)[0]
+
+
+def test_two_visitors_at_once_get_the_images_that_each_gets_alone(site, tiny_model_with_graphs):
+    asked = {"a red fox": {"num_images": 3, "seed": 11}, "a green house": {"num_images": 2, "seed": 400}}
+    same = {"width": 64, "height": 64, "steps": 3}
+
+    def press(prompt: str) -> bool:
+        page = {"number": asked[prompt]["num_images"], "seed": asked[prompt]["seed"], "random_seed": False}
+        return site.visit().press("generate", prompt=prompt, **page, **same)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(press, asked)) == [True, True]
+    runs = Runs(site.outputs)
+    alone = Pipeline.from_pretrained(tiny_model_with_graphs)
+    for prompt, settings in asked.items():
+        wanted = [one["pixels_sha256"] for one in alone(prompt, **settings, **same).settings]
+        files = runs.files(runs.search(prompt)[0][0])
+        assert [read_settings(file)["pixels_sha256"] for file in files] == wanted
+    # What the page did not send as it should is refused, and the next click works.
+    for wrong in ({"steps": "many"}, {"seed": -5}, {"width": 100}, {"prompt": "x" * 10_000_000}, {"style": "oil"}):
+        success, said = site.visit().press("generate", **({"prompt": "a fox"} | SMALL | wrong))
+        assert not success and "Traceback" not in said
+    assert press("a red fox")
 
 
 def test_a_visitor_who_leaves_stops_the_generation_and_the_next_one_has_a_turn(site):

@@ -63,7 +63,6 @@ def filled(settings: dict[str, Any], folder: ModelFolder) -> dict[str, Any]:
     low, high = values.pop("guidance_interval", (0, 1000))
     binning = {value: name for name, value in BINNING.items()}[values.pop("binning", None)]
     own = {"guidance_from": low, "guidance_to": high, "binning": binning, "random_seed": "seed" not in values}
-    own["use_negative"] = bool(values.get("negative_prompt"))
     return {name: value for name, value in (defaults(folder) | values | own).items() if name in NAMES}
 
 

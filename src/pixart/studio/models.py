@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
+from pixart.checkpoints.model_folder import open_model_folder
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
 from pixart.pipeline.pipeline import Pipeline

@@ -302,7 +302,7 @@ class Page:
         self.gallery.select(self._pick, self.run, [self.picked, self.details, self.maps], **QUIET)
 
     async def _generate(self, request: gr.Request, *values: Any) -> AsyncIterator[list]:
-        """What the stage shows until the images are saved, and then these. `values` are the axes of a grid, the fields."""
+        """What the stage shows until the images are saved, and then these; `values`: axes of a grid, then the fields."""
         axes, values = values[: -len(fields.NAMES)], values[-len(fields.NAMES) :]
         form, folder = dict(zip(fields.NAMES, values, strict=True)), self.studio.models.folder
         with _errors_shown():
@@ -332,7 +332,7 @@ class Page:
         if run is None:
             return [markup.lines(["Stopped."]), "", *self._no_images()]
         seeds = sorted({image["seed"] for image in run.pictures})
-        words = f"{len(run.pictures)} images" if len(run.pictures) > 1 else "1 image"
+        words = _count(len(run.pictures), "image")
         seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
         status = (
             f'<div data-state="done">{markup.lines([f"{words} · {run.seconds:.1f} s · {seeds}", *run.notices])}</div>'
@@ -379,7 +379,7 @@ class Page:
     def _listing(self, words: str) -> list:
         runs, more = self.studio.runs.search(words or "")
         covers = [(str(self.studio.runs.files(run)[0]), _caption(run)) for run in runs]
-        said = f"The newest {len(runs)} runs; search for others." if more else f"{len(runs)} runs"
+        said = f"The newest {len(runs)} runs; search for others." if more else _count(len(runs), "run")
         return [markup.lines([said]), covers, [run.name for run in runs]]
 
     def _choose(self, names: list[str], event: gr.SelectData) -> list:
@@ -390,7 +390,7 @@ class Page:
             return [gr.skip()] * len(self.stage)
         with _errors_shown():
             number = self.studio.runs.delete(name)
-        return [markup.lines([f"Deleted {number} images."]), "", *self._no_images()]
+        return [markup.lines([f"Deleted {_count(number, 'image')}."]), "", *self._no_images()]
 
     # The model
 
@@ -464,6 +464,10 @@ def _samples(folder: ModelFolder) -> dict[str, Any]:
     rows = examples_for(folder)
     labels = [prompt if style == NO_STYLE else f"{prompt} · {style}" for prompt, style, _ in rows]
     return {"samples": [list(row) for row in rows], "sample_labels": labels}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _caption(run: Any) -> str:
