@@ -298,7 +298,9 @@ class Page:
         one = self.generate.click(self._generate, self.fields, self.stage, **status)
         many = self.generate_grid.click(self._generate, [*self.axes, *self.fields], self.stage, **status)
         maps = self.inspect.click(self._inspect, [self.run, self.picked], self.maps, **LONG, show_progress="minimal")
-        self.cancel.click(self._stopped, self.run, self.stage, cancels=[one, many, maps], **QUIET)
+        # In this order: an event with a function and `cancels` would cancel after the function.
+        cancelled = self.cancel.click(None, cancels=[one, many, maps], **QUIET)
+        cancelled.then(self._stopped, self.run, self.stage, **QUIET)
         self.gallery.select(self._pick, self.run, [self.picked, self.details, self.maps], **QUIET)
 
     async def _generate(self, request: gr.Request, *values: Any) -> AsyncIterator[list]:
