@@ -444,7 +444,7 @@ def test_settings_that_cannot_be_are_refused():
     ):
         with pytest.raises(UsageError):
             loaded("owner/name", **bad)
-    for name in ("../up", "..", ".hidden", "a/b", "a\n", "original", "metadata"):
+    for name in ("../up", "..", ".hidden", "a/b", "a\n", "original"):
         with pytest.raises(UsageError):
             check_source(name)
     check_source("LLaVA_1.5-7b")

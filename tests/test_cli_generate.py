@@ -144,7 +144,6 @@ def test_a_damaged_model_names_the_file(tmp_path, tiny_model, capsys):
     assert generate(folder, "a fox") == 1
     err = capsys.readouterr().err
     assert str(weights) in err
-    assert "copy it again" in err
 
 
 @pytest.mark.parametrize("arguments", [["--stepz", "3"], ["--steps", "2.5"], ["--seed"], ["more", "words"]])
@@ -210,20 +209,6 @@ def clean_environment() -> dict[str, str]:
     """Ours without the libraries' switches, which the tests before may have set."""
     switches = ("HF_", "TRANSFORMERS_", "DIFFUSERS_")
     return {key: value for key, value in os.environ.items() if not key.startswith(switches)}
-
-
-def test_training_keeps_the_libraries_quiet_too(tiny_model):
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom pixart.cli import main\n"
-        "assert main(['train', '--help']) == 0\n"
-        "from pixart.encoders.text import TextEncoder\n"
-        "folder = Path(sys.argv[1])\n"
-        "TextEncoder(folder / 'text_encoder', folder / 'tokenizer', 'BertModel')"
-    )
-    command = [sys.executable, "-c", script, str(tiny_model)]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
 
 
 def test_the_real_command_generates_with_the_network_cut_off(tiny_model, tmp_path):

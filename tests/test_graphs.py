@@ -246,12 +246,12 @@ def test_the_shipped_graphs_are_those_that_convert_writes():
 
 def test_both_engines_give_the_same_image_of_the_shipped_model():
     request = {"seed": 5, "steps": 6, "negative_prompt": "green"}
-    pictures = []
+    found = []
     for engine in ("torch", "onnx"):
         result = pixart.Pipeline.from_pretrained(engine=engine, dtype="float32")("a red apple, 3D", **request)
         assert result.settings[0]["engine"] == engine
-        pictures.append(np.asarray(result.images[0]).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+        found.append(np.asarray(result.images[0]).astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 2
     assert pixart.Pipeline.from_pretrained().networks.name == "onnx"
 
 
@@ -342,7 +342,7 @@ def without_torch(tmp_path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
 
 
-def test_the_base_install_draws_and_says_what_needs_more(tmp_path, tiny_model):
+def test_the_base_install_generates_and_says_what_needs_more(tmp_path, tiny_model):
     small = ("--width", "64", "--height", "64", "--steps", "2", "--seed", "7")
     done = without_torch(tmp_path, "generate", "a red apple, 3D", *small)
     assert (done.returncode, done.stdout) == (0, "a-red-apple-3d-7.png\n"), done.stderr

@@ -356,7 +356,7 @@ def test_many_texts_are_read_up_to_a_limit(tmp_path):
     assert restore_settings(tmp_path / "many.png").request["seed"] == 7
 
 
-def test_the_claimed_size_of_a_picture_does_not_matter(tmp_path):
+def test_the_claimed_size_of_an_image_does_not_matter(tmp_path):
     own = chunk(b"tEXt", b"pixart\0" + json.dumps(RECORD).encode())
     assert restore_settings(raw_png(tmp_path / "big.png", own, size=(65_535, 65_535))).request["seed"] == 7
 
@@ -444,7 +444,7 @@ def holds_what_it_says(restored) -> None:
 
 
 @given(texts=TEXTS)
-def test_whatever_the_texts_are_the_request_can_be_drawn(texts, tiny_model, tmp_path_factory):
+def test_whatever_the_texts_are_the_request_can_be_generated(texts, tiny_model, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.png"
     chunks = [chunk(b"iTXt", key.encode() + bytes(5) + text.encode(errors="replace")) for key, text in texts.items()]
     raw_png(path, *chunks)
@@ -503,7 +503,7 @@ def test_any_bytes_are_settings_or_one_sentence(data, tmp_path_factory):
         },
     )
 )
-def test_every_request_survives_its_picture(asked, tiny_model, tmp_path_factory):
+def test_every_request_survives_its_image(asked, tiny_model, tmp_path_factory):
     folder = open_model_folder(tiny_model)
     asked = {"prompt": "a fox", "seed": 1, **asked}
     asked = {key: value.replace("\0", "") if isinstance(value, str) else value for key, value in asked.items()}

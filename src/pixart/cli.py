@@ -21,11 +21,13 @@ PixArt-α {__version__}: text to image, from data to images.
   app                 the studio: a web page for generating, on this machine
   serve [MODEL ...]   images over HTTP, by the APIs of OpenAI and A1111
   convert SOURCE      write a model in another form
+  merge MODEL DEST    write a model with adapters (LoRA) in its weights
   info SOURCE         describe a model
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   metrics FOLDER      FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
   layout NAME ...     generate the prompts of GenEval or T2I-CompBench where their scripts look
+  finetune IMAGES     teach a model a style or a subject from a folder of images
   train RECIPE ...    train a model by a recipe
   export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets
@@ -136,6 +138,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return run_command(Convert, rest, "pixart convert", convert)
+        case ["merge", *rest]:
+            from pixart.commands.merge import Merge, merge
+
+            with quiet_libraries():
+                return run_command(Merge, rest, "pixart merge", merge)
         case ["encode", *rest]:
             from pixart.commands.encode import Encode, encode
 
@@ -165,6 +172,11 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.commands.compare import Prompts, list_prompts
 
             return run_command(Prompts, rest, "pixart prompts", list_prompts)
+        case ["finetune", *rest]:
+            from pixart.commands.finetune import Finetune, finetune
+
+            with quiet_libraries():
+                return run_command(Finetune, rest, "pixart finetune", finetune)
         case ["train", *rest]:
             from pixart.training.command import run
 

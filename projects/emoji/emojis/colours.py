@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixart.pipeline.image_files import on_white
+from pixart.pixels import on_white
 
 COLOURS = (
     "red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "tan", "black", "grey", "white"

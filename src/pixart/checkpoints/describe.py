@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pixart.checkpoints.adapters import is_adapter, made_for, read_adapter
 from pixart.checkpoints.diffusers import official_shapes, read_config
 from pixart.checkpoints.dit import is_dit, read_dit
 from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
@@ -35,6 +36,8 @@ def describe(
         raise PixArtError(f"{path} is not there.")
     if path.is_dir() and (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         return _run(path), None
+    if is_adapter(path):
+        return _adapter(path), None
     hub_id = str(source) if source is not None and looks_like_hub_id(source) else None
     missing = None if hub_id is None else left_to_fetch(hub_id)
     if hub_id is not None and missing != 0:
@@ -69,6 +72,26 @@ def describe(
     if path.is_file():
         return facts | {"files": {path.name: path.stat().st_size}}, folder
     return facts | {"licence": _licence(path), "files": _files(path, lambda path: path.suffix != ".md")}, folder
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    adapter = read_adapter(path)
+    deltas = [delta for part in (adapter.layers, adapter.text_layers) for each in part.values() for delta in each]
+    named = {
+        name.removeprefix("modelspec."): text for name, text in (adapter.header or {}).items() if "modelspec" in name
+    }
+    return {
+        "kind": f"adapter ({adapter.kind})",
+        "path": str(path),
+        "for": made_for(adapter),
+        "layers": len(adapter.layers),
+        "text_encoder_layers": len(adapter.text_layers),
+        "parameters": sum(tensor.size for delta in deltas for tensor in delta.tensors.values()),
+        "dtype": adapter.dtype,
+        "scales": ", ".join(f"{scale:g}" for scale in sorted({delta.scale for delta in deltas})[:5]),
+        **named,
+        "notices": " ".join(adapter.notices) or None,
+    }
 
 
 def _sizes(config: "PixArtConfig") -> dict[str, Any]:

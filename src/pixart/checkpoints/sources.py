@@ -1,25 +1,11 @@
 """One door to a PixArt wherever it lies: a model folder, a `transformer/` folder, or an official file."""
 
-import shutil
 from pathlib import Path
 
-from pixart.checkpoints.diffusers import (
-    CLASS_NAMES,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    read_null_caption,
-    read_transformer,
-    save_transformer,
-)
-from pixart.checkpoints.folder import new_folder
+from pixart.checkpoints.diffusers import CONFIG_NAME, WEIGHTS_NAME, read_null_caption, read_transformer
 from pixart.checkpoints.official import NUM_HEADS, Checkpoint, read_official
-from pixart.checkpoints.weight_files import stored_dtypes, weight_files
 from pixart.errors import PixArtError, UsageError
-from pixart.files import read_json_object, write_json
-
-INDEX = "model_index.json"
-PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # of a model folder, besides the transformer
-SMALL_FILES = ("styles.json", "pixart.json", "README.md", "LICENSE")
+from pixart.weights import stored_dtypes, weight_files
 
 
 def transformer_folder(source: Path) -> Path | None:
@@ -47,25 +33,3 @@ def read_source(
     config, state = read_transformer(folder)
     files = tuple(weight_files(folder, WEIGHTS_NAME))
     return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files, stored_dtypes(files))
-
-
-def write_diffusers(checkpoint: Checkpoint, dest: Path, parts: Path | None) -> None:
-    """Write the transformer, and the other parts of a model copied from the folder `parts`, into the new folder `dest`.
-
-    `parts` is one that `pixart.checkpoints.model_folder.check_parts` has looked over. What it holds besides (graphs,
-    other weights) stays behind.
-
-    Raises:
-        PixArtError: the disk refuses; then nothing is written.
-    """
-    with new_folder(dest, hashed=parts is not None) as work:
-        save_transformer(checkpoint.state, checkpoint.config, work / "transformer", None, checkpoint.null_caption)
-        if parts is None:
-            return
-        for name in PARTS:
-            shutil.copytree(parts / name, work / name)
-        for name in SMALL_FILES:
-            if (parts / name).is_file():
-                shutil.copyfile(parts / name, work / name)
-        index = read_json_object(parts / INDEX)  # the first releases call the class Transformer2DModel
-        write_json(work / INDEX, index | {"transformer": ["diffusers", CLASS_NAMES[0]]})

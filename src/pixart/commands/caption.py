@@ -175,7 +175,8 @@ def _opened(options: Caption, cluster: "Cluster | None") -> "Dataset | CloudData
     if is_url(options.path):
         if cluster is None:
             raise UsageError("Images in the cloud are captioned on Ray: add --ray local, or a cluster's address.")
-        from pixart.data.on_ray.cloud import Columns, open_cloud
+        from pixart.data.layouts.layout import Columns
+        from pixart.data.on_ray.cloud import open_cloud
 
         return open_cloud(options.path, cluster, Columns(options.image_column, options.caption_column))
     return open_dataset(

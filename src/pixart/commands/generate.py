@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import sys
 import time
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
@@ -49,6 +50,9 @@ class Generate:
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter (LoRA and its kin), a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the
+    option for several."""
     image: Annotated[Path | None, shown("FILE", "none")] = None
     """An image to start from; --strength says how far from it."""
     mask: Annotated[Path | None, shown("FILE", "none")] = None
@@ -84,6 +88,7 @@ class Generate:
 def generate(options: Generate) -> int:
     """Run `pixart generate`; prints the path of every image."""
     # Everything that can be wrong with the request is reported before torch is loaded, which takes seconds.
+    from pixart.checkpoints.adapters import check_loras
     from pixart.checkpoints.model_folder import open_model_folder
     from pixart.checkpoints.styles import style_notice
     from pixart.pipeline.image_files import check_output
@@ -104,7 +109,8 @@ def generate(options: Generate) -> int:
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
-    jobs, there = _jobs(options, folder)
+    loras = check_loras(folder, options.lora)
+    jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras])
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
         return 0
@@ -116,7 +122,9 @@ def generate(options: Generate) -> int:
         for job in jobs:
             check_text_states(folder, job.request, options.memory.text_states)
     with quiet_libraries(), Progress() as progress:
-        runtime = choose_runtime(folder, engine, options.dtype, options.memory, options.device)
+        largest = max((job.request.largest for job in jobs), key=math.prod)
+        how = (engine, options.dtype, options.memory, options.device)
+        runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)
         check_output(target)
         if there:
             progress.say(f"{there:,} images are there already.")
@@ -128,7 +136,10 @@ def generate(options: Generate) -> int:
         progress.start("loading the model")
         from pixart.pipeline.pipeline import Pipeline
 
-        pipeline = Pipeline(folder, load_networks(folder, runtime))
+        for notice in [notice for lora in loras for notice in lora.adapter.notices]:
+            progress.say(notice)
+        pipeline = Pipeline(folder, load_networks(folder, runtime, progress))
+        pipeline.use(loras)
         with _tracking(options.track, target.parent, progress.say) as record:
             _write_all(pipeline, jobs, options, progress, record)
     return 0
@@ -148,7 +159,7 @@ def _engine(given: str, request: "Request", folder: "ModelFolder") -> str:
     return "torch" if given == "auto" and (lacking or request.null_text != "encoded") else given
 
 
-def _jobs(options: Generate, folder: "ModelFolder") -> tuple[list["Job"], int]:
+def _jobs(options: Generate, folder: "ModelFolder", loras: list[dict[str, Any]]) -> tuple[list["Job"], int]:
     """The requests with the paths of their images, and how many images of a prompt file are there already."""
     from pixart.checkpoints.model_folder import transformer_hash, weight_hashes
     from pixart.commands.prompt_file import Job, jobs_of
@@ -168,6 +179,7 @@ def _jobs(options: Generate, folder: "ModelFolder") -> tuple[list["Job"], int]:
             "model_hash": transformer_hash(weight_hashes(folder)),
             "fast": folder.fast,
             "transparent": options.transparent or None,
+            "loras": loras or None,
         }
         return jobs_of(options.prompts, folder, settings, output, conditions)
     request = make_request(folder, _prompt(options), **settings)

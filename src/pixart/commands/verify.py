@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from pixart.config import shown as option
 from pixart.errors import PixArtError, UsageError, shown
@@ -20,7 +20,8 @@ MAX_THREADS = 256
 MAX_RESOLVED = 100_000  # characters of a prompt with the words of its style
 CODES = {"identical": 0, "differs": 1, "unchecked": 2}
 # Of a record: what besides the request may change pixels.
-CONDITIONS = ("weights", "engine", "device", "dtype", "arithmetic", "memory", "threads", "versions", "bin")
+CONDITIONS = ("weights", "engine", "device", "dtype", "arithmetic", "memory", "threads", "versions", "bin",
+              "loras")  # fmt: skip
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Verify:
     """Model folder, hub id, or an official file with --parts."""
     parts: Annotated[str | None, option("FOLDER", "none")] = None
     """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter that the images were generated with; repeat the option for several."""
     json: bool = False
     """Print one JSON object per image instead of sentences."""
 
@@ -81,14 +84,19 @@ def check(path: Path, options: Verify, pipelines: dict[Any, Any]) -> Report:
     """
     import numpy as np
 
+    from pixart.checkpoints.adapters import check_loras
     from pixart.pipeline.cutout import cut_out
-    from pixart.pipeline.image_files import on_white, pixel_hash
+    from pixart.pipeline.image_files import pixel_hash
     from pixart.pipeline.networks import load_networks
     from pixart.pipeline.pipeline import Pipeline
+    from pixart.pixels import on_white
     from pixart.progress import Progress
 
     record, image = _read(path)
     folder = _find_model(record, options)
+    loras = check_loras(folder, options.lora)
+    if record.get("loras") and not loras:
+        raise PixArtError("It was generated with adapters; name them with --lora, as they were given then.")
     request, runtime, threads = _request(record, folder), _runtime(record, folder), record.get("threads")
     if type(threads) is int and 1 <= threads <= MAX_THREADS:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # which both engines read when they load
@@ -100,6 +108,7 @@ def check(path: Path, options: Verify, pipelines: dict[Any, Any]) -> Report:
             progress.start("loading the model")
             pipelines.clear()  # one model in memory at a time
             pipelines[key] = Pipeline(folder, load_networks(folder, runtime))
+        pipelines[key].use(loras)
         progress.start(f"generating {shown(Path(path).name)} again", request.steps, unit="steps")
         (generated,) = pipelines[key].generate(request, lambda index, step: progress.update(step.index + 1))
     now, again = generated.settings, generated.image

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, kept_share, square_table
+from pixart.buckets import CROPS, MIN_KEPT, BucketTable, Fitted, bucket_table, fit, kept_share, square_table
 from pixart.config import plain, structure
-from pixart.data.buckets import CROPS, Fitted, fit
 from pixart.data.dataset import Dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.encode import encode_captions, encode_pictures, load_text_encoder, load_vae

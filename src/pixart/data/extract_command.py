@@ -127,6 +127,7 @@ def _run(options: ExtractOptions) -> int:
     runner, where = None, device.name
     columns = {"image_column": options.image_column, "caption_column": options.caption_column}
     if options.ray is not None:
+        from pixart.data.layouts.layout import Columns
         from pixart.data.on_ray import cloud, session
         from pixart.data.on_ray.extract import runner as on_ray
 
@@ -135,7 +136,7 @@ def _run(options: ExtractOptions) -> int:
     elif is_url(options.path) or is_url(options.dest):
         raise UsageError("Places in the cloud are read and written on Ray: add --ray local, or a cluster's address.")
     if is_url(options.path):
-        dataset = cloud.open_cloud(options.path, cluster, cloud.Columns(**columns))
+        dataset = cloud.open_cloud(options.path, cluster, Columns(options.image_column, options.caption_column))
     else:
         dataset = open_dataset(Path(options.path), layout=options.layout, image_root=options.image_root, **columns)
 

@@ -25,11 +25,11 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
     if size > MAX_BYTES:
         raise PixArtError(
             f"{folder.path} has {size / 1e9:.1f} GB of weights; graphs are for models of up to {MAX_BYTES / 1e9:.0f} "
-            "GB. Draw it with --engine torch."
+            "GB. Use it with --engine torch."
         )
     if len(folder.weights) != 3:
         raise PixArtError(
-            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; draw it "
+            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; use it "
             "with --engine torch."
         )
     configs = {

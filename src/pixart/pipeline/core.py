@@ -89,6 +89,7 @@ class Core:
     def encode_prompt(self, request: Request, index: int, negative: tuple[Any, str] | None = None) -> Conditioning:
         """One prompt of a request. `negative` is the negative prompt, where an earlier call has encoded it."""
         resolved = request.resolved_prompts[index]
+        self.networks.prepare([*request.resolved_prompts, request.resolved_negative_prompt])
         text, cut = self.networks.encode(resolved)
         unconditional, unconditional_cut = None, ""
         # The same text on both sides of the guidance would cancel out; so would scale 1.

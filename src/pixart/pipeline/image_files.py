@@ -16,6 +16,7 @@ from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
 from pixart.files import parse_json, write_whole
 from pixart.pipeline.image_metadata import ImageTexts, read_texts
+from pixart.pixels import on_white
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
@@ -177,18 +178,6 @@ def read_record(texts: ImageTexts) -> dict[str, Any] | None:
 def pixel_hash(image) -> str:
     """SHA-256 of the raw RGB bytes, row by row; of an image with transparent parts, as it looks on white."""
     return hashlib.sha256(on_white(image).tobytes()).hexdigest()
-
-
-def on_white(image):
-    """A PIL image of any mode as RGB, with white where it is transparent."""
-    from PIL import Image
-
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
 
 
 def parameters_text(record: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def open_image(source: Any, what: str) -> Any:
     """A path or PIL image as an upright RGB image, on white where it is transparent."""
     from PIL import Image, ImageOps
 
-    from pixart.pipeline.image_files import on_white
+    from pixart.pixels import on_white
 
     if isinstance(source, Image.Image):
         return on_white(source)

@@ -1,12 +1,13 @@
 """`pixart.Pipeline`: a loaded model that turns prompts into images."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pixart
+from pixart.checkpoints.adapters import Lora, check_loras
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
 from pixart.config import plain
 from pixart.diffusion.solvers import Step
@@ -21,6 +22,7 @@ from pixart.pipeline.request import Request, check_text_states, make_request
 from pixart.pipeline.settings import Settings
 from pixart.runtime.memory import PLAIN, Memory
 
+LoraPath = str | Path | tuple[str | Path, float]
 OnStep = Callable[[int, Step], None]
 T = TypeVar("T")
 # Of a request, in an image's settings: each image has one seed of its own.
@@ -54,6 +56,7 @@ class Pipeline:
         """Of a checked model folder and its networks; see `from_pretrained` and `load_networks`."""
         self.folder, self.networks = folder, networks
         self.core = Core(folder, networks)
+        self.loras: tuple[Lora, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -69,6 +72,7 @@ class Pipeline:
         dtype: str = "auto",
         memory: Memory = PLAIN,
         device: str = "auto",
+        loras: Iterable[LoraPath] = (),
     ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
@@ -81,6 +85,7 @@ class Pipeline:
             dtype: "float32"; "bfloat16" or "float16" (torch); "int8" (onnx: faster, not quite the same image); "auto":
                 float32 for graphs, else what suits the device.
             memory: ways to generate in less memory, with torch; see `pixart.runtime.memory.Memory`.
+            loras: adapters to generate with, see `set_loras`.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
 
         Raises:
@@ -89,7 +94,28 @@ class Pipeline:
         """
         given = {"parts": parts, "ema": ema, "num_heads": num_heads, "image_size": image_size}
         folder = open_model_folder(model, fast=fast, **given)
-        return cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
+        found = check_loras(folder, loras)
+        pipeline = cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
+        pipeline.use(found)
+        return pipeline
+
+    def set_loras(self, loras: Iterable[LoraPath]) -> None:
+        """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors files or folders) and no others.
+
+        Each is a path, "path:strength" or (path, strength); the model stays loaded. docs/lora.md lists the dialects.
+
+        Raises:
+            PixArtError: one cannot be read, or is for another model; those that were in use stay.
+        """
+        self.use(check_loras(self.folder, loras))
+
+    def use(self, loras: tuple[Lora, ...]) -> None:
+        """As `set_loras`, of adapters that `check_loras` has read."""
+        if self.networks.memory.text_states is not None and any(lora.adapter.text_layers for lora in loras):
+            raise UsageError("An adapter changes the text encoder, which a file of text states takes the place of.")
+        if loras or self.loras:
+            self.networks.set_loras(loras)
+        self.loras = loras
 
     def __call__(
         self,
@@ -179,22 +205,22 @@ class Pipeline:
 
     def _conditionings(self, request: Request, say: Callable[[str], None]) -> Iterator[Conditioning]:
         negative: tuple[Any, str] | None = None
-        told = False
+        reported = False
         for index, prompt in enumerate(request.prompts):
             conditioning = self.core.encode_prompt(request, index, negative)
-            self._tell_of_text(conditioning.resolved, conditioning.cut, "prompt", say)
+            self._report_text(conditioning.resolved, conditioning.cut, "prompt", say)
             if not conditioning.resolved.strip():
                 say("The prompt is empty: this image is generated without any text.")
             elif not prompt.strip():
                 say(f'The prompt is empty: only the words of the style count, "{conditioning.resolved}".')
             if conditioning.unconditional is not None and request.null_text == "encoded":
                 negative = conditioning.unconditional, conditioning.unconditional_cut
-                if not told:
-                    self._tell_of_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
-                    told = True
+                if not reported:
+                    self._report_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
+                    reported = True
             yield conditioning
 
-    def _tell_of_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
+    def _report_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
         if cut:
             shown = cut if len(cut) <= MAX_SHOWN else cut[:MAX_SHOWN] + " ..."
             say(
@@ -266,6 +292,7 @@ class Pipeline:
             "bin": plain(request.bin),
             "image": None if start is None else start.hashes,
             **self.provenance,
+            **({"loras": [lora.for_images() for lora in self.loras]} if self.loras else {}),
             "pixels_sha256": pixel_hash(image),
         }
         return Generated(image, state.seed, settings)

@@ -66,6 +66,11 @@ class Request(Settings):
         return replace(self, **size, upscale=1, strength=self.upscale_strength, image=None)
 
     @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width that are generated, in the second pass if there is one."""
+        return self.image_height * self.upscale, self.image_width * self.upscale
+
+    @property
     def image_height(self) -> int:
         return self.bin.height if self.bin else self.height
 

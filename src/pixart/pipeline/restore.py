@@ -56,6 +56,10 @@ def restore_settings(path: str | Path) -> Restored:
         request = _request(own, notices)
         if own.get("model") not in (None, "pixart-default"):
             notices.append(f'It was generated with the model "{shown(own["model"])}".')
+        for lora in own["loras"] if isinstance(own.get("loras"), list) else []:
+            if isinstance(lora, dict):
+                given = f"{shown(lora.get('name'))}:{shown(lora.get('strength'))}"
+                notices.append(f"It was generated with the adapter {given}; give it with --lora.")
         return Restored(OWN, request, notices, own.get("fast") is True)
     found = read_foreign(texts.texts)
     if found is None:

@@ -1,4 +1,4 @@
-"""Ways to generate in less memory: options, and checks that need no torch. docs/memory.md says what each saves."""
+"""How networks are held in memory: options, and checks that need no torch. docs/memory.md says what each saves."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,15 +10,17 @@ from pixart.config import unknown
 from pixart.errors import UsageError
 from pixart.runtime.device import DTYPES
 
-DECODE = ("whole", "tiled")
+DECODE = ("auto", "whole", "tiled")
+TEXT_ENCODER = ("auto", "loaded", "streamed")
 PART_DTYPES = ("auto", *DTYPES)
 # Besides dtypes: these round differently from the networks as they are, so pixels may differ.
-CHANGE_PIXELS = ("text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
+CHANGE_PIXELS = ("text_encoder", "text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
+USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image metadata
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Ways to generate in less memory; the default is none of them.
+    """How the networks are held in memory. What is left out is decided for the machine: `pixart.runtime.plan`.
 
     `staged`, `offload` and `text_states` change no pixel, the others may.
     """
@@ -28,10 +30,12 @@ class Memory:
     largest of them instead of their sum. The images come together, at the end."""
     offload: bool = False
     """On a GPU: keep the networks in the computer's memory, and move each to the GPU while it works."""
+    text_encoder: Annotated[str, arg(metavar="NAME")] = "auto"
+    """loaded; streamed, which reads it from its file layer by layer for every few texts; or auto: what fits."""
     text_encoder_8bit: bool = False
     """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same image."""
-    decode: Annotated[str, arg(metavar="NAME")] = "whole"
-    """How to decode: whole, or tiled, in overlapping tiles that are blended, whose tones differ a little."""
+    decode: Annotated[str, arg(metavar="NAME")] = "auto"
+    """whole; tiled, in overlapping tiles that are blended, whose tones differ a little; or auto: what fits."""
     text_encoder_dtype: Annotated[str, arg(metavar="NAME")] = "auto"
     """float32, bfloat16, float16, or auto: by the dtype of the denoiser."""
     vae_dtype: Annotated[str, arg(metavar="NAME")] = "auto"
@@ -43,7 +47,7 @@ class Memory:
     def chosen(self) -> dict[str, Any]:
         """What is not the default, for image metadata; without `text_states`, which changes no pixel."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "text_states"}
-        return {name: value for name, value in values.items() if value != getattr(Memory, name)}
+        return {name: value for name, value in values.items() if value not in (getattr(Memory, name), USUAL.get(name))}
 
     @property
     def changes_pixels(self) -> tuple[str, ...]:
@@ -58,9 +62,12 @@ def check_memory(memory: Memory) -> Memory:
     """The same, if all its values can be; else UsageError with one sentence."""
     for name, value, known in (
         ("way to decode", memory.decode, DECODE),
+        ("way to hold the text encoder", memory.text_encoder, TEXT_ENCODER),
         ("dtype of the text encoder", memory.text_encoder_dtype, PART_DTYPES),
         ("dtype of the autoencoder", memory.vae_dtype, PART_DTYPES),
     ):
         if value not in known:
             raise UsageError(unknown(name, str(value), known))
+    if memory.text_encoder == "streamed" and memory.text_encoder_8bit:
+        raise UsageError("A streamed text encoder is not kept in memory, in 8 bits or otherwise; leave one out.")
     return memory

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pixart.config import shortened
-from pixart.data.pairs import METADATA, ORIGINAL
+from pixart.data.pairs import ORIGINAL
 from pixart.errors import PixArtError, UsageError
 from pixart.files import locked, parse_json
 
@@ -27,7 +27,7 @@ def check_source(name: str) -> None:
     """Raise UsageError unless captions can be called so ("" is for their captioner to fill in)."""
     if re.fullmatch(r"(?!\.)[\w.-]{0,100}", name) is None:
         raise UsageError(f"--source is {shortened(name)!r}; it names a file, so give letters, digits, dots and dashes.")
-    if name in (ORIGINAL, METADATA):
+    if name == ORIGINAL:
         raise UsageError(f"--source is {name}, as the data set's own captions are called; give another name.")
 
 

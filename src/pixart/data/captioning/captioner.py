@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from pixart.data.pairs import METADATA, ORIGINAL, Location, Pair
+from pixart.data.pairs import ORIGINAL, Location, Pair
 from pixart.errors import PixArtError, UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _Facts(dict):
 
 def item_of(pair: Pair, looks: bool = True) -> Item:
     """A pair as captioners take it. The hint is what the data set came with, never another captioner's words."""
-    known = [caption.text for caption in pair.captions if caption.source in (ORIGINAL, METADATA)]
+    known = [caption.text for caption in pair.captions if caption.source == ORIGINAL]
     caption = known[0] if known else None
     facts = {**pair.extra, "label": pair.label, "caption": caption, "key": pair.key}
     return Item(pair.key, pair.image if looks else None, caption, facts)

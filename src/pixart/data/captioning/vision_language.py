@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.data.captioning.captioner import Caption, Item
 from pixart.errors import PixArtError, UsageError
+from pixart.files import read_json_object
 from pixart.runtime.device import Device, Precision, choose_device, choose_precision, find_devices
+from pixart.weights import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +198,7 @@ def _load(name: str, dtype: str, device_name: str) -> tuple[Any, Any]:
     """(network in evaluation mode, processor). Safetensors only, no code from the model's folder."""
     local = Path(name).exists()
     if local:
-        read_object(Path(name) / "config.json")  # both for a clearer sentence than that of the library
+        read_json_object(Path(name) / "config.json")  # both for a clearer sentence than that of the library
         weight_files(Path(name), "model.safetensors")
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")

@@ -4,8 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from pixart.buckets import square_table
-from pixart.data.buckets import fit
+from pixart.buckets import fit, square_table
 from pixart.data.check.report import Encoders
 from pixart.data.check.tally import Tally
 from pixart.data.images import open_image

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.data.layouts.layout import Columns
-from pixart.data.layouts.places import Manifest, locate
-from pixart.data.layouts.rows import IMAGE_COLUMNS
-from pixart.data.pairs import MAX_IMAGE_BYTES, ImageProblem, InTable, Problem, printable, read_file
+from pixart.data.layouts.lines import Row
+from pixart.data.layouts.rows import IMAGE_COLUMNS, locate, roles
+from pixart.data.pairs import MAX_IMAGE_BYTES, ImageProblem, InTable, Problem, open_regular, printable, read_file
+from pixart.data.storage import is_url
 from pixart.errors import PixArtError
 
 if TYPE_CHECKING:
@@ -29,65 +30,63 @@ class Table:
     schema: "pyarrow.Schema"
     groups: tuple[int, ...]
 
-    @property
-    def names(self) -> list[str]:
-        return list(self.schema.names)
-
-    @property
-    def count(self) -> int:
-        return sum(self.groups)
-
     def image_column(self, columns: Columns) -> str | None:
         """The column that holds images themselves (or Hugging Face's structs of bytes and path), not paths alone."""
-        held = [field.name for field in self.schema if _holds_bytes(field.type)]
+        held = {field.name.lower(): field.name for field in self.schema if _holds_bytes(field.type)}
         if columns.image is not None:
-            return columns.image if columns.image in held else None
-        features = self._features()
-        lower = {name.lower(): name for name in held}
-        usual = [lower[name] for name in BYTES_COLUMNS if name in lower]
-        return next(iter([*usual, *(name for name in held if features.get(name, {}).get("_type") == "Image")]), None)
-
-    def classes(self, name: str | None) -> list[str]:
-        """The names of a ClassLabel column, as Hugging Face writes them into the schema."""
-        feature = self._features().get(name or "", {})
-        names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-        return [str(one) for one in names] if isinstance(names, list) else []
+            return columns.image if columns.image in held.values() else None
+        images = [name.lower() for name, feature in self._features().items() if feature.get("_type") == "Image"]
+        return next((held[name] for name in (*BYTES_COLUMNS, *images) if name in held), None)
 
     def _features(self) -> dict[str, dict]:
+        """The columns as the library `datasets` describes them in the schema."""
         try:
             features = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
-        return {n: f for n, f in features.items() if isinstance(f, dict)} if isinstance(features, dict) else {}
 
-    def rows(self, wanted: list[str]) -> Iterator[tuple[int, int, dict | Problem]]:
-        """Group, row in it, and the columns `wanted`. A group that cannot be read is a problem for each of its rows."""
+    def rows(self, name: str, columns: Columns, root: Path) -> Iterator[Row]:
+        """All rows; the cell with an image is its place. A group that cannot be read is a problem for each row."""
         import pyarrow as pa
 
+        held = self.image_column(columns)
+        found = roles(tuple(self.schema.names), columns)
+        lists = (found.image, found.dense, *found.captions)  # of others, such as embeddings, nothing is wanted
+        names = [
+            field.name
+            for field in self.schema
+            if not _holds_bytes(field.type) and (field.name in lists or not pa.types.is_nested(field.type))
+        ]
+        classes = {name: one["names"] for name, one in self._features().items() if isinstance(one.get("names"), list)}
+        number = 0
         for group, size in enumerate(self.groups):
-            row = 0
+            at, reason = 0, f"it has fewer than {size} rows"
             try:
-                for batch in self._batches(group, wanted) if wanted else ():
-                    lists = [_python(batch.column(name)) for name in wanted]
-                    for values in zip(*lists, strict=True):
-                        yield group, row, dict(zip(wanted, values, strict=True))
-                        row += 1
-                reason = f"the group ends after {row} of {size} rows"
-            except (pa.ArrowException, OSError) as error:
+                for row in (row for batch in self._batches(group, names) for row in _python(batch)):
+                    for column, labels in classes.items():
+                        if isinstance(row.get(column), int) and 0 <= row[column] < len(labels):
+                            row[column] = str(labels[row[column]])
+                    if held is not None:
+                        row[held] = InTable(str(self.path), group, at, held, str(root))
+                    yield f"{name}:{number + at}", row
+                    at += 1
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = _short(error)
-            for lost in range(row, size):
-                problem = Problem("", "row", f"The row cannot be read: its group is damaged ({reason}).")
-                yield group, lost, problem if wanted else {}
+            for lost in range(at, size):
+                where = f"{name}:{number + lost}"
+                yield where, Problem(where, "row", f"The row cannot be read: its group is damaged ({reason}).")
+            number += size
 
-    def _batches(self, group: int, wanted: list[str]) -> "Iterator[pyarrow.RecordBatch]":
+    def _batches(self, group: int, names: list[str]) -> "Iterator[pyarrow.RecordBatch]":
         import pyarrow.parquet as pq
 
         if _is_arrow(self.path):
             batch = _arrow(str(self.path))[group]
-            yield from (batch.slice(begin, BATCH) for begin in range(0, batch.num_rows, BATCH))
+            yield from (batch.select(names).slice(begin, BATCH) for begin in range(0, batch.num_rows, BATCH))
             return
         with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(BATCH, row_groups=[group], columns=wanted)
+            yield from file.iter_batches(BATCH, row_groups=[group], columns=names)
 
 
 def open_table(path: Path) -> Table:
@@ -110,14 +109,15 @@ def open_table(path: Path) -> Table:
 def read_cell(place: InTable) -> bytes:
     """The bytes of one image. Raises ImageProblem."""
     name = f"{printable(Path(place.path).name)}, row {place.row} of group {place.group}"
-    try:
-        about = os.stat(place.path)
-    except OSError as error:
-        raise ImageProblem("missing", f"{name}: {error.strerror}.") from None
     import pyarrow as pa
 
     try:
-        value = _column(place.path, about.st_mtime_ns, place.group, place.column)[place.row].as_py()
+        changed = 0 if is_url(place.path) else os.stat(place.path).st_mtime_ns
+        value = _column(place.path, changed, place.group, place.column)[place.row].as_py()
+    except ImageProblem:
+        raise
+    except FileNotFoundError:
+        raise ImageProblem("missing", f"{name} is not there.") from None
     except (pa.ArrowException, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise ImageProblem("unreadable", f"{name} cannot be read ({_short(error)}).") from None
     if isinstance(value, list) and value and all(isinstance(byte, int) for byte in value):
@@ -127,8 +127,7 @@ def read_cell(place: InTable) -> bytes:
             raise ImageProblem("several-images", f"{name} holds {len(value)} images, and one is needed.")
         value = value[0] if value else None
     if isinstance(value, dict):
-        held = value.get("bytes")
-        value = held if held is not None else value.get("path")
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
         return _at_path(value, name, place)
     if value is None:
@@ -144,12 +143,13 @@ def _at_path(value: str, name: str, place: InTable) -> bytes:
     """The file at a path in a cell, from the table's folder or from the data set's, never outside the latter."""
     folder = Path(place.path).parent
     root = Path(place.root) if place.root else folder
-    found = locate(value, name, Manifest(name, folder, root))
-    if isinstance(found, Problem) and root != folder:
-        found = locate(value, name, Manifest(name, root, root))
-    if isinstance(found, Problem):
-        raise ImageProblem(found.kind, f"{name}: {found.reason}")
-    return read_file(found[1])
+    try:
+        try:
+            return read_file(locate(value, folder, root)[1])
+        except ImageProblem:
+            return read_file(locate(value, root, root)[1])
+    except ImageProblem as problem:
+        raise ImageProblem(problem.kind, f"{name}: {problem.reason}") from None
 
 
 @lru_cache(maxsize=1)
@@ -159,49 +159,37 @@ def _column(path: str, changed: int, group: int, column: str) -> "pyarrow.Chunke
 
     if _is_arrow(path):
         return _arrow(path)[group].column(column)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    source = open_regular(path)[0] if is_url(path) else path
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
         return file.read_row_group(group, columns=[column]).column(column)
 
 
-def _python(column: "pyarrow.Array") -> list:
+def _python(batch: "pyarrow.RecordBatch") -> list[dict]:
+    """The rows of a batch; texts that are not UTF-8 with surrogates, which names and captions refuse."""
+    import pyarrow as pa
+
     try:
-        return column.to_pylist()
+        return batch.to_pylist()
     except UnicodeDecodeError:
-        return [_text(one) for one in column]
+        raw = [column.cast(pa.binary()) if pa.types.is_string(column.type) else column for column in batch.columns]
+        rows = pa.RecordBatch.from_arrays(raw, batch.schema.names).to_pylist()
+        return [{name: _text(value) for name, value in row.items()} for row in rows]
 
 
-def _text(value: "pyarrow.Scalar") -> object:
-    """A value whose text may not be UTF-8: then with surrogates, which names and captions refuse."""
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return (
-            value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
-            if hasattr(value, "as_buffer")
-            else "\udcff"
-        )
+def _text(value: object) -> object:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def _holds_bytes(kind: "pyarrow.DataType") -> bool:
     import pyarrow as pa
 
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind):
-        inner = kind.value_type
-        return types.is_uint8(inner) or types.is_int8(inner) or _holds_bytes(inner)
-    if types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
-    if isinstance(kind, pa.BaseExtensionType):
-        return _holds_bytes(kind.storage_type)
-    return (
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    )
+    while inner := getattr(kind, "storage_type", None) or getattr(kind, "value_type", None):
+        if pa.types.is_uint8(inner) or pa.types.is_int8(inner):
+            return True
+        kind = inner
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return "binary" in str(kind) and not pa.types.is_struct(kind)
 
 
 @lru_cache(maxsize=1)
