@@ -188,7 +188,7 @@ async def measure(options: argparse.Namespace) -> dict:
     seconds, size, steps = options.seconds, options.size, options.steps
     results: dict[str, dict] = {}
     commands = {
-        "pixart serve": [sys.executable, "-m", "pixart", "serve", "--port", "0"],
+        "pixart serve": [sys.executable, "-m", "pixart", "serve", "--port", "0", *options.serve.split()],
         "Diffusers with a lock": [sys.executable, __file__, "--plain"],
     }
     for name, command in commands.items():
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--requests", type=int, default=2000, help="of the look at memory")
+    parser.add_argument("--serve", default="", help="further options of pixart serve, in quotes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -252,8 +252,8 @@ class Answer:
             event = {"b64_json": base64(await self.file(images[0])), "seed": images[0].seed, "notices": job.notices}
             yield _event(f"{self.event}.completed", {**event, **common, **self.described(job)})
         except Refused as error:  # the status has gone out already
-            told = {"message": str(error), "type": "server_error", "param": error.param, "code": error.code}
-            yield _event("error", {"error": told})
+            detail = {"message": error.detail, "type": "server_error", "param": error.param, "code": error.code}
+            yield _event("error", {"error": detail})
         finally:
             job.future.cancel()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from pixart.checkpoints.adapters import Lora, check_fit, is_adapter, linear_shapes, read_loras
@@ -38,13 +39,13 @@ MOST_LORAS, MOST_STRENGTH = 8, 10
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
-class Refused(PixArtError):
+class Refused(HTTPException):
     """A request that is answered with an error: its HTTP status, the field that is wrong, OpenAI's error code."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str = "", seconds: float = 0):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-        self.headers = {"retry-after": str(max(1, math.ceil(seconds)))} if status in (429, 503) else {}
+        headers = {"retry-after": str(max(1, math.ceil(seconds)))} if status in (429, 503) else None
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
 
 
 class ClientLeft(Exception):
