@@ -2,12 +2,14 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pixart import Pipeline
+from pixart.checkpoints.adapters import Lora
 from pixart.errors import PixArtError
 from pixart.pipeline.engine import DeadlinePassed, Engine, InternalError, QueueFull
 from pixart.pipeline.request import make_request
@@ -179,6 +181,28 @@ def test_a_stream_of_short_requests_does_not_starve_a_long_one(narrow):
     release()
     images(long)
     assert ahead[0] < 100  # 200 if it had waited for them all
+
+
+def test_requests_with_other_adapters_do_not_share_a_pass_and_these_do_not_change_after_every_step(spy, monkeypatch):
+    uses = []
+
+    def use(loras):
+        uses.append(loras)
+        time.sleep(0.05)
+        spy.pipeline.loras = loras
+
+    monkeypatch.setattr(spy.pipeline, "use", use)
+    _held, release = spy.held(steps=1)
+    one, other = (Lora(Path(name), 1.0, None) for name in ("one", "other"))
+    jobs = [
+        spy.engine.submit(spy.pipeline, spy.request(steps=6), loras=loras)
+        for loras in ((one,), (other,), (one,), (), (one, other))
+    ]
+    release()
+    for job in jobs:
+        images(job)
+    assert sum(spy.passes) == 1 + 5 * 6 and len(spy.passes) >= 1 + 4 * 6
+    assert set(uses) >= {(one,), (other,), (one, other)} and len(uses) <= 8
 
 
 def test_an_owner_who_floods_leaves_another_one_half(narrow):

@@ -18,6 +18,7 @@ import openai
 import pytest
 import webuiapi
 from PIL import Image
+from safetensors.numpy import save_file
 from serving import Served
 
 import pixart
@@ -30,8 +31,24 @@ LONG = {"size": "256x256", "num_inference_steps": 150}  # that nobody waits for
 
 
 @pytest.fixture(scope="module")
-def server():
-    made = Served("--fast")
+def loras(tmp_path_factory):
+    """A folder with an adapter of random numbers for the shipped model, and one for another."""
+    folder, rng = tmp_path_factory.mktemp("loras"), np.random.default_rng(0)
+    for name, width in (("noisy", 256), ("foreign", 128)):
+        layers = [f"transformer.transformer_blocks.{block}.attn1.to_v.lora" for block in range(4)]
+        shapes = {"A": (4, width), "B": (width, 4)}
+        tensors = {
+            f"{layer}_{side}.weight": rng.normal(0, 0.3, shape).astype(np.float32)
+            for layer in layers
+            for side, shape in shapes.items()
+        }
+        save_file(tensors, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(loras):
+    made = Served("--fast", "--loras", str(loras))
     yield made
     made.close()
 
@@ -281,6 +298,33 @@ def test_fields_of_a1111_that_are_not_offered_are_refused(server, fields):
     answer = server.http.post("/sdapi/v1/txt2img", json={"prompt": "a fox", "width": 64, "height": 64} | fields)
     assert answer.status_code in (400, 404)
     assert answer.json()["detail"] == answer.json()["error"]["message"]
+
+
+def test_adapters_by_both_protocols(server, a1111, loras):
+    assert [lora["name"] for lora in a1111.get_loras()] == ["noisy"]
+    common = {"steps": 3, "width": 64, "height": 64, "seed": 1}
+    plain = pixart.Pipeline.from_pretrained()("a red apple, 3D", **common).images[0]
+    pipeline = pixart.Pipeline.from_pretrained(loras=[f"{loras}/noisy.safetensors:0.5"])
+    adapted = pipeline("a red apple, 3D", **common).images[0]
+    assert not same(adapted, plain)
+    chosen = {"prompt": "a red apple, 3D", "sampler_name": "DPM++ 2M", "cfg_scale": 2.5, **common}
+    with ThreadPoolExecutor(3) as pool:
+        ours = pool.submit(server.generate, loras="noisy:0.5", num_inference_steps=3)
+        without = pool.submit(server.generate, num_inference_steps=3)
+        result = a1111.txt2img(**chosen | {"prompt": "a red apple, 3D<lora:noisy:0.5>"})
+    assert same(result.image, adapted)
+    assert same(opened(ours.result().json()["data"][0]["b64_json"]), adapted)
+    assert same(opened(without.result().json()["data"][0]["b64_json"]), plain)
+    assert json.loads(result.image.info["pixart"])["loras"][0]["strength"] == 0.5
+    for wrong in ("nosuch", "../noisy", "noisy:99", "noisy:x", "foreign", ":", "noisy," * 9 + "noisy"):
+        answer = server.generate(loras=wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "loras")
+    for wrong in ("<lora:nosuch:1>", "<lora:noisy:0.5:0.5>", "<lora:>"):
+        body = {"prompt": f"a fox {wrong}", "width": 64, "height": 64}
+        assert server.http.post("/sdapi/v1/txt2img", json=body).status_code == 400
+    shutil.copy(loras / "noisy.safetensors", loras / "new.safetensors")
+    server.http.post("/sdapi/v1/refresh-loras")
+    assert [lora["name"] for lora in a1111.get_loras()] == ["new", "noisy"]
 
 
 # The queue

@@ -28,6 +28,8 @@ class Serve:
     is the default."""
     fast: bool = False
     """Serve the few-step transformers of these models too, as NAME-fast."""
+    loras: Annotated[Path | None, shown("FOLDER", "none")] = None
+    """A folder of adapters, each a safetensors file or a folder as PEFT writes it; a request names them."""
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
     """Where to listen."""
     port: Annotated[int, arg(metavar="N")] = 8000
@@ -70,7 +72,7 @@ def serve(options: Serve) -> int:
             f"At {options.host} others can reach this server, so it needs an API key: give a file with one "
             "(--api-key-file) or set PIXART_API_KEY; or leave --host out."
         )
-    how = {name: getattr(options, name) for name in ("engine", "dtype", "device", "memory")}
+    how = {name: getattr(options, name) for name in ("engine", "dtype", "device", "memory", "loras")}
     models = []
     for fast in (False, True)[: 2 if options.fast else 1]:
         models += [open_model(Source(model, fast=fast, **how)) for model in options.models or (None,)]

@@ -4,8 +4,9 @@
     job = engine.submit(pipeline, request)
     images = job.future.result()
 
-Every step is one pass over as many images as the device takes, of one pipeline and one size; they may be of different
-requests, at different positions, with different guidance. Which images these are is decided before each step:
+Every step is one pass over as many images as the device takes, of one pipeline, one choice of adapters and one size;
+they may be of different requests, at different positions, with different guidance. Which images these are is decided
+before each step:
 
 - Owners (API keys, browser tabs) get equal shares of the work, counted in pixels x steps.
 - Among the requests of one owner, the one that would end first under equal sharing goes first (weighted fair queueing,
@@ -26,6 +27,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
+from pixart.checkpoints.adapters import Lora
 from pixart.diffusion.solvers import Step
 from pixart.errors import PixArtError, shown
 from pixart.extras import missing_extra
@@ -35,6 +37,7 @@ from pixart.pipeline.request import Request
 
 logger = logging.getLogger(__name__)
 MOST_KINDS = 256  # pipelines and sizes whose batch size is remembered
+SWITCHES = 0.2  # of the time, at most, that changing adapters may take
 SPEED_HALF_LIFE = 10.0  # seconds, of the measured speed
 
 
@@ -67,6 +70,7 @@ class Job:
     Attributes:
         on_step, on_image: called in the engine's thread with the index of the image, after each of its steps and when
             it is done. What they raise ends this job only.
+        loras: adapters to generate with, which `check_loras` has read.
         deadline: on the clock of `time.monotonic`.
         notices: sentences that a person should read, from its first step on.
         states: of its images, from its first step on.
@@ -78,6 +82,7 @@ class Job:
     on_step: Callable[[int, Step], None] | None = None
     on_image: Callable[[int, Generated], None] | None = None
     deadline: float = math.inf
+    loras: tuple[Lora, ...] = ()
     future: "Future[list[Generated]]" = field(default_factory=Future)
     notices: list[str] = field(default_factory=list)
     states: list[State] | None = None
@@ -109,10 +114,10 @@ class Job:
         """The request whose steps an image is at: the second pass is a larger one."""
         return self.request if self.states is None else self.states[index].request
 
-    def kind(self, index: int) -> tuple[Pipeline, int, int]:
+    def kind(self, index: int) -> tuple[Pipeline, tuple[Lora, ...], int, int]:
         """Images of one kind can share a step."""
         now = self.pass_of(index)
-        return self.pipeline, now.image_height, now.image_width
+        return self.pipeline, self.loras, now.image_height, now.image_width
 
     @property
     def is_staged(self) -> bool:
@@ -146,6 +151,7 @@ class Engine:
         self._served: dict[str, float] = {}  # the work that each owner with jobs got
         self._rows: dict[tuple, int] = {}  # of one pass, by kind
         self._most_images: dict[tuple, int] = {}  # of one pass, by kind, where memory ran out
+        self._stay_until = 0.0  # with the adapters that are in use
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="pixart-engine", daemon=True)
@@ -160,9 +166,10 @@ class Engine:
         on_step: Callable[[int, Step], None] | None = None,
         on_image: Callable[[int, Generated], None] | None = None,
         deadline: float = math.inf,
+        loras: tuple[Lora, ...] = (),
     ) -> Job:
         """Put a request in the queue. Raises QueueFull where there is no room for it."""
-        job = Job(pipeline, request, owner, on_step, on_image, deadline)
+        job = Job(pipeline, request, owner, on_step, on_image, deadline, loras)
         with self._wake:
             if self._closed:
                 raise QueueFull("This server is shutting down.", 60.0)
@@ -232,6 +239,9 @@ class Engine:
                 self._fail(job, DeadlinePassed(f"This was not done within {seconds:.0f} s, the limit for a request."))
         jobs = [job for job in jobs if not job.over]
         batch = self._pick(jobs)
+        if batch and batch[0][0].loras != batch[0][0].pipeline.loras:
+            self._attempt(batch[0][0], self._switch, batch[0][0])
+            batch = batch if not batch[0][0].over else []
         for job in dict.fromkeys(job for job, _ in batch):
             if job.states is None:
                 self._attempt(job, self._start, job)
@@ -254,6 +264,8 @@ class Engine:
 
     def _pick(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """The images of the next step, the one that sets its kind first."""
+        if time.monotonic() < self._stay_until:
+            jobs = [job for job in jobs if job.loras == job.pipeline.loras] or jobs
         busy = {job.pipeline: job for job in jobs if job.is_staged and job.states is not None}
         queues: dict[str, deque[tuple[Job, int]]] = {}
         for job in sorted(jobs, key=lambda job: job.turn):
@@ -282,9 +294,16 @@ class Engine:
         if kind not in self._rows:
             if len(self._rows) >= MOST_KINDS:
                 self._rows.clear()
-            pipeline, height, width = kind
+            pipeline, _, height, width = kind
             self._rows[kind] = pipeline.networks.images_at_once(1, height, width)
         return len(batch) < self._most_images.get(kind, math.inf) and rows + _rows(job) <= self._rows[kind]
+
+    def _switch(self, job: Job) -> None:
+        """Change the adapters of a pipeline; with graphs it takes a while, so that it is not done after every step."""
+        began = time.monotonic()
+        job.pipeline.use(job.loras)
+        ended = time.monotonic()
+        self._stay_until = ended + (ended - began) * (1 / SWITCHES - 1)
 
     def _start(self, job: Job) -> None:
         began = job.started = time.monotonic()

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fastapi.responses import Response
 from PIL import ImageOps
 from pydantic import Field, create_model
 
+from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.model_folder import ModelFolder, transformer_hash
 from pixart.checkpoints.styles import known_styles
 from pixart.config import unknown
@@ -31,7 +33,7 @@ from pixart.pipeline.image_metadata import read_texts
 from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.settings import MAX_GUIDANCE, MAX_SIDE, MAX_UPSCALE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute
-from pixart.server.service import Model, Refused, Service, outcome, preview
+from pixart.server.service import Model, Refused, Service, as_strength, outcome, preview
 from pixart.server.service import base64 as as_base64
 
 # make_request's arguments -> the fields of this API.
@@ -85,6 +87,9 @@ NOTHING: dict[str, Any] = {
     "realesrgan-models": [], "embeddings": {"loaded": {}, "skipped": {}}, "scripts": {"txt2img": [], "img2img": []},
     "script-info": [], "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}},
 }  # fmt: skip
+
+
+LORA = re.compile(r"<lora:([^:<>]{1,200})(?::(-?[0-9.]{1,8}))?>")
 
 
 @dataclass
@@ -177,6 +182,7 @@ def router(service: Service) -> APIRouter:
         ignored = _ignored(body, unused)
         values = {name: getattr(body, field) for name, field in FIELDS.items()} | start
         values |= {"sampler": _sampler(body), "style": (body.styles or [None])[0]}
+        values["prompt"], loras = _loras(service, model, body.prompt)
         values["num_images"] = (body.batch_size or 1) * (body.n_iter or 1)
         if values["num_images"] > limits.max_images:
             message = f"batch_size x n_iter must be at most {limits.max_images}, not {values['num_images']}."
@@ -189,7 +195,7 @@ def router(service: Service) -> APIRouter:
             if look.wanted:
                 look.image, look.wanted = preview(model.pipeline, request, step), False
 
-        job = service.submit(http, model, request, on_step)
+        job = service.submit(http, model, request, loras, on_step)
         looks[job] = look
         try:
             await service.wait(http, job)
@@ -257,8 +263,9 @@ def router(service: Service) -> APIRouter:
         ]
 
     @routes.get("/loras")
-    async def loras() -> list[dict[str, Any]]:
-        return []
+    async def loras(http: Request) -> list[dict[str, Any]]:
+        names = model_of(http, {}).loras
+        return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
     @routes.get("/prompt-styles")
     async def prompt_styles(http: Request) -> list[dict[str, str]]:
@@ -287,6 +294,7 @@ def router(service: Service) -> APIRouter:
         return await asyncio.to_thread(_png_info, decoded(body.image, "image"))
 
     @routes.post("/refresh-checkpoints")
+    @routes.post("/refresh-loras")
     async def refresh_checkpoints() -> None:
         try:
             await service.load(changed_only=True)
@@ -295,9 +303,18 @@ def router(service: Service) -> APIRouter:
 
     for path, nothing in NOTHING.items():
         routes.add_api_route(f"/{path}", _always(nothing), methods=["GET"], name=path)
-    for path in ("refresh-loras", "refresh-vae", "unload-checkpoint", "reload-checkpoint"):
+    for path in ("refresh-vae", "unload-checkpoint", "reload-checkpoint"):
         routes.add_api_route(f"/{path}", _always(None), methods=["POST"], name=path)
     return routes
+
+
+def _loras(service: Service, model: Model, prompt: str) -> tuple[str, tuple[Lora, ...]]:
+    """A prompt without its `<lora:name:strength>`, and these. Raises Refused."""
+    wanted = [(name, as_strength(strength, "prompt")) for name, strength in LORA.findall(prompt)]
+    prompt = LORA.sub("", prompt) if wanted else prompt
+    if "<lora:" in prompt or "<lyco:" in prompt:
+        raise Refused(400, "An adapter is written as <lora:name:0.8>, with one strength.", "prompt", "invalid_value")
+    return prompt, service.loras(model, wanted, "prompt")
 
 
 def decoded(text: str, field: str) -> bytes:

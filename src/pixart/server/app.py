@@ -75,14 +75,10 @@ def create_app(service: Service, access: Access, on_failure: Callable[[PixArtErr
         service.metrics.waiting.set(sum(job.started is None for job in live))
         return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
-    @app.exception_handler(Refused)
-    async def refused(http: Request, error: Refused) -> Response:
-        return error_response(http.url.path, error.status, str(error), error.param, error.code, error.headers)
-
     @app.exception_handler(HTTPException)
-    async def http_error(http: Request, error: HTTPException) -> Response:
-        headers = dict(error.headers or {})
-        return error_response(http.url.path, error.status_code, str(error.detail), headers=headers)
+    async def refused(http: Request, error: HTTPException) -> Response:
+        param, code = (error.param, error.code) if isinstance(error, Refused) else (None, "")
+        return error_response(http.url.path, error.status_code, error.detail, param, code, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: Request, error: RequestValidationError) -> Response:

@@ -15,7 +15,10 @@ from starlette.exceptions import HTTPException
 from pixart.config import unknown
 from pixart.errors import shown
 
-EXAMPLES = {"size": "auto, or width and height as in 1024x1024"}
+EXAMPLES = {
+    "size": "auto, or width and height as in 1024x1024",
+    "loras": "names of adapters and strengths, as in style:0.8,subject",
+}
 
 
 class Closed(BaseModel):

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import ImageChops
 from pydantic import Field, ValidationError
 
+from pixart.checkpoints.adapters import Lora
 from pixart.config import unknown
 from pixart.diffusion.noise import MAX_SEED
 from pixart.diffusion.solvers import Step
@@ -20,10 +21,11 @@ from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.request import Request as ImageRequest
 from pixart.pipeline.settings import MAX_GUIDANCE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute, invalid_fields
-from pixart.server.service import Model, Refused, Service, base64, outcome, preview
+from pixart.server.service import Model, Refused, Service, as_strength, base64, outcome, preview
 
 MAX_PARTIAL = 3
 IGNORED = ("quality", "moderation", "complexity", "input_fidelity")  # settings of OpenAI's models
+LORAS = r"^[^:,]+(:-?[0-9.]{1,8})?(,[^:,]+(:-?[0-9.]{1,8})?)*$"  # as in style:0.8,subject
 OPENAI_STYLES = ("vivid", "natural")
 # make_request's arguments -> the fields of this API.
 FIELDS = {
@@ -76,6 +78,7 @@ def router(service: Service) -> APIRouter:
         seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
         sampler: Annotated[str, Field(max_length=100)] | None = None
         use_resolution_binning: bool | None = None
+        loras: Annotated[str, Field(max_length=1000, pattern=LORAS)] | None = None
 
     routes = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
@@ -153,10 +156,12 @@ async def _answer(service: Service, http: Request, body: Any, start: dict[str, A
     values = {name: getattr(body, field) for name, field in FIELDS.items()}
     values |= {**start, "style": style, "width": width, "height": height}
     answer = Answer(service, http, model, body, ignored)
+    pairs = [each.partition(":") for each in (body.loras or "").split(",") if each]
+    loras = service.loras(model, [(name.strip(), as_strength(given, "loras")) for name, _, given in pairs], "loras")
     request = await asyncio.to_thread(service.check, model, values, FIELDS)
     if body.stream:
-        return answer.streamed(request)
-    job = service.submit(http, model, request)
+        return answer.streamed(request, loras)
+    job = service.submit(http, model, request, loras)
     images = await service.wait(http, job)
     if images is None:
         raise Refused(503, "This request was cancelled; the server may be shutting down.", None, "cancelled", 5)
@@ -213,7 +218,7 @@ class Answer:
             "usage": _usage(job),
         }
 
-    def streamed(self, request: ImageRequest) -> StreamingResponse:
+    def streamed(self, request: ImageRequest, loras: tuple[Lora, ...]) -> StreamingResponse:
         """Server-sent events: partial images at even distances, then the image, or one error."""
         loop, partial = asyncio.get_running_loop(), asyncio.Queue()
         first, steps = request.first_step, request.steps - request.first_step
@@ -225,7 +230,7 @@ class Answer:
 
         if self.model.pipeline.networks.memory.staged:
             shown = set()  # a look by the decoder would put the denoiser out of memory
-        job = self.service.submit(self.http, self.model, request, on_step if shown else None)
+        job = self.service.submit(self.http, self.model, request, loras, on_step if shown else None)
         job.future.add_done_callback(lambda _: _wake(loop, partial))
         return StreamingResponse(self._events(job, partial), 200, self.headers(job), "text/event-stream")
 
@@ -247,8 +252,8 @@ class Answer:
             event = {"b64_json": base64(await self.file(images[0])), "seed": images[0].seed, "notices": job.notices}
             yield _event(f"{self.event}.completed", {**event, **common, **self.described(job)})
         except Refused as error:  # the status has gone out already
-            told = {"message": str(error), "type": "server_error", "param": error.param, "code": error.code}
-            yield _event("error", {"error": told})
+            detail = {"message": error.detail, "type": "server_error", "param": error.param, "code": error.code}
+            yield _event("error", {"error": detail})
         finally:
             job.future.cancel()
 

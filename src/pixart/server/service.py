@@ -1,6 +1,7 @@
 """What both protocols share: the models, checking a request, running it for as long as its client waits."""
 
 import asyncio
+import contextlib
 import io
 import logging
 import math
@@ -15,12 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
+from pixart.checkpoints.adapters import Lora, check_fit, is_adapter, linear_shapes, read_loras
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
 from pixart.config import unknown
 from pixart.diffusion.solvers import Step
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, shown
 from pixart.pipeline.bins import fit
 from pixart.pipeline.engine import DeadlinePassed, Engine, Job, QueueFull, as_sentence, work_of
 from pixart.pipeline.image_files import save_image
@@ -32,16 +35,17 @@ from pixart.server.limits import Limits
 from pixart.server.metrics import Metrics
 
 logger = logging.getLogger("pixart.server")
+MOST_LORAS, MOST_STRENGTH = 8, 10
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
-class Refused(PixArtError):
+class Refused(HTTPException):
     """A request that is answered with an error: its HTTP status, the field that is wrong, OpenAI's error code."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str = "", seconds: float = 0):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-        self.headers = {"retry-after": str(max(1, math.ceil(seconds)))} if status in (429, 503) else {}
+        headers = {"retry-after": str(max(1, math.ceil(seconds)))} if status in (429, 503) else None
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
 
 
 class ClientLeft(Exception):
@@ -58,17 +62,19 @@ class Source:
     dtype: str = "auto"
     device: str = "auto"
     memory: Memory = PLAIN
+    loras: Path | None = None  # a folder of adapters
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is served; `pipeline` is None until it is loaded."""
+    """A model that is served; `pipeline` is None until it is loaded. `loras` are the adapters that fit it, by name."""
 
     name: str
     source: Source
     folder: ModelFolder
     runtime: Runtime
     pipeline: Pipeline | None = None
+    loras: dict[str, Lora] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -81,7 +87,22 @@ def open_model(source: Source, name: str | None = None) -> Model:
     """Check a model's files and the device; loads nothing. Raises as `open_model_folder` and `choose_runtime` do."""
     folder = open_model_folder(source.model, fast=source.fast)
     runtime = choose_runtime(folder, source.engine, source.dtype, source.memory, source.device)
-    return Model(name or folder.name + ("-fast" if source.fast else ""), source, folder, runtime)
+    loras = find_loras(source.loras, folder) if source.loras is not None else {}
+    return Model(name or folder.name + ("-fast" if source.fast else ""), source, folder, runtime, loras=loras)
+
+
+def find_loras(place: Path, folder: ModelFolder) -> dict[str, Lora]:
+    """The adapters in a folder that fit a model, by their names. Raises PixArtError for one that is damaged."""
+    if not place.is_dir():
+        raise PixArtError(f"There is no folder {place}; give one with adapters.")
+    found: dict[str, Lora] = {}
+    text = linear_shapes(folder.path / "text_encoder")
+    for path in sorted(path for path in place.iterdir() if is_adapter(path)):
+        lora = read_loras([(path, 1.0)])[0]
+        with contextlib.suppress(PixArtError):  # it is for another model
+            check_fit([lora], folder.transformer, text)
+            found[path.stem] = lora
+    return found
 
 
 def load_model(model: Model) -> Model:
@@ -132,6 +153,7 @@ class Service:
             for name, model in list(self.models.items()):
                 fresh = await asyncio.to_thread(open_model, model.source, name)
                 if changed_only and model.pipeline is not None and fresh.stamp == self.stamps[name]:
+                    self.models[name] = replace(model, loras=fresh.loras)
                     continue
                 self.models[name] = await asyncio.to_thread(load_model, fresh)
                 self.stamps[name] = fresh.stamp
@@ -149,6 +171,19 @@ class Service:
         if model.pipeline is None:
             raise Refused(503, "The model is being loaded; try again.", None, "not_ready", 5)
         return model
+
+    def loras(self, model: Model, wanted: list[tuple[str, float]], param: str) -> tuple[Lora, ...]:
+        """Adapters by name and strength. Raises Refused."""
+        if len(wanted) > MOST_LORAS:
+            message = f"There are {len(wanted)} adapters; at most {MOST_LORAS} are used together."
+            raise Refused(400, message, param, "invalid_value")
+        for name, strength in wanted:
+            if name not in model.loras:
+                raise Refused(400, unknown("adapter", name, model.loras), param, "invalid_value")
+            if not abs(strength) <= MOST_STRENGTH:
+                message = f"The strength of an adapter must be from -{MOST_STRENGTH} to {MOST_STRENGTH}."
+                raise Refused(400, message, param, "invalid_value")
+        return tuple(replace(model.loras[name], strength=strength) for name, strength in wanted)
 
     def check(self, model: Model, values: dict[str, Any], fields: dict[str, str]) -> Request:
         """A request by the arguments of `make_request`, within the limits; `fields` are the protocol's names of them.
@@ -212,13 +247,18 @@ class Service:
         return Refused(400, str(error), None, "invalid_value")
 
     def submit(
-        self, http: HttpRequest, model: Model, request: Request, on_step: Callable[[int, Step], None] | None = None
+        self,
+        http: HttpRequest,
+        model: Model,
+        request: Request,
+        loras: tuple[Lora, ...],
+        on_step: Callable[[int, Step], None] | None = None,
     ) -> Job:
         """Put a checked request in the queue. Raises Refused where it is full."""
         deadline = http.state.began + self.limits.request_seconds
         try:
             job = self.engine.submit(
-                model.pipeline, request, owner=http.state.owner, on_step=on_step, deadline=deadline
+                model.pipeline, request, owner=http.state.owner, on_step=on_step, deadline=deadline, loras=loras
             )
         except QueueFull as full:
             self.metrics.rejected.labels("queue_full").inc()
@@ -319,6 +359,16 @@ def preview(pipeline: Pipeline, request: Request, step: Step) -> Any:
         return fit(Image.fromarray(pipeline.networks.decode(step.x_0)[0]), request.height, request.width)
     except MemoryError:
         return None
+
+
+def as_strength(text: str, param: str) -> float:
+    """The strength of an adapter as it was written; 1 if it was not. Raises Refused."""
+    try:
+        return float(text or 1)
+    except ValueError:
+        raise Refused(
+            400, f'The strength of an adapter is a number, not "{shown(text)}".', param, "invalid_value"
+        ) from None
 
 
 def base64(data: bytes) -> str:
