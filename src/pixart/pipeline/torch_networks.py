@@ -96,7 +96,6 @@ class TorchNetworks:
     def set_loras(self, loras: Sequence[Lora]) -> None:
         self.loras, self._batch = tuple(loras), None
         self._encoded.clear()
-        self.__dict__.pop("_text_cache", None)  # whose key names what changes the text encoder
         for name, network in self._loaded.items():
             self._adapt(name, network)
 
@@ -118,7 +117,9 @@ class TorchNetworks:
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode texts in one pass over the file of a streamed text encoder, but for those that are cached."""
-        streamed, cache = self.memory.text_encoder == "streamed", self._text_cache
+        streamed = self.memory.text_encoder == "streamed"
+        adapted = any(lora.adapter.text_layers for lora in self.loras)
+        cache = None if adapted else self._text_cache  # which is of the text encoder as it is
         if self.memory.text_states is not None or not (streamed or cache):
             return
         new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
@@ -144,7 +145,6 @@ class TorchNetworks:
         precision = encoder_precision(self.precision, memory.text_encoder_dtype)
         how = {"storage": precision.storage, "arithmetic": precision.arithmetic, "device": self.place.type}
         how |= {"held": f"{memory.text_encoder} {memory.text_encoder_8bit}", "tokens": str(self.folder.max_tokens)}
-        how |= {f"lora {lora.sha256}": str(lora.strength) for lora in self.loras if lora.adapter.text_layers}
         return TextCache(memory.text_cache, hashes_of(path, files) | how)
 
     def encode(self, text: str) -> tuple[Text, str]:
