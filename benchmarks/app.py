@@ -1,4 +1,4 @@
-"""How long the studio takes from a click to a preview and to a picture, and what memory it holds.
+"""How long the studio takes from a click to a preview and to an image, and what memory it holds.
 
     python benchmarks/app.py --repeats 5
 
@@ -42,7 +42,7 @@ def main() -> None:
 def measure(address: str, pid: int, options: argparse.Namespace, to_address: float) -> None:
     from playwright.sync_api import sync_playwright
 
-    previews, pictures, fours = [], [], []
+    previews, images, fours = [], [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
         page = browser.new_page()
@@ -53,13 +53,13 @@ def measure(address: str, pid: int, options: argparse.Namespace, to_address: flo
         to_page = time.perf_counter() - opened
         page.wait_for_timeout(3000)
         idle = memory(pid, "VmRSS")
-        for number, times in ((1, pictures), (4, fours)):
+        for number, times in ((1, images), (4, fours)):
             page.fill("#number input[type=number]", str(number))
             for repeat in range(options.repeats + 1):
                 page.fill("#prompt textarea", f"a red apple, 3D {repeat}")
                 page.wait_for_timeout(1000)
                 clicked = time.perf_counter()
-                page.click("#draw")
+                page.click("#generate")
                 page.wait_for_selector('#tiles figure[data-state="preview"] img')
                 preview = time.perf_counter() - clicked
                 page.wait_for_function("n => document.querySelectorAll('#gallery img').length >= n", arg=number)
@@ -74,12 +74,12 @@ def measure(address: str, pid: int, options: argparse.Namespace, to_address: flo
         ("command to address", [to_address]),
         ("address to page", [to_page]),
         ("click to first preview", previews),
-        ("click to one picture of 256 px, 20 steps", pictures),
-        ("click to four pictures", fours),
+        ("click to one image of 256 px, 20 steps", images),
+        ("click to four images", fours),
     ):
         spread = f"{min(times):.2f} to {max(times):.2f} s" if len(times) > 1 else "once"
         print(f"| {name} | {statistics.median(times):.2f} s | {spread} |")
-    for name, size in (("idle, model loaded", idle), ("after the drawings", after), ("peak", peak)):
+    for name, size in (("idle, model loaded", idle), ("after the generations", after), ("peak", peak)):
         print(f"| memory: {name} | {size / 1e6:.0f} MB | |")
 
 

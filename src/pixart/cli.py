@@ -124,7 +124,7 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return run_command(Verify, rest, "pixart verify", verify)
         case ["app", *rest]:
-            from pixart.web.command import run as app
+            from pixart.studio.command import run as app
 
             with quiet_libraries():
                 return app(rest)

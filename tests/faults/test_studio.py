@@ -2,18 +2,21 @@
 
 import base64
 import contextlib
-import http.client
 import json
 import os
-import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from studio_site import serving
+
+from pixart import Pipeline
+from pixart.pipeline.image_files import read_settings
+from pixart.studio.runs import Runs
 
 HARM = {
     "GRADIO_ALLOWED_PATHS": "/", "GRADIO_DEBUG": "true", "GRADIO_BLOCKED_PATHS": "/x", "GRADIO_ROOT_PATH": "/elsewhere",
@@ -22,61 +25,6 @@ HARM = {
     "GRADIO_RUN_HISTORY": "true", "GRADIO_PROFILING": "1", "GRADIO_LOCAL_DEV_MODE": "1",
     "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9",
 }  # fmt: skip
-
-
-class Site:
-    def __init__(self, port: int, outputs: Path, process):
-        self.port, self.outputs, self.process = port, outputs, process
-
-    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str):
-        """Status and body; headers by names with underscores. "Host" may be any text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        host = named.pop("Host", f"127.0.0.1:{self.port}")
-        connection.putrequest(method, path, skip_host=True)
-        for name, value in {"Host": host, **named}.items():
-            connection.putheader(name, value)
-        if body is not None and "Transfer-Encoding" not in named:
-            connection.putheader("Content-Length", str(len(body)))
-        try:
-            connection.endheaders(body)
-            answer = connection.getresponse()
-            self.headers = answer.headers
-            return answer.status, answer.read()
-        finally:
-            connection.close()
-
-    def status(self, path: str, *rest, **headers) -> int:
-        return self.ask(path, *rest, **headers)[0]
-
-    def upload(self, content: bytes, name: str = "a.png", **headers: str):
-        body = (
-            f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-            + content
-            + b"\r\n--b--\r\n"
-        )
-        return self.ask("/gradio_api/upload", "POST", body, Content_Type="multipart/form-data; boundary=b", **headers)
-
-
-@contextlib.contextmanager
-def serving(model, folder: Path, *options: str, **environment: str):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pixart", "app", "--port", str(port), "--model", str(model), *options]
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("GRADIO_", "SPACE_", "PIXART_"))}
-    process = subprocess.Popen(
-        command, cwd=folder, env=clean | own | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        address = process.stdout.readline().strip()
-        assert address.endswith(f":{port}/"), address + process.stderr.read()
-        yield Site(port, folder / "outputs", process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 130
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -222,54 +170,64 @@ def test_a_space_answers_to_its_own_name_without_a_password(tiny_model_with_grap
         assert site.status("/config", Host="evil.example") == 403
 
 
-def test_a_tokenizer_that_panics_does_not_end_the_studio(tiny_model_with_graphs, tmp_path):
-    """A model that panics is loaded in the worker; the next job is done all the same."""
-    program = f"""
-import pathlib, shutil, sys, json
-from pixart.web.models import Choice
-from pixart.web.studio import Studio
-from pixart.web.form import default_form
-from dataclasses import replace
-bad = pathlib.Path(shutil.copytree({str(tiny_model_with_graphs)!r}, "bad"))
-file = bad / "tokenizer" / "tokenizer.json"
-value = json.loads(file.read_text())
-value["normalizer"] = {{"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}}
-file.write_text(json.dumps(value))
-studio = Studio(Choice({str(tiny_model_with_graphs)!r}), pathlib.Path("out"))
-class Panic(BaseException):
-    def __str__(self):
-        raise RuntimeError("no text either")
-def panic(job):
-    raise Panic
-def leave(job):
-    sys.exit(7)
-jobs = [studio.swap("a", Choice(str(bad))), studio.queue.submit(panic, owner="b", title=""),
-        studio.queue.submit(leave, owner="c", title="")]
-form = replace(default_form(studio.models.folder), prompt="a fox", steps=1, width=64, height=64)
-jobs.append(studio.draw("d", form))
-print([job.over.wait(60) and (job.state, bool(job.error)) for job in jobs])
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    states = re.findall(r"\('(\w+)', (\w+)\)", done.stdout)
-    assert states == [("failed", "True")] * 3 + [("done", "False")], done.stdout + done.stderr
+SMALL = {"width": 64, "height": 64, "steps": 1, "random_seed": False}
 
 
-def test_visitors_that_are_gone_hold_no_memory(tiny_model_with_graphs, tmp_path):
-    from pixart.web.work_queue import WorkQueue
+def test_a_tokenizer_that_panics_does_not_end_the_studio(site, tiny_model_with_graphs, tmp_path):
+    """Loading such a model is one sentence, and the page goes on with the model before."""
+    bad = Path(shutil.copytree(tiny_model_with_graphs, tmp_path / "bad"))
+    file = bad / "tokenizer" / "tokenizer.json"
+    value = json.loads(file.read_text())
+    value["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
+    file.write_text(json.dumps(value))
+    visitor = site.visit()
+    _, said = visitor.press("load", which="A folder or a hub id", source=str(bad))
+    assert "goes on with" in said and "Traceback" not in said
+    assert visitor.press("generate", prompt="after a panic", **SMALL)[0]
 
-    queue = WorkQueue()
-    try:
-        for number in range(2000):
-            work = Work()
-            queue.submit(work, owner=f"tab {number}", title="").over.wait(60)
-        assert sum(len(queue.jobs_of(f"tab {number}")) for number in range(2000)) <= 100
-    finally:
-        queue.close()
-        shutil.rmtree(tmp_path, ignore_errors=True)
+
+def test_two_visitors_at_once_get_the_images_that_each_gets_alone(site, tiny_model_with_graphs):
+    asked = {"a red fox": {"num_images": 3, "seed": 11}, "a green house": {"num_images": 2, "seed": 400}}
+    same = {"width": 64, "height": 64, "steps": 3}
+
+    def press(prompt: str) -> bool:
+        page = {"number": asked[prompt]["num_images"], "seed": asked[prompt]["seed"], "random_seed": False}
+        return site.visit().press("generate", prompt=prompt, **page, **same)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(press, asked)) == [True, True]
+    runs = Runs(site.outputs)
+    alone = Pipeline.from_pretrained(tiny_model_with_graphs)
+    for prompt, settings in asked.items():
+        wanted = [one["pixels_sha256"] for one in alone(prompt, **settings, **same).settings]
+        files = runs.files(runs.search(prompt)[0][0])
+        assert [read_settings(file)["pixels_sha256"] for file in files] == wanted
+    # What the page did not send as it should is refused, and the next click works.
+    for wrong in ({"steps": "many"}, {"seed": -5}, {"width": 100}, {"prompt": "x" * 10_000_000}, {"style": "oil"}):
+        success, said = site.visit().press("generate", **({"prompt": "a fox"} | SMALL | wrong))
+        assert not success and "Traceback" not in said
+    assert press("a red fox")
 
 
-class Work:
-    view = None
+def test_a_visitor_who_leaves_stops_the_generation_and_the_next_one_has_a_turn(site):
+    gone, stayed = site.visit(), site.visit()
+    gone.join("generate", prompt="gone", number=100, steps=100, random_seed=False)
+    with gone.listening() as messages:
+        next(message for message in messages if message["msg"] == "process_generating")
+    assert stayed.press("generate", prompt="stayed", **SMALL)[0]
+    (kept,) = [json.loads(file.read_text()) for file in site.outputs.glob("*-stayed/run.json")]
+    assert len(kept["pictures"]) == 1
+    assert sum(len(list(folder.glob("*.png"))) for folder in site.outputs.glob("*-gone")) < 100
 
-    def __call__(self, job):
-        return "x" * 100_000
+
+def test_visitors_that_are_gone_hold_no_memory(site):
+    def visits(number: int) -> int:
+        for _ in range(number):
+            assert site.visit().press("generate", prompt="a fox", **SMALL)[0]
+        status = Path(f"/proc/{site.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])  # KiB
+
+    for _ in range(110):  # as many as Gradio remembers, and more
+        assert site.visit().press("search", "change", search="fox")[0]
+    before = visits(10)
+    assert visits(40) - before < 40 * 100  # it was 800 KiB for each

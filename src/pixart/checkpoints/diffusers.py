@@ -13,7 +13,7 @@ from pixart.checkpoints.names import to_diffusers_names, to_official_names
 from pixart.checkpoints.tensors import check_tensors, refuse_not_finite, save_tensors, shapes, widened
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import read_json_object, write_json
-from pixart.weights import FLOATS, OnBytes, map_tensors, read_headers, stream, weight_files
+from pixart.weights import OnBytes, map_tensors, read_headers, refuse_quantised, stream, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -90,11 +90,9 @@ def load_transformer(
 
     from pixart.model.pixart import PixArt
 
-    folder = Path(folder)
-    config = read_config(folder / CONFIG_NAME)
+    config, paths = check_transformer(Path(folder))
     with torch.device("meta"):
         model = PixArt(config).to(dtype or torch.float32)
-    paths = _checked(folder, to_diffusers_names(model.state_dict(), config.depth))
     places = to_diffusers_names(model.to_empty(device=device).state_dict(), config.depth)
     with torch.no_grad():
         for name, tensor in stream(paths, on_bytes):
@@ -115,32 +113,34 @@ def assemble(config: "PixArtConfig", state: "dict[str, torch.Tensor]", dtype: "t
     return model.eval()
 
 
-def _checked(folder: Path, expected: "dict[str, torch.Tensor]") -> list[Path]:
-    """The weights files of a `transformer/` folder, if they hold the tensors `expected`, by their headers."""
+def check_transformer(folder: Path) -> "tuple[PixArtConfig, list[Path]]":
+    """Config and weights files of a `transformer/` folder, in which every tensor is that of the config, by the headers.
+
+    Raises:
+        PixArtError: a file is missing or damaged, or holds another network; the message names the file.
+    """
+    import torch
+
+    from pixart.model.pixart import PixArt
+
+    config = read_config(folder / CONFIG_NAME)
+    with torch.device("meta"):
+        expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
     paths = weight_files(folder, WEIGHTS_NAME)
+    refuse_quantised(paths)
     where = str(paths[0] if len(paths) == 1 else folder / f"{WEIGHTS_NAME}.index.json")
-    stored = {name: each for name, each in read_headers(paths).items() if name != NOT_TRAINED}
-    check_tensors({name: each.shape for name, each in stored.items()}, shapes(expected), where)
-    for name, each in stored.items():
-        if each.dtype not in FLOATS.values():
-            raise PixArtError(f"{where} holds {name} as {each.dtype}, and not as floating-point numbers.")
-    return paths
+    found = {name: stored.shape for name, stored in read_headers(paths).items() if name != NOT_TRAINED}
+    check_tensors(found, shapes(expected), where)
+    return config, paths
 
 
 def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
     """Config and tensors (official names) of a `transformer/` folder as they are stored, for a conversion.
 
     Raises:
-        PixArtError: as `load_transformer`; or there is NaN or infinity among the weights.
+        PixArtError: as `check_transformer`; or there is NaN or infinity among the weights.
     """
-    import torch
-
-    from pixart.model.pixart import PixArt
-
-    folder = Path(folder)
-    config = read_config(folder / CONFIG_NAME)
-    with torch.device("meta"):
-        paths = _checked(folder, to_diffusers_names(PixArt(config).state_dict(), config.depth))
+    config, paths = check_transformer(Path(folder))
     state = {name: tensor for path in paths for name, tensor in map_tensors(path).items() if name != NOT_TRAINED}
     refuse_not_finite(state, str(folder))
     return config, to_official_names(widened(state), config.depth)

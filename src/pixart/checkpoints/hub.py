@@ -6,7 +6,6 @@ safetensors and graphs; never a pickle, and of weights in several precisions one
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
 from pixart.errors import PixArtError
 
-Wanted = Literal["model", "transformer", "parts", "configs"]  # `parts` are what an official file lacks
+Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -28,6 +27,7 @@ SMALL_FILES = [
     *(f"{part}/*{end}" for part in ("scheduler", "tokenizer") for end in (".json", ".txt", ".model")),
 ]
 WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_model", "vae/": "diffusion_pytorch_model"}
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
     "transformer": ("transformer/",),
@@ -53,7 +53,7 @@ def resolve(source: str | Path, wanted: Wanted = "model") -> Path:
     if not looks_like_hub_id(source):
         return Path(source)
     folder = Path(_download(str(source), wanted, tqdm_class=_bar()))
-    if not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
+    if wanted != "adapter" and not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
         raise PixArtError(
             f"{source} on the Hub holds no model in the layout of Diffusers: there is no model_index.json."
         )
@@ -78,6 +78,8 @@ def patterns(wanted: Wanted) -> list[str]:
 
     A repository of a transformer alone has its files at the root.
     """
+    if wanted == "adapter":
+        return ADAPTER_FILES
     places = WANTED_WEIGHTS[wanted]
     chosen = [*SMALL_FILES]
     for place in (*places, "") if "transformer/" in places else places:
@@ -106,37 +108,26 @@ def _download(hub_id: str, wanted: Wanted, **options):
             "'pixart[torch]'"
         ) from None
     name, _, revision = hub_id.partition("@")
+    sentences = {
+        errors.GatedRepoError: f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give "
+        "your token in HF_TOKEN.",
+        errors.RevisionNotFoundError: f"{name} has no revision {revision}; give a branch, tag or commit of it.",
+        errors.RepositoryNotFoundError: f"{hub_id} is neither a folder here nor a repository on the Hub that you may "
+        "read; look at the spelling, and for a private one give your token in HF_TOKEN.",
+        errors.LocalEntryNotFoundError: f"{hub_id} is no folder here, not in the cache {constants.HF_HUB_CACHE}, and "
+        f"the Hub cannot be reached; unset {OFFLINE} if it is set, try again with a network, or give a folder.",
+    }
     with _users_offline_setting():
         try:
             return snapshot_download(name, revision=revision or None, allow_patterns=patterns(wanted), **options)
         except Exception as error:  # every way in which a network can fail has its own class, in several libraries
-            causes = [error]
-            while causes[-1].__cause__ is not None:
-                causes.append(causes[-1].__cause__)
+            cause: BaseException | None = error
+            while cause is not None:
+                for kind, sentence in sentences.items():
+                    if isinstance(cause, kind):
+                        raise PixArtError(sentence) from None
+                cause = cause.__cause__
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            for kind, sentence in (
-                (
-                    errors.GatedRepoError,
-                    f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give your token "
-                    "in HF_TOKEN.",
-                ),
-                (
-                    errors.RevisionNotFoundError,
-                    f"{name} has no revision {revision}; give one of its branches, tags or commits.",
-                ),
-                (
-                    errors.RepositoryNotFoundError,
-                    f"{hub_id} is neither a folder here nor a repository on the Hub that you may read; look at the "
-                    "spelling, and for a private one give your token in HF_TOKEN.",
-                ),
-                (
-                    errors.LocalEntryNotFoundError,
-                    f"{hub_id} is no folder here and not in the cache {constants.HF_HUB_CACHE}, and the Hub cannot be "
-                    f"reached; unset {OFFLINE} if it is set, try again with a network, or give the path of a folder.",
-                ),
-            ):
-                if any(isinstance(cause, kind) for cause in causes):
-                    raise PixArtError(sentence) from None
             raise PixArtError(
                 f"The download of {name} broke off ({reason}); run the same again, and it goes on where it stopped."
             ) from None
@@ -157,11 +148,11 @@ def _users_offline_setting() -> Iterator[None]:
 
 
 def _bar() -> type:
-    """A bar on a terminal, a line of its end elsewhere."""
+    """A bar on a terminal, and nothing elsewhere."""
     from tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *arguments, name: str | None = None, disable: bool | None = None, **options):
-            super().__init__(*arguments, disable=None, file=sys.stderr, **options)
+            super().__init__(*arguments, disable=None, **options)
 
     return Bar

@@ -8,9 +8,12 @@ from pixart.errors import PixArtError, UsageError
 from pixart.weights import stored_dtypes, weight_files
 
 
-def transformer_folder(source: Path) -> Path | None:
-    """The folder in `source` that holds a transformer's config.json: its `transformer/`, or itself."""
-    return next((folder for folder in (source / "transformer", source) if (folder / CONFIG_NAME).is_file()), None)
+def transformer_folder(source: Path) -> Path:
+    """The folder in `source` with a transformer's config.json: its `transformer/`, or itself, else PixArtError."""
+    for folder in (source / "transformer", source):
+        if (folder / CONFIG_NAME).is_file():
+            return folder
+    raise PixArtError(f"{source} holds no transformer: there is no {source / 'transformer' / CONFIG_NAME}.")
 
 
 def read_source(
@@ -28,8 +31,6 @@ def read_source(
     if ema or num_heads is not None or image_size is not None:
         raise UsageError("--num-heads, --ema and --image-size are for official files; a folder says its own sizes.")
     folder = transformer_folder(source)
-    if folder is None:
-        raise PixArtError(f"{source} holds no transformer: there is no {source / 'transformer' / CONFIG_NAME}.")
     config, state = read_transformer(folder)
     files = tuple(weight_files(folder, WEIGHTS_NAME))
     return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files, stored_dtypes(files))

@@ -128,7 +128,7 @@ def generate(options: Generate) -> int:
         check_output(target)
         if there:
             progress.say(f"{there:,} images are there already.")
-        if options.settings.seed == RANDOM_SEED or (options.settings.seed is None and options.prompts is None):
+        if options.settings.seed in (None, RANDOM_SEED) and options.prompts is None:
             progress.say(f"The seed is {request.seed}, chosen at random; --seed {request.seed} generates this again.")
         if notice := style_notice(request.style, folder.styles):
             progress.say(notice)

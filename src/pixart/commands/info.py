@@ -1,4 +1,4 @@
-"""`pixart info`: what a model folder, a hub id, an official file or a run folder is."""
+"""`pixart info`: what a model folder, a hub id or an official file is."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ class Info:
     """
 
     source: Positional[Annotated[str | None, shown("SOURCE", "ours")]] = None
-    """A model folder, a hub id, a transformer's folder, an official .pth or safetensors file, a DiT, a run folder."""
+    """A model folder, a hub id, a transformer's folder, an official .pth or safetensors file, or a DiT."""
     parts: Annotated[str | None, shown("FOLDER", "none")] = None
     """For an official file: the model folder or hub id whose other parts it would sample with."""
     ema: bool = False

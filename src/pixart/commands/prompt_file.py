@@ -15,6 +15,7 @@ from pixart.pipeline.restore import NAMES
 
 MAX_BYTES = 16 << 20
 MAX_LINES = 100_000
+TOGETHER = 64  # prompts of a job; what is encoded of them may be kept until its end
 KEYS = ("prompt", "num_images", "image", "mask", "outpaint", *NAMES)
 
 
@@ -50,13 +51,14 @@ def jobs_of(
             left.append(Job(request, targets))
     jobs = []
     for _, group in itertools.groupby(left, lambda job: _settings_of(job.request)):
-        some = list(group)
-        together = replace(
-            some[0].request,
-            prompts=tuple(prompt for job in some for prompt in job.request.prompts),
-            resolved_prompts=tuple(prompt for job in some for prompt in job.request.resolved_prompts),
-        )
-        jobs.append(Job(together, [target for job in some for target in job.targets]))
+        alike = list(group)
+        for some in (alike[start : start + TOGETHER] for start in range(0, len(alike), TOGETHER)):
+            together = replace(
+                some[0].request,
+                prompts=tuple(prompt for job in some for prompt in job.request.prompts),
+                resolved_prompts=tuple(prompt for job in some for prompt in job.request.resolved_prompts),
+            )
+            jobs.append(Job(together, [target for job in some for target in job.targets]))
     return jobs, there
 
 

@@ -2,14 +2,12 @@
 
 The idea is DAAM's (Tang et al. 2022, arXiv 2210.04885): the softmax weights of cross-attention, averaged over heads,
 layers and steps. There they are stretched from the many sizes of a U-Net; here all blocks see the same grid of tokens.
-Only the rows with the prompt count, not the unconditional ones. The network computes every x_t of a finished
-generation once more, so that any engine may have generated it, and the image cannot have changed by it. Needs the
-extra `torch`.
+Only the rows with the prompt count, not the unconditional ones. Needs the extra `torch`.
 """
 
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,21 +17,23 @@ import numpy as np
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import UsageError
 from pixart.pipeline.networks import choose_runtime, load_networks
-from pixart.pipeline.pipeline import Pipeline
-from pixart.pipeline.trace import Trace
+from pixart.pipeline.pipeline import Generated, OnStep, Pipeline
+from pixart.pipeline.request import Request
 
 MARKS = {"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Sc", "Sk", "Sm"}  # punctuation and such, but no emoji
+# From the lowest share, which leaves the image as it is, over violet and orange to yellow: RGBA.
+COLOURS = np.array([[40, 0, 90, 0], [110, 20, 150, 90], [220, 60, 80, 170], [255, 150, 20, 210], [255, 240, 90, 235]])
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """How the image's tokens share their attention among the words, at each of S steps.
+    """How the tokens of an image share their attention among the words, as a mean of steps, blocks and heads.
 
     Attributes:
         words: W words of the prompt, in order.
-        shares: (S, W, rows, columns) float32, of all attention at that place: at most 1 over the words.
-        rest: (S, rows, columns) float32, what is left for the text encoder's own tokens (start and end of the text)
-            and for punctuation. Words and rest sum to 1.
+        shares: (W, rows, columns) float32, of all attention at that place: at most 1 over the words.
+        rest: (rows, columns) float32, what is left for the text encoder's own tokens (start and end of the text) and
+            for punctuation. Words and rest sum to 1.
     """
 
     words: tuple[str, ...]
@@ -41,76 +41,74 @@ class AttentionMaps:
     rest: np.ndarray
 
 
-def torch_networks(pipeline: Pipeline) -> Any:
-    """The pipeline's own networks in torch, or, where ONNX Runtime computes, others loaded from the same folder.
+def torch_pipeline(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline if torch computes it, else another of the same folder that does.
 
     Raises:
-        ModuleNotFoundError: the extra `torch` is not installed.
+        PixArtError: torch is not installed.
     """
-    from pixart.pipeline.torch_networks import TorchNetworks
+    if pipeline.networks.name == "torch":
+        return pipeline
+    runtime = choose_runtime(pipeline.folder, "torch", "float32", device="cpu")
+    return Pipeline(pipeline.folder, load_networks(pipeline.folder, runtime))
 
-    if isinstance(pipeline.networks, TorchNetworks):
-        return pipeline.networks
-    return load_networks(pipeline.folder, choose_runtime(pipeline.folder, "torch", "float32", device="cpu"))
 
+def generate_with_maps(
+    pipeline: Pipeline,
+    request: Request,
+    on_step: OnStep | None = None,
+    on_notice: Callable[[str], None] | None = None,
+) -> tuple[Generated, AttentionMaps]:
+    """Generate the one image of a checked request and keep the weights with which the network read the prompt.
 
-def attention_maps(
-    networks: Any, trace: Trace, *, blocks: Sequence[int] | None = None, on_step: Callable[[int], None] | None = None
-) -> AttentionMaps:
-    """Compute every step of a trace again and keep the weights with which the network reads the prompt.
-
-    Args:
-        networks: in torch, with the weights that generated the image; see `torch_networks`.
-        trace: the image's steps.
-        blocks: which blocks to average over; None means all.
-        on_step: called with the index of every step before it is computed; may raise to stop.
+    The image is the one that `pipeline.generate` gives. `pipeline` must be in torch, see `torch_pipeline`.
 
     Raises:
-        UsageError: the network has no such block.
+        UsageError: the request is for more than one image.
     """
-    prompt, folder = trace.generated.settings["resolved_prompt"], networks.folder
-    text, _ = networks.encode(prompt)
-    words, members = words_of(
-        Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens), prompt
-    )
-    denoiser = networks.denoiser
-    depth, patch = len(denoiser.blocks), denoiser.config.patch_size
-    chosen = tuple(range(depth)) if blocks is None else tuple(blocks)
-    if not chosen or not set(chosen) <= set(range(depth)):
-        raise UsageError(f"There are no blocks {list(chosen)}; give at least one, from 0 to {depth - 1}.")
-    layers = [denoiser.blocks[i].cross_attn for i in chosen]
-    grid = (trace.x_t.shape[2] // patch, trace.x_t.shape[3] // patch)
-    shares = np.empty((len(trace.timesteps), len(words), *grid), np.float32)
-    rest = np.empty((len(trace.timesteps), *grid), np.float32)
-    for step, (x_t, timestep) in enumerate(zip(trace.x_t, trace.timesteps, strict=True)):
-        if on_step is not None:
-            on_step(step)
-        with _watched(layers) as seen:
-            networks.denoise(networks.latents(x_t[None]), [timestep], [text], [0])
-        tokens = np.mean(seen, axis=0)  # (N, L)
-        for word, places in enumerate(members):
-            shares[step, word] = tokens[:, places].sum(axis=1).reshape(grid)
-        rest[step] = np.delete(tokens, [i for places in members for i in places], axis=1).sum(axis=1).reshape(grid)
-    return AttentionMaps(words, shares, rest)
+    if len(request.prompts) * len(request.seeds) != 1:
+        raise UsageError("Attention maps are made of one image at a time; give one prompt and one seed.")
+    path = pipeline.folder.path
+    tokenizer = Tokenizer(path / "tokenizer", path / "text_encoder", pipeline.folder.max_tokens)
+    words, members = words_of(tokenizer, request.resolved_prompts[0])
+    with _watched() as seen:
+        (generated,) = pipeline.generate(request, on_step, on_notice)
+    mean = seen.total / seen.count  # (N, L)
+    step = pipeline.folder.size_multiple
+    grid = (request.image_height // step, request.image_width // step)
+    shares = [mean[:, places].sum(axis=1).reshape(grid) for places in members]
+    shares = np.stack(shares) if shares else np.zeros((0, *grid), np.float32)
+    return generated, AttentionMaps(words, shares, 1 - shares.sum(axis=0))
+
+
+@dataclass
+class _Seen:
+    total: Any = 0.0
+    count: int = 0
 
 
 @contextmanager
-def _watched(layers: list[Any]) -> Iterator[list[np.ndarray]]:
-    """While open, each pass of this thread through `layers` (CrossAttention) adds its weights, (N, L) float32."""
-    seen: list[np.ndarray] = []
-    me = threading.get_ident()
+def _watched() -> Iterator[_Seen]:
+    """While open, each pass of this thread adds what its first row reads in each block, (N, L) float32."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from pixart.model.block import CrossAttention
+
+    seen, me = _Seen(), threading.get_ident()
 
     def look(layer, inputs) -> None:
-        if threading.get_ident() == me:  # another thread may be using the same network
+        if isinstance(layer, CrossAttention) and threading.get_ident() == me:
             x, key, _, mask = inputs
-            seen.append(attention_weights(layer, x, key, mask).mean(dim=1)[0].cpu().numpy())
+            weights = attention_weights(layer, x[:1], key[:1], None if mask is None else mask[:1])
+            seen.total = seen.total + weights.mean(dim=1)[0].cpu().numpy()
+            seen.count += 1
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    # Not a hook of this denoiser: where networks take turns in memory, it may not be loaded yet.
+    hook = register_module_forward_pre_hook(look)
     try:
         yield seen
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 def attention_weights(layer, x, key, mask):
@@ -149,3 +147,14 @@ def words_of(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, ...], list[lis
             members.append([place])
             last = word
     return tuple(words), members
+
+
+def overlay(image: Any, share: np.ndarray) -> Any:
+    """A word's map (rows, columns) over an RGB PIL image in grey, from its lowest share (nothing) to its highest."""
+    from PIL import Image
+
+    value = (share - share.min()) / max(float(np.ptp(share)), 1e-9) * (len(COLOURS) - 1)
+    colours = np.stack([np.interp(value, range(len(COLOURS)), COLOURS[:, i]) for i in range(4)], axis=-1)
+    heat = Image.fromarray(colours.round().astype(np.uint8), "RGBA").resize(image.size, Image.Resampling.BICUBIC)
+    grey = Image.blend(image, image.convert("L").convert("RGB"), 0.85).convert("RGBA")
+    return Image.alpha_composite(grey, heat).convert("RGB")

@@ -53,7 +53,7 @@ def restore_settings(path: str | Path) -> Restored:
         own = None
         notices.append(str(error))
     if own is not None:
-        request = _request(own, notices)
+        request = checked_settings(own, notices)
         if own.get("model") not in (None, "pixart-default"):
             notices.append(f'It was generated with the model "{shown(own["model"])}".')
         for lora in own["loras"] if isinstance(own.get("loras"), list) else []:
@@ -109,7 +109,7 @@ def _from_others(source: str, raw: Raw, notices: list[str]) -> dict[str, Any]:
     except UsageError:
         if schedule.lower() not in PLAIN_SCHEDULES:
             notices.append(f"The noise levels of {source} are not taken over; the model's own are used.")
-    request = _request({key: _number(value) for key, value in raw.items() if value not in (None, "")}, notices)
+    request = checked_settings({key: _number(value) for key, value in raw.items() if value not in (None, "")}, notices)
     if raw.get("model") not in (None, ""):
         notices.append(f'{source} used the model "{shown(raw["model"])}".')
     if "seed" in request:
@@ -124,7 +124,7 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _request(raw: Raw, notices: list[str]) -> dict[str, Any]:
+def checked_settings(raw: Raw, notices: list[str]) -> dict[str, Any]:
     """The fields that are what they must be; the others are left out and named."""
     prompt = raw.get("prompt")
     if not isinstance(prompt, str):

@@ -1,6 +1,7 @@
 """torch: the networks of any model that pixart reads, on any device, and when each of them is in memory."""
 
 import ctypes
+import functools
 import gc
 import platform
 import sys
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 
 from pixart.checkpoints.adapters import Lora
+from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
 from pixart.encoders.text import EncodedText, TextEncoder
-from pixart.encoders.text_states import StoredTexts, read_head
+from pixart.encoders.text_states import StoredTexts, TextCache, read_head
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import Decoder
 from pixart.model.adapters import attach, detach
@@ -93,6 +95,7 @@ class TorchNetworks:
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
         self.loras, self._batch = tuple(loras), None
+        self._encoded.clear()
         for name, network in self._loaded.items():
             self._adapt(name, network)
 
@@ -113,17 +116,36 @@ class TorchNetworks:
         return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens).max_tokens
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Encode texts in one pass over the file of a streamed text encoder."""
-        if self.memory.text_encoder != "streamed" or self.memory.text_states is not None:
+        """Encode texts in one pass over the file of a streamed text encoder, but for those that are cached."""
+        streamed = self.memory.text_encoder == "streamed"
+        adapted = any(lora.adapter.text_layers for lora in self.loras)
+        cache = None if adapted else self._text_cache  # which is of the text encoder as it is
+        if self.memory.text_states is not None or not (streamed or cache):
             return
         new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
-        if not new:
-            return
-        encoder = self.text_encoder
-        with self._reading("text encoder", encoder.file_bytes * -(-len(new) // encoder.at_once)) as encoder.on_bytes:
-            self._encoded |= zip(new, encoder.encode_all(new), strict=True)
-        for old in list(self._encoded)[: -max(KEPT_TEXTS, len(new))]:
+        cached = {text: cache.read(text) for text in new} if cache else {}
+        self._encoded |= {text: encoded for text, encoded in cached.items() if encoded}
+        new = [text for text in new if text not in self._encoded]
+        if new:
+            encoder = self.text_encoder
+            size = encoder.file_bytes * -(-len(new) // encoder.at_once)
+            with self._reading("text encoder", size) as encoder.on_bytes:
+                self._encoded |= zip(new, encoder.encode_all(new), strict=True)
+        for text in new if cache else ():
+            cache.write(text, self._encoded[text])
+        for old in list(self._encoded)[: -max(KEPT_TEXTS, len(texts))]:
             del self._encoded[old]
+
+    @functools.cached_property
+    def _text_cache(self) -> TextCache | None:
+        memory, path = self.memory, self.folder.path
+        if memory.text_cache is None:
+            return None
+        files = [file for file in self.folder.weights if file.parent == path / "text_encoder"]
+        precision = encoder_precision(self.precision, memory.text_encoder_dtype)
+        how = {"storage": precision.storage, "arithmetic": precision.arithmetic, "device": self.place.type}
+        how |= {"held": f"{memory.text_encoder} {memory.text_encoder_8bit}", "tokens": str(self.folder.max_tokens)}
+        return TextCache(memory.text_cache, hashes_of(path, files) | how)
 
     def encode(self, text: str) -> tuple[Text, str]:
         self.prepare([text])

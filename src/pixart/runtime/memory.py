@@ -12,6 +12,7 @@ from pixart.runtime.device import DTYPES
 
 DECODE = ("auto", "whole", "tiled")
 TEXT_ENCODER = ("auto", "loaded", "streamed")
+PATHS = ("text_states", "text_cache")
 PART_DTYPES = ("auto", *DTYPES)
 # Besides dtypes: these round differently from the networks as they are, so pixels may differ.
 CHANGE_PIXELS = ("text_encoder", "text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
@@ -22,7 +23,7 @@ USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image meta
 class Memory:
     """How the networks are held in memory. What is left out is decided for the machine: `pixart.runtime.plan`.
 
-    `staged`, `offload` and `text_states` change no pixel, the others may.
+    `staged`, `offload`, `text_states` and `text_cache` change no pixel, the others may.
     """
 
     staged: bool = False
@@ -42,11 +43,13 @@ class Memory:
     """float32, bfloat16, float16, or auto: bfloat16 on a GPU that computes in it, else float32."""
     text_states: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Take the encoded texts from a file of `pixart encode`, and load no text encoder."""
+    text_cache: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Keep the encoded texts in this folder, and take from it what an earlier run has encoded."""
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What is not the default, for image metadata; without `text_states`, which changes no pixel."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "text_states"}
+        """What is not the default, for image metadata; without paths, which change no pixel."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in PATHS}
         return {name: value for name, value in values.items() if value not in (getattr(Memory, name), USUAL.get(name))}
 
     @property

@@ -1,38 +1,19 @@
 """Serving the page: with a guard before Gradio, and nothing fetched from or handed to anywhere else."""
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pixart.errors import PixArtError, UsageError
-from pixart.web.guard import Access, Guard
-from pixart.web.studio import Studio
+from pixart.files import read_bytes
 
 LARGEST_UPLOAD = "32mb"
+MAX_SESSIONS = 100  # visitors, about 0.2 MB each, of whom Gradio knows which run their page shows
+MAX_WAITING = 64  # clicks of all visitors together
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-@dataclass
-class Served:
-    """A page that is being served in threads of its own."""
-
-    server: Any
-    thread: threading.Thread
-    blocks: Any
-
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(timeout=5)
-        if self.thread.is_alive():  # somebody still looks at a running image
-            self.server.force_exit = True
-            self.thread.join(timeout=5)
-        self.blocks.close(verbose=False)
 
 
 def forget_gradio_settings() -> list[str]:
@@ -46,56 +27,53 @@ def forget_gradio_settings() -> list[str]:
     return names
 
 
-def serve(
-    studio: Studio,
-    *,
-    host: str,
-    port: int,
-    open_browser: bool = False,
-    allowed_hosts: tuple[str, ...] = (),
-    password: str | None = None,
-    root_path: str = "",
-) -> tuple[Served, str]:
-    """Start serving in the background; returns what ends it by `close()`, and the address.
-
-    Args:
-        allowed_hosts: names, besides the address itself, by which browsers may reach the page.
-        password: asked for by HTTP Basic authentication, with any user name; needed where others can reach the page.
-        root_path: the path that a proxy takes away before it hands a request on.
-
-    Raises:
-        PixArtError: the port is taken, or the host is not this machine's.
-        UsageError: others could reach the page, and there is no password.
-    """
-    space = "SPACE_ID" in os.environ
-    if host not in LOOPBACK and password is None and not space:
+def check_access(host: str, password: str | None) -> None:
+    """UsageError where others could reach the page, and there is no password."""
+    if host not in LOOPBACK and password is None and "SPACE_ID" not in os.environ:
         raise UsageError(
             f"At {host} others can reach the page, so it needs a password: give a file with one (--password-file) or "
             "set PIXART_PASSWORD; or leave --host out."
         )
-    listening = _listen(host, port)
-    forget_gradio_settings()
+
+
+def serve(
+    studio,
+    listening: socket.socket,
+    *,
+    host: str,
+    allowed_hosts: tuple[str, ...] = (),
+    password: str | None = None,
+    root_path: str = "",
+) -> None:
+    """Serve the page of a Studio until a signal ends it, which is then raised as it would have been.
+
+    Args:
+        listening: see `listen`; `host` is the address that it was asked for.
+        allowed_hosts: names, besides the address itself, by which browsers may reach the page.
+        password: asked for by HTTP Basic authentication, with any user name; needed where others can reach the page.
+        root_path: the path that a proxy takes away before it hands a request on.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else a table of all events after every event
-    # Uploads and archives: a folder of our own.
-    os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(tempfile.mkdtemp(prefix="pixart-app-"))
+    uploads = os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(tempfile.mkdtemp(prefix="pixart-app-"))
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
 
-    from pixart.web.page import build_page, css, head, theme
+    from pixart.studio.guard import Access, Guard
+    from pixart.studio.page import HERE, Page, theme
 
-    page = build_page(studio)
+    page = Page(studio).blocks
     gr.set_static_paths([studio.runs.folder])  # shown as they lie there, without copies
-    page.queue(default_concurrency_limit=8, max_size=200)
+    page.state_session_capacity = MAX_SESSIONS
+    page.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
         path="",
         server_name=host,
-        server_port=port,
-        footer_links=[],
+        footer_links=["settings"],
         run_history=False,
         allowed_paths=[],
         blocked_paths=[],
@@ -107,9 +85,10 @@ def serve(
         mcp_server=False,
         root_path=root_path or None,
         theme=theme(),
-        css=css(),
-        head=head(),
+        css_paths=HERE / "page.css",
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
+    space = "SPACE_ID" in os.environ
     named = {*allowed_hosts, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
     own = {*LOOPBACK, *({host, socket.gethostname()} - {"0.0.0.0", "::"} if host not in LOOPBACK else ())}
     access = Access(
@@ -119,29 +98,16 @@ def serve(
         password=password,
         in_space=space,
     )
-    guard = Guard(app, studio.runs, temporary_folder(), access)
+    guard = Guard(app, studio, access)
     config = uvicorn.Config(guard, log_level="warning", ws="none", timeout_graceful_shutdown=3, proxy_headers=False)
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None
-    thread = threading.Thread(target=server.run, args=([listening],), name="pixart-server", daemon=True)
-    thread.start()
-    while not server.started:
-        if not thread.is_alive():
-            raise PixArtError(f"The page cannot be served at {host}:{port}.")
-        time.sleep(0.01)
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}/"
-    if open_browser:
-        import webbrowser
-
-        webbrowser.open(address)
-    return Served(server, thread, page), address
+    try:
+        uvicorn.Server(config).run([listening])
+    finally:
+        shutil.rmtree(uploads, ignore_errors=True)
 
 
 def read_password(file: Path | None) -> str | None:
     """From the file, else from PIXART_PASSWORD, which is then taken out of the environment."""
-    from pixart.files import read_bytes
-
     given = os.environ.pop("PIXART_PASSWORD", None)
     if file is None:
         if given == "":
@@ -156,8 +122,8 @@ def read_password(file: Path | None) -> str | None:
     return password
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: whether the port is free is known before anything is built."""
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: whether the port is free is known before anything is built. Raises PixArtError."""
     try:
         family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -173,8 +139,3 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or str(error)
         raise PixArtError(f"The page cannot be served at {host}:{port} ({reason}); choose another --port.") from None
     return listening
-
-
-def temporary_folder() -> Path:
-    """Where uploads and archives lie while the page is served; to be removed afterwards."""
-    return Path(os.environ["GRADIO_TEMP_DIR"])

@@ -1,4 +1,4 @@
-"""What a half-drawn picture looks like, cheaply enough to show it while it is drawn."""
+"""What an unfinished image looks like, cheaply enough to show it while it is generated."""
 
 import base64
 import io
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-SIDE = 16  # latents of the pictures that the map is measured on
-LARGEST = 512  # pixels of a preview's longer side
-DECODER_SECONDS = 0.12  # a preview by the decoder itself may take this long, else the linear map draws it
+SIDE = 16  # latents of the images that the map is measured on
+LARGEST, SMALL = 384, 160  # pixels of a preview's longer side
+DECODER_SECONDS = 0.12  # a preview by the decoder itself may take this long, else the linear map makes it
 
 
 class Preview:
-    """Latents -> a small picture: by the decoder where that is quick, else by a linear map of the channels to RGB.
+    """Latents -> a small image: by the decoder where that is quick, else by a linear map of the channels to RGB.
 
     The map is not a table for one autoencoder: it is fitted, once a model is loaded, to what the model's own decoder
     makes of two random smooth latents, each latent against the mean colour of the pixels it stands for.
@@ -30,9 +30,8 @@ class Preview:
             started = time.perf_counter()
             pixels = networks.decode(networks.latents(field[None]))[0]
             self.seconds_per_latent = (time.perf_counter() - started) / SIDE**2  # the second is warm
-            means = pixels.reshape(SIDE, factor, SIDE, factor, 3).mean((1, 3))
             latents.append(field.reshape(channels, -1).T)
-            colours.append(means.reshape(-1, 3))
+            colours.append(pixels.reshape(SIDE, factor, SIDE, factor, 3).mean((1, 3)).reshape(-1, 3))
         known = np.concatenate(latents)
         known = np.concatenate([known, np.ones((len(known), 1), np.float32)], 1)
         self.map, *_ = np.linalg.lstsq(known, np.concatenate(colours), rcond=None)
@@ -50,12 +49,12 @@ class Preview:
         return np.clip(np.nan_to_num(colours), 0, 255).round().astype(np.uint8)
 
 
-def data_uri(pixels: np.ndarray) -> str:
+def data_uri(pixels: np.ndarray, small: bool = False) -> str:
     """uint8 (H, W, 3) as the text of a JPEG that stands in a page itself: no file, no second request."""
     from PIL import Image
 
-    image = Image.fromarray(pixels)
-    image.thumbnail((LARGEST, LARGEST))
+    image, side = Image.fromarray(pixels), SMALL if small else LARGEST
+    image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,9 +1,8 @@
-"""`pixart app`: the studio, a web page for drawing on this machine."""
+"""`pixart app`: the studio, a web page for generating images on this machine."""
 
-import shutil
 import signal
 import sys
-import time
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +15,14 @@ from pixart.errors import UsageError
 
 @dataclass
 class App:
-    """Open a web page for drawing, on this machine. Ctrl-C ends it."""
+    """Open a web page for generating images, on this machine. Ctrl-C ends it."""
 
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: the model in the package)")] = None
     """A model folder, or organisation/name on the Hub. Another can be chosen on the page."""
     fast: bool = False
-    """Draw with the model's fast denoiser: a few steps, and guidance is in its weights."""
+    """Use the model's few-step transformer: guidance is in its weights."""
     outputs: Annotated[Path, arg(metavar="FOLDER")] = Path("outputs")
-    """Where the pictures are saved, each run in a folder of its own. Files in it can be fetched through the page."""
+    """Where the images are saved, each run in a folder of its own. Files in it can be fetched through the page."""
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
     """Where to listen. Others can reach any address but the default, so it needs a password."""
     port: Annotated[int, arg(metavar="N")] = 7860
@@ -43,7 +42,7 @@ class App:
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, with torch cuda or mps, or auto."""
     no_metadata: bool = False
-    """Write pictures without settings in them. They cannot be drawn again from the file."""
+    """Write images without settings in them; they cannot be generated again from the file."""
     open: bool = False
     """Open the page in the browser."""
 
@@ -56,45 +55,40 @@ def run(arguments: list[str]) -> int:
 def _run(options: App) -> int:
     if not 1 <= options.port <= 65535:
         raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
-    from pixart.web.serve import forget_gradio_settings, read_password, serve, temporary_folder
+    from pixart.studio.serve import check_access, forget_gradio_settings, listen, read_password, serve
 
     password = read_password(options.password_file)
+    check_access(options.host, password)
     if ignored := forget_gradio_settings():
         print(f"Ignored: {', '.join(ignored)}; see docs/app.md, Safety.", file=sys.stderr, flush=True)
     import gradio  # noqa: F401  so that a missing extra is said before anything is loaded
 
     from pixart.pipeline.networks import choose_runtime
-    from pixart.web.models import Choice
-    from pixart.web.studio import Studio
+    from pixart.studio.models import Choice
+    from pixart.studio.studio import Studio
 
-    studio = Studio(
-        Choice(options.model, options.engine, options.dtype, device=options.device, fast=options.fast),
-        options.outputs,
-        metadata=not options.no_metadata,
-    )
+    choice = Choice(options.model, options.engine, options.dtype, device=options.device, fast=options.fast)
+    studio = Studio(choice, options.outputs, metadata=not options.no_metadata)
     choose_runtime(studio.models.folder, options.engine, options.dtype, device=options.device)
-    studio.warm_up()
-    page, address = serve(
-        studio,
-        host=options.host,
-        port=options.port,
-        open_browser=options.open,
-        allowed_hosts=options.allowed_host,
-        password=password,
-        root_path=options.root_path,
-    )
+    listening = listen(options.host, options.port)
+    studio.worker.submit(studio.models.require)  # so that the first click need not wait for it
+    shown = "localhost" if options.host in ("0.0.0.0", "::") else options.host
+    shown = f"[{shown}]" if ":" in shown else shown
+    address = f"http://{shown}:{options.port}/"  # whoever asks before the page is built waits a moment
     print(address, flush=True)
-    print(f"Pictures go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
-    signal.signal(signal.SIGTERM, _stop)
+    print(f"Images go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
+    if options.open:
+        webbrowser.open(address)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that nothing is left behind
     try:
-        while True:
-            time.sleep(3600)
+        serve(
+            studio,
+            listening,
+            host=options.host,
+            allowed_hosts=options.allowed_host,
+            password=password,
+            root_path=options.root_path,
+        )
     finally:
-        page.close()
         studio.close()
-        shutil.rmtree(temporary_folder(), ignore_errors=True)
-
-
-def _stop(number: int, frame) -> None:
-    """Told to end: as with Ctrl-C, so that nothing is left behind."""
-    raise KeyboardInterrupt
+    return 0

@@ -1,4 +1,4 @@
-"""Prompts to begin with, which the loaded model can really draw: chosen by looking at what it drew of them."""
+"""Prompts to begin with, which the loaded model can really generate: chosen by looking at its images of them."""
 
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder
 

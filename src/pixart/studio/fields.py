@@ -1,0 +1,109 @@
+"""What the fields of the page hold, from the browser to a checked request and back."""
+
+import math
+from typing import Any
+
+from pixart.checkpoints.model_folder import ModelFolder
+from pixart.checkpoints.styles import known_styles
+from pixart.diffusion.solvers import SAMPLERS
+from pixart.errors import UsageError
+from pixart.pipeline.bins import bins_of
+from pixart.pipeline.prompts import NO_STYLE
+from pixart.pipeline.request import Request, make_request, nearest_side
+from pixart.pipeline.restore import Restored, checked_settings, fit_to_model
+from pixart.pipeline.settings import MAX_IMAGES
+
+ASPECTS = {"1:1": 1.0, "4:3": 4 / 3, "3:4": 3 / 4, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
+BINNING = {"As the model is used to": None, "Nearest trained size": True, "Exactly this size": False}
+# In the order in which events take them. Other names than those of `make_request` are the page's own.
+NAMES = (
+    "prompt", "style", "num_images", "width", "height", "binning", "use_negative", "negative_prompt", "random_seed",
+    "seed", "guidance_scale", "steps", "sampler", "guidance_from", "guidance_to", "guidance_rescale",
+    "guidance_channels", "null_text",
+)  # fmt: skip
+
+
+def defaults(folder: ModelFolder) -> dict[str, Any]:
+    """What the page shows for a model before anything is changed."""
+    sampler = folder.defaults.get("sampler", "dpm-solver")
+    steps, scale = sampler_defaults(folder, sampler)
+    values = dict.fromkeys(NAMES) | {"prompt": "", "negative_prompt": "", "style": NO_STYLE, "num_images": 1}
+    values |= {"use_negative": True, "random_seed": True, "seed": 0, "binning": next(iter(BINNING))}
+    values |= {"width": folder.native_size, "height": folder.native_size, "guidance_rescale": 0.0}
+    values |= {"guidance_from": 0, "guidance_to": 1000, "null_text": "encoded"}
+    return values | {"sampler": sampler, "steps": steps, "guidance_scale": scale}
+
+
+def arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields as keyword arguments of `make_request`. Raises UsageError where there is neither seed nor chance."""
+    if not values["random_seed"] and values["seed"] is None:
+        raise UsageError("There is no seed; type one, or choose a random seed.")
+    same = ("num_images", "width", "height", "guidance_scale", "steps", "guidance_rescale", "guidance_channels")
+    ends = {"guidance_from": 0, "guidance_to": 1000}
+    return {
+        **{name: values[name] for name in same},
+        "prompt": values["prompt"] or "",
+        "negative_prompt": values["negative_prompt"] if values["use_negative"] else "",
+        "style": values["style"] or None,
+        "seed": None if values["random_seed"] else values["seed"],
+        "binning": BINNING.get(values["binning"]),
+        "sampler": values["sampler"] or None,
+        "guidance_interval": tuple(end if values[name] is None else values[name] for name, end in ends.items()),
+        "null_text": values["null_text"] or None,
+    }
+
+
+def checked(values: dict[str, Any], folder: ModelFolder) -> Request:
+    """The request that the fields make. Raises UsageError with one sentence."""
+    return make_request(folder, **arguments(values))
+
+
+def filled(settings: dict[str, Any], folder: ModelFolder) -> dict[str, Any]:
+    """The fields for keyword arguments of `make_request` that fit the model; what is missing is the model's own."""
+    values = {key: value for key, value in settings.items() if value is not None}
+    low, high = values.pop("guidance_interval", (0, 1000))
+    binning = {value: name for name, value in BINNING.items()}[values.pop("binning", None)]
+    own = {"guidance_from": low, "guidance_to": high, "binning": binning, "random_seed": "seed" not in values}
+    return {name: value for name, value in (defaults(folder) | values | own).items() if name in NAMES}
+
+
+def restored(stored: Any, folder: ModelFolder) -> dict[str, Any]:
+    """The fields from a browser's storage or a run's record: each value that still can be, else the model's own."""
+    if not isinstance(stored, dict):
+        return defaults(folder)
+    interval = [stored.get("guidance_from"), stored.get("guidance_to")]
+    settings = {**stored, "guidance_interval": interval, "binning": BINNING.get(str(stored.get("binning")))}
+    settings = fit_to_model(Restored("the browser", checked_settings(settings, []), []), folder).request
+    switches = {name: stored[name] for name in ("use_negative", "random_seed") if isinstance(stored.get(name), bool)}
+    number = stored.get("num_images")
+    number = number if isinstance(number, int) and 1 <= number <= MAX_IMAGES else 1
+    return filled(settings, folder) | switches | {"num_images": number}
+
+
+def sampler_defaults(folder: ModelFolder, sampler: str) -> tuple[int, float]:
+    """Steps and guidance scale that suit a sampler, or that the model wants for its own."""
+    suited = SAMPLERS[sampler]
+    own = folder.defaults if sampler == folder.defaults.get("sampler", "dpm-solver") else {}
+    return own.get("steps", suited.steps), float(own.get("guidance_scale", suited.guidance_scale))
+
+
+def samplers_of(folder: ModelFolder) -> list[str]:
+    """The samplers that this model can be sampled with."""
+    flow = bool(folder.scheduler.get("use_flow_sigmas"))
+    return [name for name, sampler in SAMPLERS.items() if not (flow and sampler.eps_only)]
+
+
+def styles_of(folder: ModelFolder) -> list[str]:
+    """ "No style", the model's own, and the general ones."""
+    return [NO_STYLE, *known_styles(folder.styles)]
+
+
+def size_for(folder: ModelFolder, aspect: str) -> tuple[int, int]:
+    """Width and height of about the model's own number of pixels; a bin's where the model has bins."""
+    ratio = ASPECTS[aspect]
+    table = bins_of(folder)
+    if table is not None:
+        bucket = table.buckets[table.nearest(round(1000 / ratio), 1000)]
+        return bucket.width, bucket.height
+    side = folder.native_size
+    return nearest_side(folder, side * math.sqrt(ratio)), nearest_side(folder, side / math.sqrt(ratio))
