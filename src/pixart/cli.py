@@ -19,6 +19,7 @@ PixArt-α {__version__}: text to image, from data to images.
   encode PROMPT ...   encode prompts into a file, to generate without a text encoder
   verify FILE ...     generate images again from their files, and compare every pixel
   app                 the studio: a web page for generating, on this machine
+  serve [MODEL ...]   images over HTTP, by the APIs of OpenAI and A1111
   convert SOURCE      write a model in another form
   merge MODEL DEST    write a model with adapters (LoRA) in its weights
   info SOURCE         describe a model
@@ -127,6 +128,11 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return app(rest)
+        case ["serve", *rest]:
+            from pixart.commands.serve import Serve, serve
+
+            with quiet_libraries():
+                return run_command(Serve, rest, "pixart serve", serve)
         case ["convert", *rest]:
             from pixart.commands.convert import Convert, convert
 

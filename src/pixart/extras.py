@@ -5,7 +5,10 @@ from pixart.errors import PixArtError
 # Library, as it is imported -> the extra that installs it.
 EXTRA_OF = {
     "gradio": "app",
-    "starlette": "app",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "accelerate": "torch",
     "diffusers": "torch",
     "huggingface_hub": "torch",

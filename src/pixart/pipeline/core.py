@@ -49,6 +49,7 @@ class Source:
     latent: Any
     first: int
     mask: Any | None = None
+    image: FittedImage | None = None
 
 
 @dataclass(eq=False)
@@ -121,7 +122,7 @@ class Core:
         """The image that a request starts from, encoded. Raises PixArtError where it does not fit the device."""
         mask = image.latent_mask(self.folder.vae_factor)
         mask = None if mask is None else self.networks.latents(mask)
-        return Source(self._encode_image(image.pixels), request.first_step, mask)
+        return Source(self._encode_image(image.pixels), request.first_step, mask, image)
 
     def enlarged(self, states: Sequence[State], larger: Request) -> Iterator[State]:
         """Finished states as new ones of a larger size, for a second pass."""
@@ -130,7 +131,8 @@ class Core:
         for state, pixels in zip(states, self.decode(states), strict=True):
             size = (larger.image_width, larger.image_height)
             image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-            source = Source(self._encode_image(np.asarray(image)), larger.first_step)
+            given = None if state.source is None else state.source.image
+            source = Source(self._encode_image(np.asarray(image)), larger.first_step, image=given)
             yield self.start(larger, state.conditioning, state.seed, source)
 
     def _encode_image(self, pixels: np.ndarray) -> Any:

@@ -9,7 +9,7 @@ import re
 import tempfile
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
@@ -94,13 +94,9 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG" and image.mode != "RGB":
         raise UsageError("JPEG has no transparency; write a .png or .webp file.")
-    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
-    if metadata:
-        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
-        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
     buffer = io.BytesIO()
     try:
-        image.save(buffer, format=kind, **options)
+        save_image(buffer, image, settings, kind, metadata=metadata)
         target = _take_free_name(path)
         try:
             write_whole(target, buffer.getvalue())
@@ -111,6 +107,29 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
     except (OSError, ValueError) as error:  # ValueError: more metadata than a JPEG segment holds
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise PixArtError(f"The image cannot be written to {path}: {reason}.") from None
+
+
+def save_image(
+    file: BinaryIO,
+    image,
+    settings: dict[str, Any] | None,
+    kind: str,
+    *,
+    quality: int | None = None,
+    metadata: bool = True,
+) -> None:
+    """What `write_image` writes, into an open file. `kind` is PNG, JPEG or WEBP; `quality` 0 to 100 of JPEG and WebP.
+
+    Raises:
+        ValueError: more metadata than the format holds.
+    """
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    if quality is not None and kind != "PNG":
+        options = {"quality": quality}
+    if metadata:
+        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
+        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
+    image.save(file, format=kind, **options)
 
 
 def _png_texts(record: dict[str, Any] | None):

@@ -17,7 +17,6 @@ from pixart.errors import UsageError
 from pixart.pipeline.bins import fit
 from pixart.pipeline.core import Conditioning, Core, State
 from pixart.pipeline.image_files import pixel_hash
-from pixart.pipeline.image_input import FittedImage
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
 from pixart.pipeline.request import Request, check_text_states, make_request
 from pixart.pipeline.settings import Settings
@@ -157,6 +156,26 @@ class Pipeline:
     ) -> Iterator[Generated]:
         """The images of a checked request, as many at once as the device takes, each yielded as soon as it is done."""
         say = on_notice or (lambda notice: None)
+        finished = self._in_stages(self._finished(self._started(request, say), request, on_step, say))
+        if request.upscale > 1:
+            larger = request.enlarged
+            again = self._in_stages(state for some in finished for state in self.core.enlarged(some, larger))
+            finished = self._in_stages(self._finished(again, larger, on_step, say))
+        for some in finished:
+            for state, pixels in zip(some, self.core.decode(some), strict=True):
+                yield self._generated(request, state, pixels)
+
+    def begin(self, request: Request, say: Callable[[str], None]) -> list[State]:
+        """All images of a request, prompt by prompt and seed by seed, for `Core.step` in any batches; then `finish`."""
+        return list(self._started(request, say))
+
+    def finish(self, request: Request, state: State) -> Generated | State:
+        """The image of a state after its last step; or a new, larger state, where there is a second pass to come."""
+        if state.request.upscale > 1:
+            return next(self.core.enlarged([state], request.enlarged))
+        return self._generated(request, state, self.core.decode([state])[0])
+
+    def _started(self, request: Request, say: Callable[[str], None]) -> Iterator[State]:
         self._check_text_states(request)
         if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
             say(
@@ -168,24 +187,12 @@ class Pipeline:
                 f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
                 "nothing; give a larger --guidance-scale."
             )
-        image, source = None, None
+        source = None
         if request.image is not None:
-            image = request.image.fitted(request.image_height, request.image_width, say)
-            source = self.core.source(request, image)
-        conditionings = self._in_stages(self._conditionings(request, say))
-        states = (
-            self.core.start(request, conditioning, seed, source)
-            for conditioning in conditionings
-            for seed in request.seeds
-        )
-        finished = self._in_stages(self._finished(states, request, on_step, say))
-        if request.upscale > 1:
-            larger = request.enlarged
-            again = self._in_stages(state for some in finished for state in self.core.enlarged(some, larger))
-            finished = self._in_stages(self._finished(again, larger, on_step, say))
-        for some in finished:
-            for state, pixels in zip(some, self.core.decode(some), strict=True):
-                yield self._generated(request, state, pixels, image)
+            source = self.core.source(request, request.image.fitted(request.image_height, request.image_width, say))
+        for conditioning in self._in_stages(self._conditionings(request, say)):
+            for seed in request.seeds:
+                yield self.core.start(request, conditioning, seed, source)
 
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
@@ -267,10 +274,11 @@ class Pipeline:
                 "with pixart encode --model."
             )
 
-    def _generated(self, request: Request, state: State, pixels: Any, start: FittedImage | None) -> Generated:
+    def _generated(self, request: Request, state: State, pixels: Any) -> Generated:
         from PIL import Image
 
         image = Image.fromarray(pixels)
+        start = None if state.source is None else state.source.image
         if start is not None:
             image = start.pasted(image)
         image = fit(image, request.height * request.upscale, request.width * request.upscale)
