@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 import torch
 from photos import CLASSES, write_photos
 from PIL import Image
+from tiny_run import start
 
 from pixart.cli import main
 from pixart.data.extract import Extractor, Job, choose_for
@@ -91,6 +91,7 @@ def test_features_equal_what_the_stock_encoders_make(photos, plain, tiny_model):
     assert all(weights[f"{i:04d}.jpg"] == 1 + i % 3 for i in range(40))
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_shards_as_one_process(photos, plain, tiny_model, tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     words += ["-m", "pixart", "data", "extract", photos, tmp_path / "f", "--model", tiny_model, *SIZE, "--rows", "8"]
@@ -108,16 +109,16 @@ def free_port() -> str:
 
 
 def test_killed_again_and_again_it_ends_with_the_same_folder(photos, plain, tiny_model, tmp_path):
-    words = [sys.executable, "-m", "pixart", "data", "extract", photos, tmp_path / "f", "--model", tiny_model, *SIZE]
-    words = [*map(str, words), "--rows", "8", "--precision", "float32"]
+    words = ["data", "extract", photos, tmp_path / "f", "--model", tiny_model, *SIZE, "--rows", "8"]
+    words = [*map(str, words), "--precision", "float32"]
     for done in (1, 3):
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = start(main, words)
         end = time.monotonic() + 240
         while len(list((tmp_path / "f" / "progress").glob("0*.json"))) < done:
-            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            assert process.is_alive() and time.monotonic() < end
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         with pytest.raises(PixArtError):
             open_features(tmp_path / "f")
     assert extract(photos, tmp_path / "f", tiny_model) == 0

@@ -309,7 +309,7 @@ def train_for(run: Path, seconds: float) -> None:
 
 def test_killed_at_random_moments(unbroken, tmp_path):
     chance, kills, finished = random.Random(2), 0, 0
-    while kills < 12 or not finished:
+    while kills < 6 or not finished:
         run = tmp_path / f"run-{finished}"
         process = start(train_for, run, chance.uniform(0.01, 0.25))
         process.join(120)

@@ -25,7 +25,7 @@ PixArt-α {__version__}: text to image, from data to images.
   info SOURCE         describe a model
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
-  metrics FOLDER      FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
+  metrics FOLDER      FID, KID, precision, recall and CLIPScore of a folder of images
   layout NAME ...     generate the prompts of GenEval or T2I-CompBench where their scripts look
   finetune IMAGES     teach a model a style or a subject from a folder of images
   train RECIPE ...    train a model by a recipe

@@ -1,4 +1,4 @@
-"""Which extra of the package brings which library: the base install draws the shipped model and has none of these."""
+"""Which extra of the package brings which library; the base install has none of these."""
 
 from pixart.errors import PixArtError
 

@@ -1,4 +1,4 @@
-"""At which noise levels training looks: one small config for both objectives."""
+"""The noise levels that training samples: one small config for both objectives."""
 
 import math
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from pixart.model.adapters import adapted, merge
 from pixart.model.pixart import PixArt
 from pixart.progress import Progress
 from pixart.runtime.device import choose_device, choose_precision, find_cpu, find_devices
-from pixart.tracking.tracker import Tracker
+from pixart.tracking.tracker import Images, Tracker
 from pixart.training import checkpoints, trainable
 from pixart.training.batches import Batches
 from pixart.training.cost import estimate
@@ -154,7 +154,7 @@ class _Watch:
             self.tracker.close()
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
-        self.tracker.metrics(step, {TRACKED.get(name, name): value for name, value in metrics.items()})
+        self.tracker.log(step, {TRACKED.get(name, name): value for name, value in metrics.items()})
         if "loss" in metrics:
             self.progress.update(step, f"loss {metrics['loss']:.4f}")
 
@@ -169,7 +169,7 @@ class _Watch:
                 self.say(f"step {step:,}: no samples could be made: {reason}")
             else:
                 self.say(f"step {step:,}: {len(files)} samples in {files[0][0].parent}")
-                self.tracker.images(step, "validation", files)
+                self.tracker.log(step, {"validation": Images(files)})
         return self.metrics
 
     def _base_size(self, step: int) -> int:
