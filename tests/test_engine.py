@@ -1,7 +1,9 @@
 """The batching engine, on real tiny networks: who shares a pass, who goes first, and that nobody harms another."""
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,20 @@ def test_an_owner_who_floods_leaves_another_one_half(narrow):
     assert ended[0] <= 1 + 2 * 10 + 1
     for job in flood:
         images(job)
+
+
+def test_a_job_that_is_over_leaves_memory_at_once(spy):
+    gc.disable()  # which would find circles of references only now and then
+    try:
+        job = spy.submit()
+        images(job)
+        gone = weakref.ref(job)
+        del job
+        for _ in range(2):
+            images(spy.submit())
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("poison"), Panic("poison"), PixArtError("poison")], ids=repr)

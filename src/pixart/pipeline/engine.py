@@ -67,6 +67,8 @@ def work_of(request: Request) -> float:
 class Job:
     """A request on its way. `future` gets its images; cancelling `future` ends it within one step.
 
+    A callback of `future` should not hold the job: in a circle, both would stay in memory until Python looks for such.
+
     Attributes:
         on_step, on_image: called in the engine's thread with the index of the image, after each of its steps and when
             it is done. What they raise ends this job only.

@@ -255,7 +255,7 @@ class Answer:
             detail = {"message": error.detail, "type": "server_error", "param": error.param, "code": error.code}
             yield _event("error", {"error": detail})
         finally:
-            job.future.cancel()
+            self.service.close_job(job)
 
 
 def _event(name: str, content: dict[str, Any]) -> str:

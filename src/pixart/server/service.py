@@ -263,7 +263,6 @@ class Service:
         except QueueFull as full:
             self.metrics.rejected.labels("queue_full").inc()
             raise Refused(429, str(full), None, "queue_full", full.seconds) from None
-        job.future.add_done_callback(lambda _: self._count(job))
         http.state.notes |= {
             "model": model.name,
             "images": job.count,
@@ -274,7 +273,9 @@ class Service:
             http.state.notes["prompt"] = request.prompts[0]
         return job
 
-    def _count(self, job: Job) -> None:
+    def close_job(self, job: Job) -> None:
+        """Count a job that is over; one that is not, since its client has left, ends here."""
+        job.future.cancel()
         phase = "waiting" if job.started is None else "running"
         if job.started is not None:
             self.metrics.queue_wait.observe(job.started - job.submitted)
@@ -299,7 +300,7 @@ class Service:
             return outcome(job)
         finally:
             left.cancel()
-            job.future.cancel()
+            self.close_job(job)
 
     async def encoded(self, generated: Generated, kind: str, quality: int | None = None) -> bytes:
         """An image file, made in a thread."""
