@@ -176,6 +176,18 @@ def test_t5_is_read_as_comfyui_users_have_it_streamed_or_loaded(tmp_path, tiny_m
         assert relative(alone, expected[1].states) < 1e-4 and sum(counts) == 2 * encoder.file_bytes
 
 
+def test_layers_of_a_streamed_text_encoder_work_on_the_device_and_stay_in_the_file(tmp_path, tiny_model, monkeypatch):
+    """Without a GPU on torch's "meta" device, which refuses to compute with tensors that lie elsewhere."""
+    monkeypatch.setattr("pixart.encoders.kept.SMALL", 1000)
+    write_t5(tmp_path, tiny_model)
+    places = (tmp_path / "text_encoder", tmp_path / "tokenizer", "T5EncoderModel")
+    encoder = TextEncoder(*places, dtype="float16", arithmetic="float32", device="meta", streamed=True)
+    states = encoder.model(inputs_embeds=torch.empty(1, 16, 64, device="meta"))[0]
+    assert (states.device.type, states.dtype, states.shape) == ("meta", torch.float32, (1, 16, 64))
+    kept = [module.kept.device.type for module in encoder.model.modules() if isinstance(module, KeptLinear)]
+    assert kept == ["cpu"] * 14
+
+
 def test_a_streamed_text_encoder_gives_the_same_image_and_reads_its_file_once(tiny_model, plain):
     pipe = opened(tiny_model, text_encoder="streamed")
     read = []

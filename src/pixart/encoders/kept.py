@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixart.weights import OnBytes, ReadAhead, Stored, map_tensors, read_header, stream
+from pixart.weights import OnBytes, ReadAhead, Stored, for_product, map_tensors, read_header, stream
 
 LARGEST = 127  # of an 8-bit integer with a sign
 SMALL = 1 << 20  # bytes of a table that is kept on the device
@@ -32,7 +32,7 @@ class KeptLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.kept.to(x.device).to(x.dtype))
+        y = F.linear(x, for_product(self.kept, x))
         if self.scale is not None:
             y = y * self.scale.to(x.device, x.dtype)
         return y if self.bias is None else y + self.bias
