@@ -49,7 +49,7 @@ def config(stock) -> dict:
 
 
 def check_fit(adapter, name: str, transformer: dict, text: dict) -> None:
-    check_all([Lora(Path(name), 1.0, adapter)], transformer, text)
+    check_all([Lora(name, 1.0, adapter)], transformer, text)
 
 
 def ours(stock) -> PixArt:
@@ -433,6 +433,15 @@ def test_adapters_change_between_calls_while_the_model_stays(options, style, tin
     with pytest.raises(PixArtError):
         pipe.set_loras([style, tmp_path / "none.safetensors"])
     assert np.array_equal(np.asarray(pipe("a red fox", seed=1, width=64, height=64, steps=2).images[0]), half)
+
+
+def test_cached_texts_are_those_of_the_adapter_in_use(style, tiny_model, tmp_path):
+    """The adapter changes the text encoder, so its texts are other files of the cache."""
+    cached = {"memory": Memory(text_cache=tmp_path / "texts")}
+    for loras in ([], [style], [f"{style}:0.5"], []):
+        expected = image(tiny_model, loras=loras)
+        assert np.array_equal(image(tiny_model, loras=loras, **cached), expected)
+        assert np.array_equal(image(tiny_model, loras=loras, **cached), expected)  # from the cache
 
 
 def test_generate_and_verify_take_adapters(style, tiny_model_with_graphs, tmp_path, capsys):

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import COMMIT, serve
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import save_file
 
 from pixart.checkpoints.hub import looks_like_hub_id, patterns
 
@@ -56,6 +58,21 @@ def repository(tiny_model_with_graphs, tmp_path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not to be fetched")
     return folder
+
+
+def test_an_adapter_is_fetched_by_its_id(repository, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    layer, rows = "base_model.model.transformer_blocks.0.attn1.to_q", 32
+    save_file({f"{layer}.lora_{k}.weight": torch.ones(rows, rows) for k in "AB"}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 1, "r": 32}')
+    (folder / "training.bin").write_bytes(b"not to be fetched")
+    words = ["generate", "a red fox", *SMALL, "--json", "--model", repository, "--output", tmp_path / "a.png"]
+    with serve({"org/lora": folder}) as hub:
+        out, _ = pixart([*words, "--lora", "org/lora:0.5"], environment(tmp_path / "home", HF_ENDPOINT=hub.url))
+        assert not any(path.endswith(".bin") for path in hub.asked)
+    (used,) = json.loads(out)["loras"]
+    assert used["name"] == "org/lora" and used["strength"] == 0.5
 
 
 def test_a_hub_id_is_fetched_once_and_draws_what_the_folder_draws(repository, tmp_path):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pixart.checkpoints.hub import looks_like_hub_id, resolve
 from pixart.checkpoints.names import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_LAYERS
 from pixart.checkpoints.tensors import writing
 from pixart.config import shortened
@@ -93,16 +94,17 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter of any kind in use: where it is from, and how strong."""
+    """An adapter of any kind in use: its path or hub id, and how strong it is."""
 
-    path: Path
+    source: str
     strength: float
     adapter: Adapter = field(repr=False, compare=False)
     sha256: str = ""
 
     def for_images(self) -> dict[str, Any]:
-        """As image metadata has it; of the path the last name, since images are given away."""
-        return {"name": self.path.resolve().name, "strength": self.strength, "sha256": self.sha256}
+        """As image metadata has it; of a path the last name, since images are given away."""
+        name = self.source if looks_like_hub_id(self.source) else Path(self.source).resolve().name
+        return {"name": name, "strength": self.strength, "sha256": self.sha256}
 
 
 Changes = dict[str, list[tuple[Delta, float]]]  # with their strengths, by layer
@@ -160,21 +162,22 @@ def read_adapter(path: Path | str) -> Adapter:
 
 
 def read_loras(given: Iterable[str | Path | tuple[str | Path, float]]) -> tuple[Lora, ...]:
-    """Adapters by path, "path:strength" or (path, strength); the strength is 1 where it is left out.
+    """Adapters by path or hub id, "path:strength" or (path, strength); the strength is 1 where it is left out.
 
     Raises:
-        UsageError: a strength is no number from -100 to 100. PixArtError: as `read_adapter`.
+        UsageError: a strength is no number from -100 to 100. PixArtError: as `read_adapter`, or as `hub.resolve`.
     """
     loras = []
     for each in given:
-        path, strength = each if isinstance(each, tuple) else (str(each), 1.0)
-        if not isinstance(each, tuple) and not Path(path).exists():
-            start, _, end = path.rpartition(":")
+        source, strength = each if isinstance(each, tuple) else (each, 1.0)
+        if isinstance(each, str) and not Path(each).exists():
+            start, _, end = each.rpartition(":")
             with contextlib.suppress(ValueError):
-                path, strength = start, float(end)
+                source, strength = start, float(end)
         if type(strength) not in (int, float) or not abs(strength) <= 100:
             raise UsageError(f"The strength of an adapter is a number from -100 to 100, not {strength!r}.")
-        loras.append(Lora(Path(path), float(strength), read_adapter(path), file_hash(_weights_of(Path(path)))))
+        file = _weights_of(resolve(source, "adapter"))
+        loras.append(Lora(str(source), float(strength), read_adapter(file), file_hash(file)))
     return tuple(loras)
 
 
@@ -204,11 +207,11 @@ def check_fit(loras: Iterable[Lora], transformer: dict[str, Any], text: dict[str
         if wrong := _misfits(lora.adapter.layers, layer_shapes(transformer)):
             width, depth = transformer["cross_attention_dim"], transformer["num_layers"]
             raise PixArtError(
-                f"{lora.path} does not fit this model, which has width {width} and {depth} blocks: it is for "
+                f"{lora.source} does not fit this model, which has width {width} and {depth} blocks: it is for "
                 f"{made_for(lora.adapter)} ({wrong})."
             )
         if wrong := _misfits(lora.adapter.text_layers, text):
-            raise PixArtError(f"{lora.path} is for another text encoder than this model's ({wrong}).")
+            raise PixArtError(f"{lora.source} is for another text encoder than this model's ({wrong}).")
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:

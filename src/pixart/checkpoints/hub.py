@@ -14,7 +14,7 @@ from typing import Literal
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
 from pixart.errors import PixArtError
 
-Wanted = Literal["model", "transformer", "parts", "configs"]  # `parts` are what an official file lacks
+Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -27,6 +27,7 @@ SMALL_FILES = [
     *(f"{part}/*{end}" for part in ("scheduler", "tokenizer") for end in (".json", ".txt", ".model")),
 ]
 WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_model", "vae/": "diffusion_pytorch_model"}
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
     "transformer": ("transformer/",),
@@ -52,7 +53,7 @@ def resolve(source: str | Path, wanted: Wanted = "model") -> Path:
     if not looks_like_hub_id(source):
         return Path(source)
     folder = Path(_download(str(source), wanted, tqdm_class=_bar()))
-    if not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
+    if wanted != "adapter" and not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
         raise PixArtError(
             f"{source} on the Hub holds no model in the layout of Diffusers: there is no model_index.json."
         )
@@ -77,6 +78,8 @@ def patterns(wanted: Wanted) -> list[str]:
 
     A repository of a transformer alone has its files at the root.
     """
+    if wanted == "adapter":
+        return ADAPTER_FILES
     places = WANTED_WEIGHTS[wanted]
     chosen = [*SMALL_FILES]
     for place in (*places, "") if "transformer/" in places else places:

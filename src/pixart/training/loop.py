@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, write_json
+from pixart.model.adapters import adapted
 from pixart.runtime.device import find_cpu, threads
 from pixart.training import checkpoints, distribution, reports
 from pixart.training.batches import Loader
@@ -204,6 +205,8 @@ def check(loop: LoopConfig, optimizer: OptimizerConfig, model: torch.nn.Module, 
         raise UsageError("loop.checkpoint_activations: this network has no blocks to compute again. Leave it out.")
     if loop.parallel == "fsdp" and world.size > 1 and optimizer.name != "adamw":
         raise UsageError(f"loop.parallel is fsdp, but {optimizer.name} needs full matrices. Give adamw, or ddp.")
+    if loop.parallel == "fsdp" and world.size > 1 and adapted(model):
+        raise UsageError("loop.parallel is fsdp, but what an adapter trains is small. Give ddp.")
     if loop.precision == "float16" and world.device.type == "cpu":
         raise UsageError("loop.precision float16 is for GPUs; on the CPU give float32 or bfloat16.")
     if loop.precision == "bfloat16" and world.device.type == "cpu" and not find_cpu().bfloat16:
