@@ -220,12 +220,13 @@ class Parrot:
         return [Caption(text) for text in said]
 
 
-def test_a_batch_gives_every_image_a_row_in_order_whatever_happens_to_it():
-    batch = [Item(key, InFile(key)) for key in "abcdef"]
-    files = {key: encoded(n)[: 60 if key == "b" else None] for n, key in enumerate("abcdef")}
+def test_a_batch_gives_every_image_a_row_in_order_whatever_happens_to_it(tmp_path):
+    batch = [Item(key, InFile(str(tmp_path / key))) for key in "abcdef"]
+    for n, key in enumerate("abcdef"):
+        (tmp_path / key).write_bytes(encoded(n)[: 60 if key == "b" else None])
     answers = {"c": "I'm sorry, I can't.", "d": RuntimeError("CUDA out of memory"), "e": "The image shows a tree.\n\n"}
     answers["f"] = " . "
-    rows = caption_batch(Parrot(answers), batch, lambda place: files[place.path])
+    rows = caption_batch(Parrot(answers), batch)
     assert [row["key"] for row in rows] == list("abcdef")
     assert [row["caption"] for row in rows] == ["An image called a.", None, None, None, "A tree.", None]
     assert [row.get("rejected") for row in rows] == [None, "unreadable", "refusal", "failed", None, "empty"]
