@@ -69,7 +69,7 @@ class Page:
         with gr.Row(elem_id="prompt-row", equal_height=True):
             prompt = gr.Textbox(
                 label="Prompt", placeholder="What the image shows", lines=2, max_lines=8, autofocus=True, scale=6,
-                elem_id="prompt",
+                min_width=320, elem_id="prompt",
             )  # fmt: skip
             with gr.Column(scale=1, min_width=150):
                 self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
