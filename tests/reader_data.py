@@ -1,4 +1,4 @@
-"""What the readers' tests read: small pictures, each of a colour of its own, so that a swap of captions shows."""
+"""What the readers' tests read: small images, each of a colour of its own, so that a swap of captions shows."""
 
 import io
 import json
@@ -15,14 +15,14 @@ from pixart.data.pairs import Pair, Problem, read_bytes
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0), "white": (255, 255, 255)}
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (4, 4), format: str = "PNG") -> bytes:
+def image(colour: str = "red", size: tuple[int, int] = (4, 4), format: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, COLOURS[colour]).save(file, format)
     return file.getvalue()
 
 
 def colour_of(pair: Pair) -> str:
-    """Open the pair's picture and say which colour it has."""
+    """Open the pair's image and say which colour it has."""
     pixel = open_image(read_bytes(pair.image)).image.getpixel((0, 0))
     return min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel, strict=True)))
 

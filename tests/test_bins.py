@@ -68,7 +68,7 @@ def stock_picture(folder, width, height, *, binning, shape):
 
 
 @pytest.mark.parametrize(("width", "height", "shape"), [(200, 130, (26, 38)), (300, 1000, (54, 18))])
-def test_our_picture_in_a_bin_is_that_of_stock_diffusers(eps_model, eps_pipe, width, height, shape):
+def test_our_image_in_a_bin_is_that_of_stock_diffusers(eps_model, eps_pipe, width, height, shape):
     """Its resizing is bilinear and ours bicubic, so they are compared as they were drawn, and then where they lie."""
     at_bin = {"width": shape[1] * 8, "height": shape[0] * 8}
     drawn = eps_pipe("a red apple", seed=7, steps=4, **at_bin).images[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_llava import write_tiny_idefics3, write_tiny_llava
 
 from pixart.data.captioning.answers import refusal, split_opening
@@ -21,6 +22,7 @@ from pixart.data.captioning.caption_file import CaptionFile, check_source
 from pixart.data.captioning.captioner import Caption, Item, TemplateCaptioner
 from pixart.data.captioning.rows import caption_batch
 from pixart.data.captioning.vision_language import QUESTION, GumbelNoise, VisionLanguageCaptioner, source_name
+from pixart.data.pairs import InFile
 from pixart.errors import PixArtError, UsageError
 
 
@@ -40,7 +42,7 @@ def loaded(model: Path | str, **settings) -> VisionLanguageCaptioner:
     return captioner
 
 
-def picture(number: int) -> Image.Image:
+def photo(number: int) -> Image.Image:
     random = np.random.default_rng(number)
     low = random.integers(0, 255, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(low).resize((24 + 8 * (number % 3), 24))
@@ -48,16 +50,16 @@ def picture(number: int) -> Image.Image:
 
 def encoded(number: int) -> bytes:
     file = io.BytesIO()
-    picture(number).save(file, "PNG")
+    photo(number).save(file, "PNG")
     return file.getvalue()
 
 
 def items(count: int = 5) -> list[Item]:
     hints = [None, "a red fox", "", "the house of a man and a woman", 'a "green" <image> apple </s>']
-    return [Item(f"{n}.png", image=picture(n), caption=hints[n % 5]) for n in range(count)]
+    return [Item(f"{n}.png", image=photo(n), caption=hints[n % 5]) for n in range(count)]
 
 
-# ------------------------------------------------------------------------------------------------ the model
+# the model
 
 
 def test_llava_says_what_the_pipeline_of_transformers_says(llava, captioner):
@@ -65,37 +67,32 @@ def test_llava_says_what_the_pipeline_of_transformers_says(llava, captioner):
 
     stock = pipeline("image-text-to-text", model=str(llava), device="cpu")
     found = captioner.caption(items())
-    assert len({answer[0].text for answer in found}) >= 4  # they look at the picture
+    assert len({answer.text for answer in found}) >= 4  # they look at the image
     for one, answer in zip(items(), found, strict=True):
         chat = [
             {"role": "user", "content": [{"type": "image", "image": one.image}, {"type": "text", "text": QUESTION}]}
         ]
         said = stock(text=chat, max_new_tokens=12, do_sample=False, return_full_text=False)[0]["generated_text"]
-        assert answer[0].text == said.strip()
+        assert answer.text == said.strip()
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava-next", "idefics3"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
-def test_a_picture_gets_the_same_caption_alone_and_among_others(llava, tmp_path, kind, temperature):
-    folder = llava
-    if kind == "llava-next":
-        folder = write_tiny_llava(tmp_path / "next", next_kind=True)
-    elif kind == "idefics3":
-        folder = write_tiny_idefics3(tmp_path / "idefics3")
-    count = 2 if temperature else 1
-    some = loaded(folder, hint=True, max_new_tokens=12, temperature=temperature, top_p=0.9, per_image=count)
+@pytest.mark.parametrize("kind", ["llava", "idefics3"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_an_image_gets_the_same_caption_alone_and_among_others(llava, tmp_path, kind, temperature):
+    folder = llava if kind == "llava" else write_tiny_idefics3(tmp_path / "idefics3")
+    some = loaded(folder, hint=True, max_new_tokens=12, temperature=temperature, top_p=0.9)
     together = some.caption(items())
     assert together == [some.caption([one])[0] for one in items()]
-    assert [len(answers) for answers in together] == [count] * 5
-    if temperature:
-        assert sum(a.text != b.text for a, b in together) >= 3  # two captions of a picture are two
+    some.seed += 1
+    changed = sum(a != b for a, b in zip(together, some.caption(items()), strict=True))
+    assert changed >= 3 if temperature else changed == 0
 
 
 def test_an_answer_that_met_the_limit_is_marked_as_cut(llava, captioner):
-    long = {answer[0].text: answer[0].cut for answer in captioner.caption(items(8))}
+    long = {answer.text: answer.cut for answer in captioner.caption(items(8))}
     assert {True, False} == set(long.values())
     one_word = loaded(llava, max_new_tokens=1)
-    assert all(answer[0].cut and len(answer[0].text.split()) <= 1 for answer in one_word.caption(items()))
+    assert all(answer.cut and len(answer.text.split()) <= 1 for answer in one_word.caption(items()))
 
 
 def test_the_type_of_the_numbers_can_be_chosen(llava):
@@ -103,7 +100,7 @@ def test_the_type_of_the_numbers_can_be_chosen(llava):
 
     half = loaded(llava, dtype="bfloat16", max_new_tokens=4)
     assert {weight.dtype for weight in half.network.parameters()} == {torch.bfloat16}
-    assert all(answer[0].text for answer in half.caption(items(2)))
+    assert all(answer.text for answer in half.caption(items(2)))
 
 
 def test_the_question_and_the_hint_reach_the_model(llava, tmp_path):
@@ -116,7 +113,7 @@ def test_the_question_and_the_hint_reach_the_model(llava, tmp_path):
     )
     assert prompts[2] == prompts[0]  # an empty caption is no hint
     assert prompts[4].count("<image>") == 1 and "</s>" not in prompts[4] and "'green'" in prompts[4]
-    long = hinted.prompt(Item("k", image=picture(0), caption="fox " * 100_000))
+    long = hinted.prompt(Item("k", image=photo(0), caption="fox " * 100_000))
     assert len(long) < 1_300
     bare = loaded(write_tiny_llava(tmp_path / "bare", chat=False), question="Which style")
     assert bare.prompt(items()[1]) == "USER: <image>\nWhich style ASSISTANT:"
@@ -126,53 +123,46 @@ def test_tokens_are_sampled_as_often_as_their_probabilities():
     import torch
 
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0, -9.0]])
-    noise = GumbelNoise(1, ["a"], 0)
+    noise = GumbelNoise(1, ["a"])
     sampled = torch.stack([noise(None, scores).argmax() for _ in range(20_000)])
     shares = torch.bincount(sampled, minlength=5) / len(sampled)
     assert torch.allclose(shares, scores[0].softmax(-1), atol=0.012)
 
 
-# ------------------------------------------------------------------------------------------------ answers
+# answers
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "I'm sorry, but I cannot describe this image.",
-        "I’m sorry, I can’t help with that.",
-        "Sorry, I am not able to see the picture.",
-        "As an AI language model, I do not have eyes.",
-        "I cannot identify the people in this image.",
-        "I apologize, but there is nothing to describe.",
-        "Unfortunately, I don't see any image.",
-        "I am unable to view images.",
-        "There is no image provided.",
-        "It seems that you did not attach an image.",
-        "Please provide the image you would like me to describe.",
-        "The text is blurry. As an AI model I do not read minds.",
-    ],
-)
-def test_refusals_are_known(said):
-    assert refusal(said)
+REFUSALS = """
+I'm sorry, but I cannot describe this image.
+I’m sorry, I can’t help with that.
+Sorry, I am not able to see the picture.
+As an AI language model, I do not have eyes.
+I cannot identify the people in this image.
+I apologize, but there is nothing to describe.
+Unfortunately, I don't see any image.
+I am unable to view images.
+There is no image provided.
+It seems that you did not attach an image.
+Please provide the image you would like me to describe.
+The text is blurry. As an AI model I do not read minds.
+""".strip().splitlines()
+CAPTIONS = """
+A card that says I'm sorry, with a crying bear on it.
+I-beam construction site with a crane.
+It seems to be a rainy day in a small town.
+A man as an aircraft pilot stands beside his plane.
+An AI robot shakes hands with a woman.
+It appears that there is a dog behind the fence.
+Unfortunate cat stuck in a tree, cartoon.
+Please do not enter, says the sign on the door.
+No image of the moon is as sharp as this photograph.
+I see a red fox in deep snow.
+""".strip().splitlines()
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "A card that says I'm sorry, with a crying bear on it.",
-        "I-beam construction site with a crane.",
-        "It seems to be a rainy day in a small town.",
-        "A man as an aircraft pilot stands beside his plane.",
-        "An AI robot shakes hands with a woman.",
-        "It appears that there is a dog behind the fence.",
-        "Unfortunate cat stuck in a tree, cartoon.",
-        "Please do not enter, says the sign on the door.",
-        "No image of the moon is as sharp as this photograph.",
-        "I see a red fox in deep snow.",
-    ],
-)
-def test_captions_are_not_taken_for_refusals(said):
-    assert refusal(said) is None
+def test_refusals_are_known_and_captions_are_not_taken_for_them():
+    assert [answer for answer in REFUSALS if not refusal(answer)] == []
+    assert [answer for answer in CAPTIONS if refusal(answer)] == []
 
 
 @pytest.mark.parametrize(
@@ -207,7 +197,7 @@ def test_openings_and_refusals_take_time_that_grows_with_the_text_alone():
         split_opening(text)
 
 
-# ------------------------------------------------------------------------------------------------ batches
+# batches
 
 
 @dataclass(frozen=True)
@@ -218,27 +208,27 @@ class Parrot:
     source: str = "parrot"
     looks: bool = True
     batch_size: int = 3
-    per_image: int = 1
 
     def about(self):
         return {"source": self.source, "model": "parrot", "question": "?"}
 
-    def caption(self, pictures):
-        said = [self.answers.get(one.key, f"A picture called {one.key}.") for one in pictures]
+    def caption(self, items):
+        said = [self.answers.get(one.key, f"An image called {one.key}.") for one in items]
         for text in said:
             if isinstance(text, Exception):
                 raise text
-        return [[Caption(text)] for text in said]
+        return [Caption(text) for text in said]
 
 
-def test_a_batch_gives_every_picture_a_row_in_order_whatever_happens_to_it():
-    batch = [Item(key, encoded(n)) for n, key in enumerate("abcdef")]
-    batch[1] = Item("b", encoded(1)[:60])
+def test_a_batch_gives_every_image_a_row_in_order_whatever_happens_to_it(tmp_path):
+    batch = [Item(key, InFile(str(tmp_path / key))) for key in "abcdef"]
+    for n, key in enumerate("abcdef"):
+        (tmp_path / key).write_bytes(encoded(n)[: 60 if key == "b" else None])
     answers = {"c": "I'm sorry, I can't.", "d": RuntimeError("CUDA out of memory"), "e": "The image shows a tree.\n\n"}
     answers["f"] = " . "
     rows = caption_batch(Parrot(answers), batch)
     assert [row["key"] for row in rows] == list("abcdef")
-    assert [row["caption"] for row in rows] == ["A picture called a.", None, None, None, "A tree.", None]
+    assert [row["caption"] for row in rows] == ["An image called a.", None, None, None, "A tree.", None]
     assert [row.get("rejected") for row in rows] == [None, "unreadable", "refusal", "failed", None, "empty"]
     assert rows[3]["error"] == "CUDA out of memory" and rows[2]["answer"] == "I'm sorry, I can't."
     assert rows[4]["opening"] == "The image shows"
@@ -247,7 +237,7 @@ def test_a_batch_gives_every_picture_a_row_in_order_whatever_happens_to_it():
 
 def test_what_another_process_needs_can_be_sent_to_it(llava):
     settings = VisionLanguageCaptioner(str(llava), hint=True)
-    item = Item("a", encoded(0), "x", {"label": "fox"})
+    item = Item("a", InFile("a"), "x", {"label": "fox"})
     assert pickle.loads(pickle.dumps((settings, item))) == (settings, item)
 
 
@@ -263,7 +253,7 @@ def test_a_template_fills_in_what_is_known_and_names_what_is_not():
             TemplateCaptioner(bad)
 
 
-# ------------------------------------------------------------------------------------------------ the file
+# the file
 
 ABOUT = Parrot({}).about()
 
@@ -273,57 +263,47 @@ def folder(tmp_path) -> Path:
     return tmp_path / "captions"
 
 
-def write_all(folder: Path, *, kill_after: int | None = None, per_image: int = 1, size: int = 3) -> None:
-    """Caption 10 pictures in batches; with `kill_after`, die of SIGKILL after that many batches."""
+def write_all(folder: Path, *, kill_after: int | None = None, size: int = 3) -> None:
+    """Caption 10 images in batches; with `kill_after`, die of SIGKILL after that many batches."""
     keys = [f"p{n:02}" for n in range(10)]
-    with CaptionFile(folder, "parrot", ABOUT, per_image=per_image) as file:
+    with CaptionFile(folder, "parrot", ABOUT) as file:
         wanted = [key for key in keys if key not in file]
         for number, start in enumerate(range(0, len(wanted), size)):
             if number == kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            file.add(
-                {"key": key, "caption": f"{key} ä {i}"} | ({"index": i} if per_image > 1 else {}) | ABOUT
-                for key in wanted[start : start + size]
-                for i in range(per_image)
-            )
+            file.add({"key": key, "caption": f"{key} ä"} | ABOUT for key in wanted[start : start + size])
 
 
-def test_killed_at_any_batch_and_run_again_it_is_the_same_file(folder):
-    write_all(folder / "whole")
-    whole = (folder / "whole" / "parrot.jsonl").read_bytes()
-    assert whole.count(b"\n") == 10
-    for kill_after in range(4):
-        process = get_context("fork").Process(
-            target=write_all, args=(folder / f"{kill_after}",), kwargs={"kill_after": kill_after}
-        )
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        write_all(folder / f"{kill_after}")
-        assert (folder / f"{kill_after}" / "parrot.jsonl").read_bytes() == whole
+def test_killed_and_run_again_it_is_the_same_file(folder):
+    write_all(folder / "one")
+    expected = (folder / "one" / "parrot.jsonl").read_bytes()
+    assert expected.count(b"\n") == 10
+    process = get_context("fork").Process(target=write_all, args=(folder / "two",), kwargs={"kill_after": 2})
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    write_all(folder / "two")
+    assert (folder / "two" / "parrot.jsonl").read_bytes() == expected
 
 
-@pytest.mark.parametrize("per_image", [1, 3])
-def test_cut_at_any_byte_and_run_again_it_is_the_same_file(folder, per_image):
-    write_all(folder, per_image=per_image)
+def test_cut_at_any_byte_and_run_again_it_is_the_same_file(folder):
+    write_all(folder)
     path = folder / "parrot.jsonl"
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        write_all(folder, per_image=per_image)
+        write_all(folder)
         assert path.read_bytes() == whole
 
 
-def test_what_could_not_be_read_is_named_apart_and_tried_again(folder):
+def test_what_could_not_be_read_is_tried_again(folder):
     lost = {"key": "a", "caption": None, "rejected": "unreadable", "error": "broken"} | ABOUT
     refused = {"key": "b", "caption": None, "rejected": "refusal", "answer": "I'm sorry"} | ABOUT
     with CaptionFile(folder, "parrot", ABOUT) as file:
         file.add([lost, refused])
-    assert json.loads((folder.parent / "failed-captions" / "parrot.jsonl").read_text())["key"] == "a"
     with CaptionFile(folder, "parrot", ABOUT) as file:
         assert "a" not in file and "b" in file
         file.add([{"key": "a", "caption": "fox"} | ABOUT])
-    assert not (folder.parent / "failed-captions" / "parrot.jsonl").exists()
     assert [json.loads(line)["key"] for line in (folder / "parrot.jsonl").open()] == ["b", "a"]
 
 
@@ -370,58 +350,54 @@ def test_a_full_disk_leaves_whole_lines_and_one_sentence(folder):
     assert (folder / "parrot.jsonl").read_bytes() == (folder / "whole" / "parrot.jsonl").read_bytes()
 
 
-# ------------------------------------------------------------------------------------------------ bad models
+# bad models
 
 
-def test_a_model_that_is_half_there_is_one_sentence(llava, tmp_path):
-    def broken(name: str, change) -> str:
-        folder = shutil.copytree(llava, tmp_path / name)
-        change(folder)
-        with pytest.raises(PixArtError) as refused:
-            loaded(folder)
-        sentence = str(refused.value)
-        assert "\n" not in sentence and sentence.endswith(".")
-        return sentence
+def without_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
-    def sharded(folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-        names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
-    def pickled(folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def without_a_projector(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if "projector" in name or "multi_modal" in name))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    def lacking(folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
 
-        weights = load_file(folder / "model.safetensors")
-        weights.pop(next(name for name in weights if "projector" in name or "multi_modal" in name))
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+def of_its_own_code(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+    (folder / "own.py").write_text("raise SystemExit('code of the model ran')")
 
-    def other_kind(folder: Path) -> None:
-        (folder / "config.json").write_text('{"model_type": "bert"}')
 
-    def own_code(folder: Path) -> None:
-        (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
-        (folder / "own.py").write_text("raise SystemExit('code of the model ran')")
+def endless(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
 
-    def endless(folder: Path) -> None:
-        (folder / "config.json").unlink()
-        os.mkfifo(folder / "config.json")
 
-    assert "config.json" in broken("a", lambda folder: (folder / "config.json").unlink())
-    assert "config.json" in broken("b", lambda folder: (folder / "config.json").write_text("{"))
-    assert "config.json" in broken("c", lambda folder: (folder / "config.json").write_text("[" * 200_000))
-    assert "config.json" in broken("d", endless)
-    assert "model.safetensors" in broken("e", lambda folder: (folder / "model.safetensors").unlink())
-    assert "model-00002-of-00002.safetensors" in broken("f", sharded)
-    assert "safetensors" in broken("g", pickled)
-    assert "projector" in broken("h", lacking)
-    assert "bert" in broken("i", other_kind)
-    broken("j", own_code)
-    broken("k", lambda folder: (folder / "processor_config.json").unlink())
-    broken("l", lambda f: [p.unlink() for p in f.glob("tokenizer*")])
-    broken("m", lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 100))
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("[" * 200_000), "config.json"),
+        (endless, "config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100), "safetensors"),
+        (without_a_shard, "model-00002-of-00002.safetensors"),
+        (without_a_projector, "projector"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), ""),
+        (of_its_own_code, ""),
+        (lambda folder: (folder / "processor_config.json").unlink(), ""),
+        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], ""),
+    ],
+)
+def test_a_model_that_is_half_there_is_one_sentence(llava, tmp_path, damage, named):
+    folder = shutil.copytree(llava, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(PixArtError) as refused:
+        loaded(folder)
+    assert named in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_model_that_is_nowhere_is_one_sentence():
@@ -438,13 +414,12 @@ def test_settings_that_cannot_be_are_refused():
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"top_p": 0.0},
-        {"per_image": 2},
         {"dtype": "int8"},
         {"device": "toaster"},
     ):
         with pytest.raises(UsageError):
             loaded("owner/name", **bad)
-    for name in ("../up", "..", ".hidden", "a/b", "a\n", "original", "metadata"):
+    for name in ("../up", "..", ".hidden", "a/b", "a\n", "original"):
         with pytest.raises(UsageError):
             check_source(name)
     check_source("LLaVA_1.5-7b")

@@ -53,9 +53,19 @@ def test_a_style_by_its_name(tiny_model, capsys):
 
 
 def test_a_random_seed_is_shown(tiny_model, capsys):
-    assert generate(tiny_model, "a fox", "--json") == 0
-    out, err = capsys.readouterr()
-    assert f"The seed is {json.loads(out)['seed']}, chosen at random" in err
+    for given in ([], ["--seed", "-1"]):
+        assert generate(tiny_model, "a fox", "--json", *given) == 0
+        out, err = capsys.readouterr()
+        assert str(json.loads(out)["seed"]) in err
+
+
+def test_the_habits_of_others(tiny_model, tmp_path, capsys):
+    options = ["--size", "96x64", "--cfg", "3", "-n", "2", "--sampler", "Euler a", "--steps", "2", "--seed", "1"]
+    assert main(["generate", "a fox", "--model", str(tiny_model), *options, "--output", "fox.webp", "--json"]) == 0
+    first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (first["width"], first["height"], first["guidance_scale"]) == (96, 64, 3.0)
+    assert (first["sampler"], second["seed"]) == ("euler-ancestral", 2)
+    assert read_settings(tmp_path / "fox.webp")["steps"] == 2
 
 
 def test_output_may_be_a_file_or_a_folder(tiny_model, tmp_path, capsys):
@@ -92,7 +102,9 @@ def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
         (["--num-images", "-1"], 2),
         (["--num_images", "0"], 2),
         (["--guidance-scale", "nan"], 2),
-        (["--seed", "-1"], 2),
+        (["--seed", "-2"], 2),
+        (["--size", "100"], 2),
+        (["--size", "64x64"], 2),  # and the width again
         (["--seed", "99999999999"], 2),
         (["--sampler", "eular"], 2),
         (["--style", "x" * 100_000], 2),
@@ -132,7 +144,6 @@ def test_a_damaged_model_names_the_file(tmp_path, tiny_model, capsys):
     assert generate(folder, "a fox") == 1
     err = capsys.readouterr().err
     assert str(weights) in err
-    assert "copy it again" in err
 
 
 @pytest.mark.parametrize("arguments", [["--stepz", "3"], ["--steps", "2.5"], ["--seed"], ["more", "words"]])
@@ -200,20 +211,6 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(switches)}
 
 
-def test_training_keeps_the_libraries_quiet_too(tiny_model):
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom pixart.cli import main\n"
-        "assert main(['train', '--help']) == 0\n"
-        "from pixart.encoders.text import TextEncoder\n"
-        "folder = Path(sys.argv[1])\n"
-        "TextEncoder(folder / 'text_encoder', folder / 'tokenizer', 'BertModel')"
-    )
-    command = [sys.executable, "-c", script, str(tiny_model)]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-
-
 def test_the_real_command_generates_with_the_network_cut_off(tiny_model, tmp_path):
     # Any attempt to open a socket fails; the environment has no offline switch set that could help.
     (tmp_path / "sitecustomize.py").write_text(
@@ -255,6 +252,53 @@ def test_every_style_and_one_sheet(tiny_model_with_graphs, tmp_path, capsys):
     assert main([*arguments, "--styles", "--output", str(tmp_path / "sheet.png")]) == 0
     written = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
     assert written == ["sheet-3d.png", "sheet-flat.png", "sheet.png"]
+
+
+def test_a_file_of_prompts_goes_on_where_it_was_stopped(tiny_model, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red fox\n\n a green apple, flat \n", encoding="utf-8")
+    command = ["--prompts", "prompts.txt", "--output", "out/", "-n", "2"]
+
+    def run(*more):
+        assert main(["generate", "--model", str(tiny_model), *SMALL, *command, *more]) == 0
+        return [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
+
+    names = ["0001-a-red-fox-0.png", "0001-a-red-fox-1.png", "0003-a-green-apple-flat-0.png",
+             "0003-a-green-apple-flat-1.png"]  # fmt: skip
+    assert run() == names
+    assert read_settings(tmp_path / "out" / names[3])["prompt"] == "a green apple, flat"
+    before = (tmp_path / "out" / names[1]).read_bytes()
+    assert run() == []
+    (tmp_path / "out" / names[2]).unlink()
+    assert run() == [names[2]]
+    (tmp_path / "out" / names[1]).write_bytes(b"not an image")
+    assert run() == ["0001-a-red-fox-1-1.png"], (
+        "what is no image of these settings is kept, and made under another name"
+    )
+    assert (tmp_path / "out" / "0001-a-red-fox-1-1.png").read_bytes() == before
+    assert len(run("--cfg", "2")) == 4
+    assert len(run("--transparent")) == 4
+
+
+def test_json_lines_have_settings_of_their_own(tiny_model, tmp_path, capsys):
+    rows = [{"prompt": "a fox", "seed": 3, "style": "flat"}, {"prompt": "a house", "width": 96, "num_images": 2}]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert main(["generate", "--model", str(tiny_model), *SMALL, "--prompts", "p.jsonl", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["seed"], r["style"], r["width"]) for r in records] == [(3, "Flat", 64), (0, None, 96), (1, None, 96)]
+    assert records[0]["path"] == "0001-flat-a-fox-3.png"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n", b"\xff\xfe", b'{"prompt": "a"}\n{"prompt": 7}', b'{"prompt": "a", "stepz": 3}', b"[1]", b"{",
+     b'{"prompt": "a", "steps": 0}'],
+)  # fmt: skip
+def test_a_bad_prompt_file_is_one_sentence_before_anything_is_loaded(tiny_model, tmp_path, capsys, content):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    assert main(["generate", "--model", str(tiny_model), "--prompts", "p.jsonl"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("pixart: ") and err.count("\n") == 1
+    assert main(["generate", "a fox", "--model", str(tiny_model), "--prompts", "p.jsonl"]) == 2
 
 
 def test_a_terminal_that_knows_no_greek_and_a_full_disk_give_no_traceback():

@@ -18,6 +18,7 @@ from pixart.data.captioning.captioner import Item, TemplateCaptioner
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.extract import Encoders, extract
 from pixart.data.features import Settings, open_features
+from pixart.data.layouts.layout import Columns
 from pixart.data.on_ray import cloud, session
 from pixart.data.on_ray.caption import CaptionTask
 from pixart.data.on_ray.extract import runner
@@ -54,7 +55,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(".lock", None)
     manifest = json.loads(files.pop("features.json"))
-    batches = [batch["data"] for batch in manifest.pop("batches")]
+    batches = [{name: value for name, value in batch.items() if name != "stat"} for batch in manifest.pop("batches")]
     manifest.pop("data")
     return files | {"features.json": json.dumps([manifest, batches]).encode()}
 
@@ -87,7 +88,7 @@ def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, setting
     """A place that is reached by fsspec only; that it is another folder of this machine, nobody here knows."""
     shards = as_shards(write_photos(tmp_path / "photos", 30), tmp_path / "shards", 12)
     extract(open_dataset(shards), tmp_path / "one", *settings)
-    there = cloud.open_cloud(f"local://{shards}", cluster, cloud.Columns())
+    there = cloud.open_cloud(f"local://{shards}", cluster, Columns())
     assert len(there.shards) == 3
     extract(there, f"local://{tmp_path / 'cloud'}", *settings, run=runner(cluster))
     assert everything(tmp_path / "one") == everything(tmp_path / "cloud")
@@ -95,14 +96,14 @@ def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, setting
     keys = [key for row in range(len(store)) for key in store.read(np.array([row])).keys]
     assert "00000.tar/0000" in keys and len(set(keys)) == 30
     with pytest.raises(UsageError, match=r"no \.tar or \.parquet shards"):
-        cloud.open_cloud(f"local://{tmp_path / 'photos'}", cluster, cloud.Columns())
+        cloud.open_cloud(f"local://{tmp_path / 'photos'}", cluster, Columns())
 
 
 def test_captions_are_those_of_one_process(tmp_path, cluster, capsys):
     for name in ("one", "ray"):
         data = write_photos(tmp_path / name, 25, broken=(3,))
         how = ["--ray", "local", "--workers", "2"] if name == "ray" else []
-        line = ["data", "caption", str(data), "--template", "a picture: {caption}", *how]
+        line = ["data", "caption", str(data), "--template", "an image: {caption}", *how]
         assert main(line) == 0
     one, ray = (captions_folder(tmp_path / name) / "template.jsonl" for name in ("one", "ray"))
     assert one.read_text() == ray.read_text() and len(ray.read_text().splitlines()) == 25
@@ -139,7 +140,7 @@ def test_what_no_other_try_would_mend_ends_the_run(tmp_path, settings, cluster):
         extract(open_dataset(data), tmp_path / "features", encoders, settings[1], run=runner(cluster))
 
 
-def test_pictures_that_a_worker_could_not_caption_are_named():
+def test_images_that_a_worker_could_not_caption_are_named():
     rows = CaptionTask(TemplateCaptioner("a {label}")).given_up([Item("a.png"), Item("b.png")])
     assert [(row["key"], row["caption"], row["rejected"]) for row in rows] == [
         ("a.png", None, "failed"),

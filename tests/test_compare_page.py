@@ -8,8 +8,7 @@ from PIL import Image
 
 from pixart.evaluation.comparison.models import Model, Settings
 from pixart.evaluation.comparison.page import write_page
-from pixart.evaluation.comparison.record import Plan, Session, add_image, begin, make_rows, next_session, save_session
-from pixart.evaluation.prompt_sets import Prompt
+from pixart.evaluation.comparison.record import Plan, Row, Session, add_image, begin, next_session, save_session
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="the browser tests need Debian's chromium")
@@ -18,15 +17,15 @@ HOSTILE = '</script><img src=x onerror="document.title=1"><b>&amp;'
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
-    """Three models, five prompts; one model draws other sizes, lacks its last picture and has a hostile name."""
+    """Three models, five prompts; one model makes other sizes, lacks its last image and has a hostile name."""
     folder = tmp_path_factory.mktemp("page") / "out"
-    prompts = [Prompt(f"a red apple {number}", "test", "even" if number % 2 == 0 else "odd") for number in range(4)]
-    prompts.append(Prompt(HOSTILE, "test", "even"))
+    rows = [Row(f"a red apple {number}", "test", "even" if number % 2 == 0 else "odd") for number in range(4)]
+    rows.append(Row(HOSTILE, "test", "even"))
     models = tuple(
         Model(name, plain, "pixart", "x", Settings())
         for name, plain in (("one", "one"), ("two", "two"), (HOSTILE, "h"))
     )
-    plan = Plan(make_rows(prompts, None), (0,), models)
+    plan = Plan(tuple(rows), (0,), models)
     begin(plan, folder)
     for index, model in enumerate(models):
         own = folder / "models" / model.folder

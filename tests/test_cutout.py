@@ -1,4 +1,4 @@
-"""Cutting out what is drawn on white, and pictures that are written so."""
+"""Cutting out what is drawn on white, and images that are written so."""
 
 import json
 
@@ -49,12 +49,12 @@ def test_a_tint_on_the_ground_does_not_keep_it():
     assert np.abs(np.asarray(cut_out(tinted))[..., 3] / 255 - true).max() < 0.05
 
 
-def test_a_picture_that_fills_its_frame_stays_whole_and_an_empty_one_vanishes():
+def test_an_image_that_fills_its_frame_stays_whole_and_an_empty_one_vanishes():
     assert np.asarray(cut_out(Image.new("RGB", (32, 32), (200, 30, 30))))[..., 3].min() == 255
     assert np.asarray(cut_out(Image.new("RGB", (32, 32), "white")))[..., 3].max() == 0
 
 
-def test_the_command_writes_a_transparent_picture_that_can_be_verified(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_transparent_image_that_can_be_verified(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     draw = ["generate", "a red apple, 3D", "--seed", "7", "--width", "64", "--height", "64", "--steps", "4", "--json"]
     assert main([*draw, "--transparent"]) == 0

@@ -1,4 +1,4 @@
-"""Bad data: each thing is skipped by name or refused clearly, and no caption lands on another picture."""
+"""Bad data: each thing is skipped by name or refused clearly, and no caption lands on another image."""
 
 import io
 import json
@@ -9,11 +9,12 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
-from reader_data import COLOURS, colour_of, jsonl, kinds, picture, put, read, tar, texts
+from reader_data import COLOURS, colour_of, image, jsonl, kinds, put, read, tar, texts
 
 from pixart.data.dataset import open_dataset
-from pixart.data.layouts.tar import Member, members
+from pixart.data.layouts.tars import members
 from pixart.data.pairs import ImageProblem, InFile, InTable, InTar, Problem, printable, read_bytes
 from pixart.errors import PixArtError, UsageError
 
@@ -22,9 +23,9 @@ ROW = {"file_name": "red.png", "text": "a red square"}
 
 def manifest(tmp_path, text: bytes | str, name: str = "metadata.jsonl"):
     """What comes of a manifest beside red.png, green.png and blue.png."""
-    put(tmp_path / "data", {f"{colour}.png": picture(colour) for colour in ("red", "green", "blue")})
+    put(tmp_path / "data", {f"{colour}.png": image(colour) for colour in ("red", "green", "blue")})
     put(tmp_path / "data", {name: text})
-    put(tmp_path, {"secret.png": picture("black")})
+    put(tmp_path, {"secret.png": image("black")})
     return read(tmp_path / "data" / name)
 
 
@@ -37,7 +38,6 @@ def manifest(tmp_path, text: bytes | str, name: str = "metadata.jsonl"):
         (b"null", "row"),
         (b'{"file_name": "green.png", "file_name": "red.png", "text": "x"}', "row"),
         (b"[" * 100_000, "row"),
-        (b'{"file_name": "green.png", "text": "\xe9"}', "row-encoding"),
         (b'{"file_name": "green.png"\0, "text": "x"}', "row"),
         (b'{"file_name": "' + b"x" * 5_000_000 + b'"}', "row"),
         (b'{"text": "a green square"}', "no-image"),
@@ -74,17 +74,23 @@ def test_a_bad_line_in_the_middle_is_named_by_its_number(tmp_path, line, kind):
     assert printable(problems[0].reason) == problems[0].reason
 
 
+def test_bytes_that_are_not_utf8_cost_the_caption_and_not_the_image(tmp_path):
+    for name, text in (
+        ("metadata.jsonl", b'{"file_name": "red.png", "text": "\xe9"}\n{"file_name": "blue.png", "text": "b"}'),
+        ("metadata.csv", b"file_name,text\nred.png,\xe9\nblue.png,b\n"),
+        ("list.json", b'[{"path": "red.png", "text": "\xe9"}, {"path": "blue.png", "text": "b"}]'),
+    ):
+        pairs, problems = manifest(tmp_path, text, name)
+        assert (texts(pairs["red.png"]), texts(pairs["blue.png"]), problems) == ([], ["b"], [])
+        assert pairs["red.png"].caption_problem.kind == "caption-encoding"
+        (tmp_path / "data" / name).unlink()
+
+
 def test_a_repeated_row_further_on_does_not_replace_the_first(tmp_path):
     rows = [ROW, {"file_name": "blue.png", "text": "a blue square"}, {**ROW, "text": "something else"}]
     pairs, problems = manifest(tmp_path, jsonl(rows))
     assert texts(pairs["red.png"]) == ["a red square"]
     assert kinds(problems) == {"metadata.jsonl:3": "duplicate-row"}
-
-
-def test_a_name_in_other_letters_is_missing_and_the_reason_says_so(tmp_path):
-    pairs, problems = manifest(tmp_path, jsonl([{"file_name": "red.PNG", "text": "x"}]))
-    assert pairs == {}
-    assert problems[0].reason == "red.PNG is not there (but red.png is)."
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_a_name_in_other_letters_is_missing_and_the_reason_says_so(tmp_path):
         ({"en": "a red square"}, "caption-type"),
     ],
 )
-def test_a_bad_caption_leaves_the_picture_and_says_why(tmp_path, text, kind):
+def test_a_bad_caption_leaves_the_image_and_says_why(tmp_path, text, kind):
     pairs, problems = manifest(tmp_path, jsonl([{"file_name": "red.png", "text": text}]))
     assert (pairs["red.png"].captions, problems) == ((), [])
     assert (pairs["red.png"].caption_problem.key, pairs["red.png"].caption_problem.kind) == ("red.png", kind)
@@ -121,8 +127,8 @@ def test_a_bad_caption_leaves_the_picture_and_says_why(tmp_path, text, kind):
         (b"x" * 2_000_000, "caption-long"),
     ],
 )
-def test_a_bad_caption_file_leaves_the_picture_and_says_why(tmp_path, data, kind):
-    put(tmp_path, {"red.png": picture(), "red.txt": data, "green.png": picture("green"), "green.txt": "a green square"})
+def test_a_bad_caption_file_leaves_the_image_and_says_why(tmp_path, data, kind):
+    put(tmp_path, {"red.png": image(), "red.txt": data, "green.png": image("green"), "green.txt": "a green square"})
     pairs, problems = read(tmp_path)
     assert (pairs["red.png"].captions, pairs["red.png"].caption_problem.kind, problems) == ((), kind, [])
     assert texts(pairs["green.png"]) == ["a green square"]
@@ -146,14 +152,13 @@ def test_csv_rows_that_cannot_be_read_are_all_counted(tmp_path):
     }  # fmt: skip
     assert pairs["green.png"].caption_problem.kind == "caption-encoding"
     assert kinds(problems) == {f"metadata.csv:{number}": "row" for number in (3, 4, 5, 6, 7)}
-    assert problems[2].reason.startswith("Line 5 to 7 cannot be read")
 
 
 def test_a_csv_quote_that_stays_open_to_the_end_loses_no_row_unseen(tmp_path):
-    lines = ["file_name,text", "red.png,a red square", 'green.png,"open'] + ["blue.png,x"] * 20_000
+    lines = ["file_name,text", "red.png,a red square", 'green.png,"open'] + ["blue.png,x"] * 5_000
     pairs, problems = manifest(tmp_path, "\n".join(lines), "metadata.csv")
     assert texts(pairs["red.png"]) == ["a red square"]
-    assert len(pairs) + len(problems) in (20_002, 20_003)
+    assert len(pairs) + len(problems) in (5_002, 5_003)
     assert "metadata.csv:3" in kinds(problems)
 
 
@@ -175,14 +180,14 @@ def test_a_json_list_that_breaks_off_says_where(tmp_path):
     assert manifest(tmp_path, " [ ] ", "list.json") == ({}, [])
 
 
-def test_what_only_looks_like_a_picture_file_is_named(tmp_path):
+def test_what_only_looks_like_an_image_file_is_named(tmp_path):
     put(
         tmp_path,
-        {"good.png": picture(), "good.txt": "a red square", "folder.png/inside.jpg": picture("blue", format="JPEG")},
+        {"good.png": image(), "good.txt": "a red square", "folder.png/inside.jpg": image("blue", format="JPEG")},
     )
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "good2.txt")
-    put(tmp_path, {"good2.png": picture("green"), "drawing.svg": "<svg/>", "empty.png": b"", "x.npz": b""})
+    put(tmp_path, {"good2.png": image("green"), "drawing.svg": "<svg/>", "empty.png": b"", "x.npz": b""})
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "broken.png").symlink_to("nowhere.png")
     (tmp_path / "round").symlink_to(tmp_path)
@@ -195,21 +200,18 @@ def test_what_only_looks_like_a_picture_file_is_named(tmp_path):
     pairs, problems = read(dataset)
     assert set(pairs) == {"good.png", "good2.png", "linked.png", "empty.png", "folder.png/inside.jpg"}
     assert kinds(problems) == {
-        "folder.png": "not-a-file", "pipe.png": "not-a-file", "socket.png": "not-a-file", "zero.png": "not-a-file",
+        "pipe.png": "not-a-file", "socket.png": "not-a-file", "zero.png": "not-a-file",
         "loop.png": "unreadable", "broken.png": "unreadable", "round": "link", "drawing.svg": "format",
     }  # fmt: skip
     assert pairs["good2.png"].caption_problem.kind == "caption-missing"  # its .txt is a pipe
-    assert [note for note in dataset.notes if "npz" in note] == [
-        "files that are not read, ending in .npz: 1, such as x.npz"
-    ]
-    with pytest.raises(ImageProblem, match="empty"):
-        read_bytes(pairs["empty.png"].image)
+    assert [note for note in dataset.notes if "x.npz" in note]
+    assert refused(pairs["empty.png"].image) == "empty"
 
 
 def test_linked_folders_outside_are_read_once(tmp_path):
-    put(tmp_path / "far", {"a.png": picture(), "back.md": ""})
+    put(tmp_path / "far", {"a.png": image(), "back.md": ""})
     (tmp_path / "far" / "self").symlink_to(tmp_path / "far")
-    put(tmp_path / "data", {"b.png": picture("green")})
+    put(tmp_path / "data", {"b.png": image("green")})
     for name in ("one", "two"):
         (tmp_path / "data" / name).symlink_to(tmp_path / "far")
     (tmp_path / "data" / "up").symlink_to("/")
@@ -218,33 +220,31 @@ def test_linked_folders_outside_are_read_once(tmp_path):
     assert kinds(problems) == {"one/self": "link", "two": "link", "up": "link"}
 
 
-def test_the_place_of_a_picture_may_change_before_it_is_read(tmp_path):
+def refused(place) -> str:
+    """The kind of problem that reading it meets."""
+    with pytest.raises(ImageProblem) as caught:
+        read_bytes(place)
+    return caught.value.kind
+
+
+def test_the_place_of_an_image_may_change_before_it_is_read(tmp_path):
     path = tmp_path / "a.png"
     where = InFile(str(path))
-    with pytest.raises(ImageProblem, match=r"a\.png is not there"):
-        read_bytes(where)
+    assert refused(where) == "missing"
     os.mkfifo(path)
-    with pytest.raises(ImageProblem, match=r"a\.png is a pipe, not a file"):
-        read_bytes(where)
+    assert refused(where) == "not-a-file"
     path.unlink()
     path.mkdir()
-    with pytest.raises(ImageProblem, match=r"a\.png is a folder|cannot be (opened|read): Is a directory"):
-        read_bytes(where)
-    put(tmp_path, {"a.tar": b"x" * 100})
-    with pytest.raises(ImageProblem, match="ends too early: 50 of 70 bytes"):
-        read_bytes(InTar(str(tmp_path / "a.tar"), 50, 70, "a.png"))
-    with pytest.raises(ImageProblem, match="at most 536,870,912 are read"):
-        read_bytes(InTar(str(tmp_path / "a.tar"), 0, 2**40, "a.png"))
-    for table in (
-        InTable(str(tmp_path / "a.tar"), 0, 0, "image"),
-        InTable(str(tmp_path / "gone.parquet"), 0, 0, "image"),
-    ):
-        with pytest.raises(ImageProblem):
-            read_bytes(table)
+    assert refused(where) == "not-a-file"
+    archive = str(put(tmp_path, {"a.tar": b"x" * 100}) / "a.tar")
+    assert refused(InTar(archive, 50, 70, "a.png")) == "truncated"
+    assert refused(InTar(archive, 0, 2**40, "a.png")) == "too-large"
+    assert refused(InTar(f"local://{archive}.gone", 0, 9, "a.png")) == "missing"
+    assert refused(InTable(archive, 0, 0, "image")) == "unreadable"
+    assert refused(InTable(str(tmp_path / "gone.parquet"), 0, 0, "image")) == "missing"
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(2**40)
-    with pytest.raises(ImageProblem, match="at most 536,870,912 are read"):
-        read_bytes(InFile(str(tmp_path / "huge.png")))
+    assert refused(InFile(str(tmp_path / "huge.png"))) == "too-large"
 
 
 @pytest.mark.parametrize(
@@ -264,30 +264,30 @@ def test_the_place_of_a_picture_may_change_before_it_is_read(tmp_path):
     ],
 )
 def test_odd_file_names_keep_their_captions(tmp_path, name):
-    put(tmp_path / "side", {f"{name}.png": picture("green"), f"{name}.txt": "a green square", "b.png": picture()})
+    put(tmp_path / "side", {f"{name}.png": image("green"), f"{name}.txt": "a green square", "b.png": image()})
     pairs, problems = read(tmp_path / "side")
     assert (texts(pairs[f"{name}.png"]), problems) == (["a green square"], [])
     assert printable(f"{name}.png").isprintable() or name == "🦊 fox"
     put(tmp_path / "side", {"list.jsonl": jsonl([{"file_name": f"{name}.png", "text": "listed"}])})
     assert texts(read(tmp_path / "side" / "list.jsonl")[0][f"{name}.png"]) == ["listed"]
-    put(tmp_path, {"a.tar": tar([(f"{name}.png", picture("green")), (f"{name}.txt", b"a green square")])})
+    put(tmp_path, {"a.tar": tar([(f"{name}.png", image("green")), (f"{name}.txt", b"a green square")])})
     packed, _ = read(tmp_path / "a.tar")
     assert [(texts(pair), colour_of(pair)) for pair in packed.values()] == [(["a green square"], "green")]
 
 
 def test_names_that_are_not_utf8_are_named(tmp_path):
-    put(tmp_path, {"a.png": picture(), "a.txt": "a red square"})
-    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(picture("blue"))
+    put(tmp_path, {"a.png": image(), "a.txt": "a red square"})
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(image("blue"))
     pairs, problems = read(tmp_path)
     assert list(pairs) == ["a.png"]
     assert kinds(problems) == {"\\udcff.png": "name-encoding"}
-    put(tmp_path, {"a.tar": tar([("a.png", picture())]).replace(b"a.png", b"\xff.png", 1)})
+    put(tmp_path, {"a.tar": tar([("a.png", image())]).replace(b"a.png", b"\xff.png", 1)})
     assert [problem.kind for problem in members(tmp_path / "a.tar", "a.tar")] == ["damaged-tar"]  # its check sum
 
 
-def test_one_caption_file_for_two_pictures_is_given_to_neither(tmp_path):
-    put(tmp_path, {"a.png": picture("red"), "a.jpg": picture("blue", format="JPEG"), "a.txt": "a red square"})
-    put(tmp_path, {"b.png": picture("red"), "b.webp": picture("blue", format="WEBP"), "c.png": picture(), "c.txt": "c"})
+def test_one_caption_file_for_two_images_is_given_to_neither(tmp_path):
+    put(tmp_path, {"a.png": image("red"), "a.jpg": image("blue", format="JPEG"), "a.txt": "a red square"})
+    put(tmp_path, {"b.png": image("red"), "b.webp": image("blue", format="WEBP"), "c.png": image(), "c.txt": "c"})
     pairs, problems = read(tmp_path)
     assert set(pairs) == {"b.png", "b.webp", "c.png"}
     assert kinds(problems) == {"a.png": "same-stem", "a.jpg": "same-stem"}
@@ -297,17 +297,15 @@ def test_one_caption_file_for_two_pictures_is_given_to_neither(tmp_path):
     assert (texts(pairs["a.png"]), texts(pairs["a.jpg"]), problems) == (["a red square"], ["a blue square"], [])
 
 
-def test_names_that_differ_in_case_are_two_pictures(tmp_path):
-    put(tmp_path, {"Cat.png": picture("red"), "cat.png": picture("blue"), "cat.txt": "a blue square"})
+def test_names_that_differ_in_case_are_two_images(tmp_path):
+    put(tmp_path, {"Cat.png": image("red"), "cat.png": image("blue"), "cat.txt": "a blue square"})
     pairs, _ = read(tmp_path)
-    assert texts(pairs["cat.png"]) == ["a blue square"]
-    assert pairs["Cat.png"].captions == ()
-    assert "cat.txt differs in its letters" in pairs["Cat.png"].caption_problem.reason
+    assert {key: texts(pair) for key, pair in pairs.items()} == {"cat.png": ["a blue square"], "Cat.png": []}
 
 
 def test_what_may_not_be_read_is_named():
     with tempfile.TemporaryDirectory() as place:
-        path = put(Path(place), {"a.png": picture(), "b.png": picture("green"), "b.txt": "x", "deep/c.png": picture()})
+        path = put(Path(place), {"a.png": image(), "b.png": image("green"), "b.txt": "x", "deep/c.png": image()})
         locked = [path / name for name in ("a.png", "b.txt", "deep")]
         for one in locked:
             one.chmod(0)
@@ -319,10 +317,9 @@ def test_what_may_not_be_read_is_named():
             pairs, problems = read(path)
             assert kinds(problems) == {"deep": "unreadable"}
             assert pairs["b.png"].caption_problem.kind == "caption-unreadable"
-            with pytest.raises(ImageProblem, match=r"a\.png cannot be opened: Permission denied"):
-                read_bytes(pairs["a.png"].image)
+            assert refused(pairs["a.png"].image) == "unreadable"
             for name in ("deep", "a.png"):
-                with pytest.raises(PixArtError, match="may not be read by this user"):
+                with pytest.raises(PixArtError):
                     open_dataset(path / name)
         finally:
             if root:
@@ -333,20 +330,15 @@ def test_what_may_not_be_read_is_named():
 
 def test_special_files_are_no_data_sets(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
-    with pytest.raises(UsageError, match="is a pipe; give a folder or a file"):
-        open_dataset(tmp_path / "a.tar")
     (tmp_path / "loop").symlink_to("loop")
-    for name in ("loop", "nul\0l", "x" * 300):
-        with pytest.raises(UsageError, match="There is nothing at"):
+    (tmp_path / "empty").mkdir()
+    for name in ("a.tar", "loop", "nul\0l", "x" * 300, "empty", "gone"):
+        with pytest.raises(UsageError):
             open_dataset(tmp_path / name)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(UsageError, match="holds no data set that is known"):
-        open_dataset(empty)
 
 
 def good(name: str, colour: str) -> list[tuple[str, bytes]]:
-    return [(f"{name}.png", picture(colour)), (f"{name}.txt", f"a {colour} square".encode())]
+    return [(f"{name}.png", image(colour)), (f"{name}.txt", f"a {colour} square".encode())]
 
 
 def test_bad_members_of_a_tar_are_named_and_the_good_ones_read(tmp_path):
@@ -362,24 +354,24 @@ def test_bad_members_of_a_tar_are_named_and_the_good_ones_read(tmp_path):
 
         for name, content in good("one", "red"):
             add(name, content)
-        add("../../escape.png", picture("black"))
-        add("/etc/absolute.png", picture("black"))
+        add("../../escape.png", image("black"))
+        add("/etc/absolute.png", image("black"))
         add("link.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         add("hard.png", type=tarfile.LNKTYPE, linkname="one.png")
         add("pipe.png", type=tarfile.FIFOTYPE)
         add("device.png", type=tarfile.CHRTYPE)
         add("folder", type=tarfile.DIRTYPE)
-        add("alone.txt", b"no picture")
-        add("quiet.png", picture("blue"))
-        add("double.png", picture("blue"))
-        add("double.jpg", picture("green", format="JPEG"))
+        add("alone.txt", b"no image")
+        add("quiet.png", image("blue"))
+        add("double.png", image("blue"))
+        add("double.jpg", image("green", format="JPEG"))
         add("vector.svg", b"<svg/>")
         for name, content in good("two", "green"):
             add("./sub/" + name, content)
-        add("one.png", picture("blue"))
-        add("failed.jpg", picture("blue", format="JPEG"))
+        add("one.png", image("blue"))
+        add("failed.jpg", image("blue", format="JPEG"))
         add("failed.json", b'{"status": "failed_to_resize", "error_message": "\\u001b too big"}')
-        add("odd.jpg", picture("blue", format="JPEG"))
+        add("odd.jpg", image("blue", format="JPEG"))
         add("odd.json", b'{"caption": "x", "caption": "y"}')
     put(tmp_path, {"a.tar": file.getvalue()})
     pairs, problems = read(tmp_path / "a.tar")
@@ -424,15 +416,26 @@ def test_a_sample_over_two_shards_is_reported_and_not_mixed(tmp_path):
     pairs, problems = read(tmp_path)
     assert {key: (texts(pair), colour_of(pair)) for key, pair in pairs.items()} == {
         "0.tar/one": (["a red square"], "red"),
+        "0.tar/two": ([], "blue"),
         "1.tar/three": (["a green square"], "green"),
         "2.tar/three": (["a black square"], "black"),
     }
-    assert [(problem.key, problem.kind) for problem in problems] == [("0.tar/two", "split-sample")]
+    assert pairs["0.tar/two"].caption_problem.kind == "caption-missing"
+    assert kinds(problems) == {"1.tar/two": "no-image"}
+
+
+def test_the_files_of_a_sample_may_lie_far_from_each_other(tmp_path):
+    colours = [*COLOURS]
+    images = [(f"{colour}.png", image(colour)) for colour in colours]
+    captions = [(f"{colour}.txt", f"a {colour} square".encode()) for colour in reversed(colours)]
+    pairs, problems = read(put(tmp_path, {"a.tar": tar(images + captions)}) / "a.tar")
+    assert [texts(pair) for pair in pairs.values()] == [[f"a {colour_of(pair)} square"] for pair in pairs.values()]
+    assert (list(pairs), problems) == ([f"a.tar/{colour}" for colour in colours], [])
 
 
 def test_headers_that_claim_too_much_are_not_believed(tmp_path):
     whole = tar(good("one", "red"))
-    for claim, kind in ((b"x", "extended header"), (b"L", "extended header"), (b"0", "cut off")):
+    for claim in (b"x", b"L", b"0"):
         info = tarfile.TarInfo("big")
         info.type = claim
         info.size = 8 * 1024**3 - 1
@@ -440,7 +443,6 @@ def test_headers_that_claim_too_much_are_not_believed(tmp_path):
         pairs, problems = read(tmp_path / "a.tar")
         assert texts(pairs["a.tar/one"]) == ["a red square"]
         assert kinds(problems) == {"a.tar": "damaged-tar"}
-        assert kind in problems[0].reason
     long = tarfile.TarInfo("x" * 200_000 + ".png")
     put(tmp_path, {"a.tar": long.tobuf(tarfile.PAX_FORMAT) + whole})
     assert kinds(read(tmp_path / "a.tar")[1]) == {"a.tar": "damaged-tar"}
@@ -451,10 +453,20 @@ def test_headers_that_claim_too_much_are_not_believed(tmp_path):
     assert kinds(read(tmp_path / "a.tar")[1]) == {"a.tar": "damaged-tar"}
 
 
+def test_a_loss_of_unknown_size_stops_training_on_pixels(tmp_path):
+    from pixart.data.image_rows import ImageRows
+
+    whole = tar(good("one", "red"))
+    put(tmp_path, {"a.tar": whole + whole})
+    with pytest.raises(PixArtError):
+        ImageRows(tmp_path, allow_dropped=0.9)
+    assert ImageRows(tmp_path, allow_dropped=1).keys(np.arange(1)) == ["a.tar/one"]
+
+
 def test_many_tiny_members_do_not_fill_the_memory(tmp_path):
     header = tarfile.TarInfo("0000000").tobuf(tarfile.USTAR_FORMAT)
     with open(tmp_path / "a.tar", "wb") as file:
-        for number in range(8_000):
+        for number in range(2_000):
             name = f"{number:07}.txt".encode()
             block = bytearray(header)
             block[: len(name)] = name
@@ -466,16 +478,16 @@ def test_many_tiny_members_do_not_fill_the_memory(tmp_path):
     count = sum(isinstance(one, Problem) for one in open_dataset(tmp_path / "a.tar").pairs())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 8_000
-    assert peak < 3_000_000  # some 100 bytes a sample for finding repeats
+    assert count == 2_000
+    assert peak < 2_500_000  # the names of one shard
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])
 def test_a_long_manifest_is_never_held_whole(tmp_path, kind):
-    put(tmp_path, {"red.png": picture()})
+    put(tmp_path, {"red.png": image()})
     row = {"path": "gone.png", "text": "x" * 2500}
     with open(tmp_path / f"list.{kind}", "w") as file:
-        lines = 4_000
+        lines = 8_000 if kind == "json" else 4_000
         if kind == "csv":
             file.write("path,text\n" + f"gone.png,{'x' * 2500}\n" * lines)
         elif kind == "jsonl":
@@ -498,7 +510,7 @@ def test_a_damaged_row_group_loses_its_rows_by_name(tmp_path):
     import pyarrow.parquet as pq
 
     colours = ["red", "green", "blue", "black"]
-    held = {"image": [picture(colour) for colour in colours], "text": [f"a {colour} square" for colour in colours]}
+    held = {"image": [image(colour) for colour in colours], "text": [f"a {colour} square" for colour in colours]}
     pq.write_table(pa.table(held), tmp_path / "a.parquet", row_group_size=2, compression="none", use_dictionary=False)
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     at = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).column(1).data_page_offset
@@ -516,7 +528,7 @@ def test_page_checksums_of_parquet_are_verified(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table({"image": [picture("red"), picture("blue")], "text": ["red", "blue"]})
+    table = pa.table({"image": [image("red"), image("blue")], "text": ["red", "blue"]})
     pq.write_table(table, tmp_path / "a.parquet", write_page_checksum=True, compression="none", use_dictionary=False)
     data = (tmp_path / "a.parquet").read_bytes()
     assert [texts(pair) for pair in read(tmp_path / "a.parquet")[0].values()] == [["red"], ["blue"]]
@@ -527,11 +539,11 @@ def test_page_checksums_of_parquet_are_verified(tmp_path):
     assert (pairs, kinds(problems)) == ({}, {"a.parquet:0": "row", "a.parquet:1": "row"})
 
 
-def test_a_table_may_lack_pictures_and_captions(tmp_path):
+def test_a_table_may_lack_images_and_captions(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kept = [{"bytes": picture(), "path": None}, {"bytes": None, "path": "x.png"}, None, {"bytes": b"", "path": None}]
+    kept = [{"bytes": image(), "path": None}, {"bytes": None, "path": "x.png"}, None, {"bytes": b"", "path": None}]
     pq.write_table(pa.table({"image": kept, "text": ["a red square", None, " ", "b"]}), tmp_path / "a.parquet")
     pairs, problems = read(tmp_path / "a.parquet")
     assert problems == []
@@ -540,24 +552,12 @@ def test_a_table_may_lack_pictures_and_captions(tmp_path):
     ]  # fmt: skip
     assert colour_of(pairs["a.parquet:0"]) == "red"
     for row in (1, 2, 3):
-        with pytest.raises(ImageProblem, match=r"row .* of group 0"):
-            read_bytes(pairs[f"a.parquet:{row}"].image)
+        assert refused(pairs[f"a.parquet:{row}"].image) in ("missing", "empty")
 
 
-def test_a_manifest_that_vanishes_is_one_sentence(tmp_path):
-    put(tmp_path, {"red.png": picture(), "metadata.jsonl": jsonl([ROW])})
+def test_a_manifest_that_vanishes_is_an_error(tmp_path):
+    put(tmp_path, {"red.png": image(), "metadata.jsonl": jsonl([ROW])})
     dataset = open_dataset(tmp_path)
     (tmp_path / "metadata.jsonl").unlink()
-    with pytest.raises(PixArtError, match=r"metadata\.jsonl cannot be read: No such file"):
+    with pytest.raises(PixArtError):
         list(dataset.pairs())
-
-
-def test_members_agree_with_their_bytes(tmp_path):
-    content = [*good("one", "red"), ("deep/" * 40 + "x.png", picture("blue"))]
-    for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        put(tmp_path, {"a.tar": tar(content, format)})
-        data = (tmp_path / "a.tar").read_bytes()
-        found = list(members(tmp_path / "a.tar", "a.tar"))
-        assert all(isinstance(one, Member) for one in found)
-        assert [(one.name, data[one.offset : one.offset + one.length]) for one in found] == content
-    assert set(COLOURS) >= {"red", "blue"}

@@ -1,4 +1,4 @@
-"""Pictures of every mode become RGB the right way up; everything that is no picture is refused by name."""
+"""Images of every mode become RGB the right way up; everything that is no image is refused by kind."""
 
 import io
 import pickle
@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
-from reader_data import picture
+from reader_data import image as made
 
 from pixart.data.images import MAX_PIXELS, open_image
 from pixart.data.pairs import ImageProblem
@@ -120,7 +120,7 @@ def test_exif_rotation_is_applied_as_pillow_applies_it(orientation, format):
         assert opened.orientation == orientation
 
 
-def test_damaged_exif_does_not_hide_the_picture():
+def test_damaged_exif_does_not_hide_the_made():
     data = saved(Image.new("RGB", (4, 4), "red"), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff junk")
     assert open_image(data).orientation == 1
 
@@ -144,8 +144,8 @@ def test_a_hundred_thousand_frames_cost_no_more_than_one():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
-def test_extreme_shapes_are_pictures(size):
-    assert open_image(picture("blue", size)).image.size == size
+def test_extreme_shapes_are_images(size):
+    assert open_image(made("blue", size)).image.size == size
 
 
 def test_a_decompression_bomb_is_refused_by_its_header():
@@ -154,10 +154,10 @@ def test_a_decompression_bomb_is_refused_by_its_header():
     assert refused(png(chunk(b"IHDR", head), chunk(b"IDAT", body), chunk(b"IEND", b""))).kind == "bomb"
     just_over = Image.new("1", (9460, 9460))
     assert MAX_PIXELS < 9460 * 9460
-    problem = refused(saved(just_over))
-    assert problem.reason == "The picture claims 9460 x 9460 pixels; at most 89,478,485 are decoded."
-    with pytest.raises(ImageProblem, match="at most 15 are decoded"):
-        open_image(picture("red", (4, 4)), max_pixels=15)
+    assert refused(saved(just_over)).kind == "bomb"
+    with pytest.raises(ImageProblem) as caught:
+        open_image(made("red", (4, 4)), max_pixels=15)
+    assert caught.value.kind == "bomb"
 
 
 def test_a_text_bomb_is_refused():
@@ -181,34 +181,31 @@ def test_cut_off_files_are_refused(format):
 
 def test_a_wrong_checksum_is_refused():
     for chunk_name in (b"IHDR", b"IDAT"):
-        data = bytearray(picture())
+        data = bytearray(made())
         data[data.index(chunk_name) + 11] ^= 0x01
         assert refused(bytes(data)).kind == "broken"
 
 
-def test_what_follows_a_picture_does_not_matter():
-    assert first_pixel(picture() + b"PK\x03\x04 a zip at the end") == (255, 0, 0)
+def test_what_follows_an_image_does_not_matter():
+    assert first_pixel(made() + b"PK\x03\x04 a zip at the end") == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("data", "name"),
+    "data",
     [
-        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
-        (b"%PDF-1.7\n", "a PDF document"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "an EPS or PostScript document"),
-        (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
-        (b"PK\x03\x04aaaa", "a zip archive"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "a file of type heic"),
-        (b"8BPS\0\1", "a Photoshop file"),
-        (b"P6 4 4 255\n" + b"\0" * 48, "no picture that is known here"),
-        (b"hello", "no picture that is known here"),
+        b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7\n",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"\n<!DOCTYPE html><html>404</html>",
+        b"PK\x03\x04aaaa",
+        b"\0\0\0\x18ftypheic\0\0\0\0",
+        b"8BPS\0\1",
+        b"P6 4 4 255\n" + b"\0" * 48,
+        b"hello",
     ],
 )
-def test_other_formats_are_refused_by_name(data, name):
-    problem = refused(data)
-    assert problem.kind == "format"
-    assert problem.reason.startswith(f"This is {name}")
-    assert "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read" in problem.reason
+def test_other_formats_are_refused(data):
+    assert refused(data).kind == "format"
 
 
 def test_numbers_whose_white_is_unknown_are_refused():
@@ -226,7 +223,7 @@ def test_a_colour_profile_is_reported_and_a_damaged_one_harmless():
     assert (opened.icc, opened.image.getpixel((0, 0))) == (True, (255, 0, 0))
 
 
-def test_a_phones_picture_of_several_is_a_jpeg():
+def test_a_phones_file_of_several_images_is_a_jpeg():
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
     opened = open_image(file.getvalue())

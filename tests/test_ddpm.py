@@ -2,7 +2,7 @@
 
 PUBLISHED was computed once, on the inputs of `inputs()`, by OpenAI's own `GaussianDiffusion.training_losses` as the
 PyPI package guided-diffusion-sdk 1.0.0 carries it (linear betas, 1000 steps, EPSILON, LEARNED_RANGE, MSE: the
-settings of PixArt-alpha `diffusion/iddpm.py`, whose function is the same). Its gradients are the norms, per picture,
+settings of PixArt-alpha `diffusion/iddpm.py`, whose function is the same). Its gradients are the norms, per image,
 of the gradient of the summed loss with respect to each half of the network's output.
 """
 
@@ -117,13 +117,13 @@ def test_noise_levels_are_logit_normal_with_a_uniform_share():
     assert ends == pytest.approx(0.1 * 0.04, abs=0.0015)
 
 
-def test_whole_timesteps_are_all_drawn_equally_often():
+def test_whole_timesteps_are_all_sampled_equally_often():
     counts = torch.bincount(ddpm.whole(levels(sampler="uniform")) // 100, minlength=10)
     assert counts.shape == (10,) and (counts - 2000).abs().max() < 200
     assert ddpm.whole(torch.tensor([0.0, 0.9999, 1.0])).tolist() == [0, 999, 999]
 
 
-def test_shift_moves_noise_levels_towards_noise_and_grows_with_the_picture():
+def test_shift_moves_noise_levels_towards_noise_and_grows_with_the_image():
     plain, shifted = levels(1.0), levels(3.0)
     assert torch.allclose(shifted, 3 * plain / (1 + 2 * plain))
     assert shifted.median().item() == pytest.approx(0.75, abs=0.01) and shifted.max() < 1
@@ -133,3 +133,11 @@ def test_shift_moves_noise_levels_towards_noise_and_grows_with_the_picture():
     assert by_size.shift_for(512, 2048) == 6.0  # the area counts, not the longer side
     with pytest.raises(UsageError, match="shift_base 0"):
         Timesteps(shift_base=0)
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_offset_noise_is_the_same_all_over_a_channel(name):
+    x_0, rng = torch.zeros(64, 4, 8, 8), np.random.default_rng
+    plain, offset = (Objective(name, noise_offset=n).add_noise(x_0, rng(3)).eps for n in (0.0, 0.5))
+    more = offset - plain
+    assert (more - more[:, :, :1, :1]).abs().max() < 1e-6 and 0.4 < more[:, :, 0, 0].std() < 0.6

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,11 +11,12 @@ import pytest
 import torch
 from photos import CLASSES, write_photos
 from PIL import Image
+from tiny_run import start
 
 from pixart.cli import main
 from pixart.data.extract import Extractor, Job, choose_for
 from pixart.data.features import FeatureRow, Features, Settings, open_features, pad, weights_id
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError
 from pixart.runtime.device import Device
 
 SIZE = ("--base-size", "64")
@@ -91,33 +89,17 @@ def test_features_equal_what_the_stock_encoders_make(photos, plain, tiny_model):
     assert all(weights[f"{i:04d}.jpg"] == 1 + i % 3 for i in range(40))
 
 
-def test_two_ranks_make_the_same_shards_as_one_process(photos, plain, tiny_model, tmp_path):
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    words += ["-m", "pixart", "data", "extract", photos, tmp_path / "f", "--model", tiny_model, *SIZE, "--rows", "8"]
-    done = subprocess.run([*map(str, words), "--precision", "float32"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path / "f", plain)
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def test_killed_again_and_again_it_ends_with_the_same_folder(photos, plain, tiny_model, tmp_path):
-    words = [sys.executable, "-m", "pixart", "data", "extract", photos, tmp_path / "f", "--model", tiny_model, *SIZE]
-    words = [*map(str, words), "--rows", "8", "--precision", "float32"]
+    words = ["data", "extract", photos, tmp_path / "f", "--model", tiny_model, *SIZE, "--rows", "8"]
+    words = [*map(str, words), "--precision", "float32"]
     for done in (1, 3):
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = start(main, words)
         end = time.monotonic() + 240
         while len(list((tmp_path / "f" / "progress").glob("0*.json"))) < done:
-            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            assert process.is_alive() and time.monotonic() < end
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         with pytest.raises(PixArtError):
             open_features(tmp_path / "f")
     assert extract(photos, tmp_path / "f", tiny_model) == 0
@@ -169,7 +151,7 @@ def test_a_finished_folder_is_checked_and_damage_is_named(photos, plain, tiny_mo
         "{",
         "[]",
         '{"format": 3}',
-        json.dumps({"format": "pixart-features-2", "origin": 1}),
+        json.dumps({"format": "pixart-features-3", "origin": 1}),
         "[" * 200_000,
     ):
         (folder / "features.json").write_text(damaged)
@@ -204,7 +186,7 @@ def test_what_the_machine_decides_is_chosen_once(photos, plain, tiny_model, tmp_
     assert choose_for(amx)["precision"] == "bfloat16" and choose_for(avx2)["precision"] == "float32"
     words = ["data", "extract", str(photos), str(tmp_path / "f"), "--model", str(tiny_model), *SIZE, "--rows", "8"]
     for device in (avx2, amx):  # continued on another machine, it goes on as it began
-        monkeypatch.setattr("pixart.runtime.device.find_devices", lambda device=device: [device])
+        monkeypatch.setattr("pixart.commands.extract.find_devices", lambda device=device: [device])
         assert main(words) == 0
     assert open_features(tmp_path / "f").settings.precision == "float32"
 
@@ -224,7 +206,7 @@ def test_label_columns_make_several_kinds_of_classes(tiny_model, tmp_path):
     photos = write_photos(tmp_path / "photos", 10, style=lambda i: ("flat", "3D")[i % 2], group=lambda i: f"g{i // 4}")
     assert extract(photos, tmp_path / "f", tiny_model, "--labels-only", "--label", "group", "style") == 0
     store = open_features(tmp_path / "f")
-    assert not store.has_text and store.null_text is None
+    assert not store.has_text and store.unconditional is None
     assert {kind: set(names) for kind, names in store.manifest.labels.items()} == {
         "group": {"g0", "g1", "g2"},
         "style": {"flat", "3D"},
@@ -257,14 +239,14 @@ def test_a_row_alone_and_in_company_is_the_same_to_rounding(photos, tiny_model):
     from dataclasses import replace
 
     from pixart.data.dataset import open_dataset
-    from pixart.data.extract import Encoders, batches_of
+    from pixart.data.extract import Batches, Encoders
     from pixart.data.features import Origin
     from pixart.data.storage import Folder
 
     settings = Settings(base_size=64, max_tokens=120, rows=40)
     parts = Encoders(tiny_model / "vae", tiny_model / "text_encoder", tiny_model / "tokenizer")
     extractor = Extractor(Job(parts, Origin(settings, vae=weights_id(parts.vae)), Folder("none")))
-    ((batch, _),) = batches_of(open_dataset(photos).pairs(), settings)
+    (batch,) = Batches(open_dataset(photos).pairs(), settings)
     _, together = extractor(batch)
     _, alone = extractor(replace(batch, pairs=batch.pairs[7:8], labels=batch.labels[7:8]))
     (one,) = [row for rows in alone.values() for row in rows]
@@ -319,7 +301,3 @@ def test_without_a_text_encoder_or_encoders_there_is_one_sentence(photos, tmp_pa
     assert main(["data", "extract", str(photos), str(tmp_path / "f"), "--text-encoder", str(photos)]) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and len(err.strip().splitlines()) == 2
-    with pytest.raises(UsageError):
-        from pixart.data.extract import check_settings
-
-        check_settings(Settings(base_size=64, max_tokens=10, precision="int8"))

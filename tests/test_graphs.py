@@ -19,7 +19,7 @@ import pixart
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, GRAPHS, open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
-from pixart.graphs.decoder import build_decoder
+from pixart.graphs.autoencoder import build_decoder, build_encoder
 from pixart.graphs.denoiser import build_denoiser
 from pixart.graphs.engine import GraphNetworks
 from pixart.graphs.text import build_text
@@ -133,7 +133,7 @@ def test_the_text_encoder_equals_transformers(tmp_path, kind):
 
 
 @pytest.mark.parametrize("attention", [False, True])
-def test_the_decoder_equals_diffusers(tmp_path, attention):
+def test_the_autoencoder_equals_diffusers(tmp_path, attention):
     from diffusers import AutoencoderKL
 
     torch.manual_seed(5)
@@ -143,11 +143,13 @@ def test_the_decoder_equals_diffusers(tmp_path, attention):
         scaling_factor=0.18215, mid_block_add_attention=attention,
     ).eval()  # fmt: skip
     vae.save_pretrained(tmp_path / "vae")
-    graph = session(build_decoder(tmp_path, json.loads((tmp_path / "vae" / "config.json").read_text())), tmp_path)
-    latent = torch.randn(2, 4, 6, 10)
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    decoder, encoder = (session(build(tmp_path, config), tmp_path) for build in (build_decoder, build_encoder))
+    latent, pixels = torch.randn(2, 4, 6, 10), torch.rand(2, 3, 24, 40) * 2 - 1
     with torch.inference_mode():
-        theirs = vae.decode(latent / 0.18215).sample
-    assert relative(graph.run(None, {"latent": latent.numpy()})[0], theirs) < 1e-5
+        decoded, encoded = vae.decode(latent / 0.18215).sample, vae.encode(pixels).latent_dist.mean * 0.18215
+    assert relative(decoder.run(None, {"latent": latent.numpy()})[0], decoded) < 1e-5
+    assert relative(encoder.run(None, {"pixels": pixels.numpy()})[0], encoded) < 1e-5
 
 
 def test_int8_is_near_and_an_image_does_not_depend_on_its_neighbours(tiny_model_with_graphs):
@@ -244,12 +246,12 @@ def test_the_shipped_graphs_are_those_that_convert_writes():
 
 def test_both_engines_give_the_same_image_of_the_shipped_model():
     request = {"seed": 5, "steps": 6, "negative_prompt": "green"}
-    pictures = []
+    found = []
     for engine in ("torch", "onnx"):
         result = pixart.Pipeline.from_pretrained(engine=engine, dtype="float32")("a red apple, 3D", **request)
         assert result.settings[0]["engine"] == engine
-        pictures.append(np.asarray(result.images[0]).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+        found.append(np.asarray(result.images[0]).astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 2
     assert pixart.Pipeline.from_pretrained().networks.name == "onnx"
 
 
@@ -340,7 +342,7 @@ def without_torch(tmp_path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
 
 
-def test_the_base_install_draws_and_says_what_needs_more(tmp_path, tiny_model):
+def test_the_base_install_generates_and_says_what_needs_more(tmp_path, tiny_model):
     small = ("--width", "64", "--height", "64", "--steps", "2", "--seed", "7")
     done = without_torch(tmp_path, "generate", "a red apple, 3D", *small)
     assert (done.returncode, done.stdout) == (0, "a-red-apple-3d-7.png\n"), done.stderr

@@ -34,17 +34,12 @@ def test_official_files_are_told_apart(tmp_path, capsys):
     assert "qk norm            yes" in lines and "dtype              float32" in lines
 
 
-def test_folders_and_runs_are_told(folder, tmp_path, capsys):
+def test_folders_are_told(folder, tmp_path, capsys):
     said = facts(capsys, folder)
     assert (said["kind"], said["tokens"], said["styles"]) == ("model folder", 120, ["3D", "Flat"])
     assert said["files"]["transformer/diffusion_pytorch_model.safetensors"] > 1000
     assert said["text_encoder"] == "BertModel" and said["graphs"] is False
     assert facts(capsys, folder / "transformer")["kind"] == "transformer folder"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text('{"kind": "text"}')
-    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n{}\n")
-    said = facts(capsys, tmp_path / "run")
-    assert (said["kind"], said["recipe"], said["reports"]) == ("run folder", "text", 2)
     for wrong in (tmp_path / "no", tmp_path):
         assert main(["info", str(wrong)]) == 1
         assert capsys.readouterr().err.count("\n") == 1

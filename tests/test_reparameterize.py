@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_model import randomise, relative
 
 from pixart.errors import UsageError
 from pixart.model.dit import DiT, DiTConfig
@@ -14,15 +15,11 @@ CHOSEN = 775.0
 
 def trained_pair() -> tuple[DiT, PixArt]:
     """A DiT with random weights everywhere, as after training, and a PixArt with nothing at zero either."""
-    generator = torch.Generator().manual_seed(0)
-    dit, pixart = DiT(DiTConfig(class_counts=(5, 3), **SIZES)), PixArt(PixArtConfig(text_dim=12, **SIZES))
+    dit = randomise(DiT(DiTConfig(class_counts=(5, 3), **SIZES)))
     with torch.no_grad():
-        for parameter in [*dit.parameters(), *pixart.parameters()]:
-            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         for embedder in dit.y_embedders:
             embedder.embedding_table.weight.mul_(3)
-    return dit.eval(), pixart.eval()
+    return dit, randomise(PixArt(PixArtConfig(text_dim=12, **SIZES)), 1)
 
 
 @torch.no_grad()
@@ -33,10 +30,6 @@ def predictions(dit: DiT, pixart: PixArt, timestep: float, null: bool) -> tuple[
     when = torch.full((2,), timestep)
     classes = torch.tensor([[5, 3], [5, 3]]) if null else None
     return dit(x_t, when, classes), pixart(x_t, when, text, text_mask)
-
-
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 @pytest.mark.parametrize("class_free", ["null", "timestep"])
@@ -73,7 +66,7 @@ def test_t_block_is_the_mean_and_the_tables_hold_the_difference():
 
 def test_networks_of_different_sizes_are_refused():
     dit, _ = trained_pair()
-    with pytest.raises(UsageError, match="width 32 and the PixArt 64"):
+    with pytest.raises(UsageError, match="width"):
         reparameterize(dit, PixArt(PixArtConfig(text_dim=12, **(SIZES | {"width": 64}))), CHOSEN)
-    with pytest.raises(UsageError, match="class_free is 'none'"):
+    with pytest.raises(UsageError, match="class_free"):
         reparameterize(dit, PixArt(PixArtConfig(text_dim=12, **SIZES)), CHOSEN, "none")

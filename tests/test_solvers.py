@@ -3,12 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SASolverScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    LCMScheduler,
+    SASolverScheduler,
+)
 
 from pixart.diffusion.guidance import guide, guided
 from pixart.diffusion.noise import initial_noise, noise_stream
-from pixart.diffusion.schedule import check_config, make_schedule
-from pixart.diffusion.solvers import SAMPLERS, DpmSolver, dpm_solver, euler, schedule_for, solve
+from pixart.diffusion.schedule import check_config, make_schedule, read_scheduler
+from pixart.diffusion.solvers import SAMPLERS, DpmSolver, dpm_solver, euler, find_sampler, schedule_for, solve
 from pixart.errors import PixArtError
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -184,6 +191,8 @@ def network(x_t, timestep):
 def stock(name: str, steps: int):
     """Diffusers' scheduler for the same thing, with its timesteps set."""
     scheduler = {
+        "dpm-solver-karras": lambda: DPMSolverMultistepScheduler(**EPS, use_karras_sigmas=True),
+        "euler-ancestral": lambda: EulerAncestralDiscreteScheduler(**EPS),
         "sa-solver": lambda: SASolverScheduler(**EPS, predictor_order=2, corrector_order=2),
         "ddim": lambda: DDIMScheduler(**EPS, timestep_spacing="trailing", clip_sample=False),
         "ddpm": lambda: DDPMScheduler(
@@ -199,6 +208,8 @@ def stock(name: str, steps: int):
     ("name", "steps"),
     [
         *(("sa-solver", steps) for steps in (1, 2, 3, 10, 25)),
+        *(("dpm-solver-karras", steps) for steps in (1, 2, 10, 20)),
+        *(("euler-ancestral", steps) for steps in (2, 10, 25)),
         # Divisors of 1000: for others Diffusers' step size is not the distance of its timesteps.
         *(("ddim", steps) for steps in (1, 8, 50)),
         *(("ddpm", steps) for steps in (2, 11, 100)),
@@ -209,11 +220,17 @@ def test_every_step_of_the_other_samplers_equals_diffusers(name, steps):
     scheduler = stock(name, steps)
     start = torch.from_numpy(initial_noise(5, (4, 6, 6)))[None]
     x_t, generator, trail = start, torch.Generator().manual_seed(9), []
-    for timestep in scheduler.timesteps:
-        prediction = network(x_t, int(timestep))
+    for index, timestep in enumerate(scheduler.timesteps):
+        # Diffusers' Euler schedulers keep x_t / alpha.
+        scale = [(float(sigma) ** 2 + 1) ** 0.5 for sigma in scheduler.sigmas] if name == "euler-ancestral" else None
+        prediction = network(x_t, float(timestep))
         prediction = prediction if name == "ddpm" else prediction[:, :4]
         extra = {} if name == "ddim" else {"generator": generator}
-        x_t = scheduler.step(prediction, timestep, x_t, return_dict=False, **extra)[0]
+        if scale:
+            x_t = scheduler.step(prediction, timestep, x_t * scale[index], return_dict=False, **extra)[0]
+            x_t = x_t / scale[index + 1]
+        else:
+            x_t = scheduler.step(prediction, timestep, x_t, return_dict=False, **extra)[0]
         trail.append(x_t)
     again = torch.Generator().manual_seed(9)
     ours = list(
@@ -234,6 +251,7 @@ def test_every_step_of_the_other_samplers_equals_diffusers(name, steps):
 def test_the_timesteps_are_those_of_diffusers():
     for name, counts in (
         ("sa-solver", (1, 5, 25)),
+        ("dpm-solver-karras", (1, 7, 20)),
         ("ddim", (1, 7, 50)),
         ("ddpm", (2, 30, 100)),
         ("lcm", (1, 4, 8, 50)),
@@ -280,3 +298,58 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction():
     np.testing.assert_allclose(
         guided(conditional.numpy(), null.numpy(), 4.0, 0.7, 4), both.numpy(), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_one_step_of_a_dmd_model_is_that_of_stock_diffusers(clip):
+    """As its PixArt pipeline takes it: x_0 of the scheduler's step at timestep 400, from pure noise."""
+    scheduler = DDPMScheduler(**EPS, clip_sample=clip)
+    config, suited = read_scheduler({**scheduler.config, "_class_name": "DDPMScheduler"}, "scheduler_config.json")
+    start = torch.from_numpy(initial_noise(5, (4, 6, 6)))[None]
+    prediction = network(start, 400)[:, :4]
+    theirs = scheduler.step(prediction, 400, start).pred_original_sample
+    (step,) = solve(SAMPLERS["dmd"].solver, lambda x_t, t: prediction, start, schedule_for("dmd", config, 1))
+    torch.testing.assert_close(step.x_t, theirs, rtol=2e-5, atol=2e-5)
+    assert suited == {"sampler": "ddpm"}
+
+
+@pytest.mark.parametrize("config", [EPS, FLOW])
+def test_ancestral_steps_keep_the_noise_level(config):
+    """Told the true noise and image, each x_t has the deviation that the schedule says; the last is the image."""
+    rng = np.random.default_rng(0)
+    picture = np.float32(0.5) * np.ones((1, 4, 64, 64), np.float32)
+    schedule = schedule_for("euler-ancestral", config, 8)
+    x_t = schedule.alphas[0] * picture + schedule.sigmas[0] * initial_noise(1, picture.shape)
+
+    def denoise(x_t, timestep):
+        at = schedule.timesteps.index(timestep)
+        eps = (x_t - schedule.alphas[at] * picture) / schedule.sigmas[at]
+        return eps if config is EPS else eps - picture
+
+    for step in solve(
+        SAMPLERS["euler-ancestral"].solver,
+        denoise,
+        x_t,
+        schedule,
+        lambda: rng.standard_normal(picture.shape, np.float32),
+    ):
+        assert step.x_t.std() == pytest.approx(schedule.sigmas[step.index + 1], abs=0.03)
+    np.testing.assert_allclose(step.x_t, picture, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("DPM++ 2M Karras", "dpm-solver-karras"),
+        ("dpmpp_2m", "dpm-solver"),
+        ("DPMSolverMultistepScheduler", "dpm-solver"),
+        ("Euler a", "euler-ancestral"),
+        ("euler_ancestral", "euler-ancestral"),
+        ("EulerAncestralDiscreteScheduler", "euler-ancestral"),
+        ("EulerDiscreteScheduler", "euler"),
+        ("SASolverScheduler", "sa-solver"),
+        ("LCM", "lcm"),
+    ],
+)
+def test_samplers_by_the_names_of_others(name, ours):
+    assert find_sampler(name) == ours

@@ -210,8 +210,8 @@ def test_official_habits_are_options_that_the_picture_remembers(official, parts,
     for options, words in (
         ({"null_text": "none"}, 'no null text "none"'),
         ({"null_text": "caption", "negative_prompt": "blurry"}, "stands where the negative prompt would"),
-        ({"guidance_channels": 9}, "guided channels must be from 1 to 8"),
-        ({"guidance_channels": 0}, "guided channels must be from 1 to 8"),
+        ({"guidance_channels": 9}, "guided channels must be from 1 to"),
+        ({"guidance_channels": 0}, "guided channels must be from 1 to"),
     ):
         with pytest.raises(UsageError, match=words):
             pipe("a red fox", **SMALL, **options)

@@ -111,7 +111,7 @@ def test_an_image_appears_out_of_the_noise_and_is_saved(page, runs):
     page.wait_for_function("[...document.querySelectorAll('#gallery .thumbnail-item img')].every(i => i.naturalWidth)")
     assert "a red fox <b>in</b> html" in page.inner_text("#details")
     run = runs.search("html")[0][0]
-    assert [image["seed"] for image in run.pictures] == [31, 32, 33, 34]
+    assert [image["seed"] for image in run.images] == [31, 32, 33, 34]
     page.click("#gallery .thumbnail-item >> nth=2")
     page.wait_for_selector("#details dd:text-is('33')")
     page.click("#same-seed")
@@ -127,7 +127,7 @@ def test_escape_stops_it_and_control_enter_begins_the_next(page, runs):
     page.wait_for_selector('#tiles figure[data-state="preview"]')
     page.keyboard.press("Escape")
     page.wait_for_selector("#tiles figure", state="detached")
-    assert sum(len(run.pictures) for run in runs.search("green")[0]) < 100
+    assert sum(len(run.images) for run in runs.search("green")[0]) < 100
     fill(page, "number", 1)
     advanced(page, steps=2)
     fill(page, "prompt", "a green house")
@@ -316,7 +316,7 @@ def test_a_grid_of_variations_stands_as_a_grid(page, runs):
     wait_done(page, "2 images")
     page.wait_for_function("document.querySelectorAll('#gallery .caption-label').length === 2")
     assert page.locator("#gallery .caption-label").all_inner_texts() == ["guidance 1", "guidance 5"]
-    assert {image["seed"] for image in runs.search("grid fox")[0][0].pictures} == {8}
+    assert {image["seed"] for image in runs.search("grid fox")[0][0].images} == {8}
 
 
 def test_the_words_of_an_image_are_shown_where_they_were_read(page):

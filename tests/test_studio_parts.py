@@ -13,6 +13,7 @@ from pixart import Pipeline
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.image_files import read_settings
+from pixart.pipeline.restore import NAMES
 from pixart.studio import fields, grid, markup
 from pixart.studio.generation import Generation, Tile
 from pixart.studio.models import Choice
@@ -88,7 +89,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(studio, folder, tmp
         with pytest.raises(PixArtError):
             studio.models.load(Choice(source))
         assert studio.models.choice.source != source
-        assert generate(studio).pictures
+        assert generate(studio).images
 
 
 # Generating
@@ -100,14 +101,14 @@ def test_a_stopped_generation_keeps_what_is_saved(studio):
         fields.checked(job.form | {"num_images": 1, "seed": seed}, studio.models.folder) for seed in range(16)
     ]
     write = studio.runs.write
-    studio.runs.write = lambda run: (write(run), stop.set() if len(run.pictures) == 5 else None)
+    studio.runs.write = lambda run: (write(run), stop.set() if len(run.images) == 5 else None)
     try:
         with pytest.raises(Stopped):
             job.run(stop)
     finally:
         studio.runs.write = write
     run = studio.runs.get(job.run_name)
-    assert len(run.pictures) == len(studio.runs.files(run)) == 5
+    assert len(run.images) == len(studio.runs.files(run)) == 5
     assert run.notices
 
 
@@ -151,7 +152,7 @@ try:
 except PixArtError as error:
     print(jobs[0].tiles[0].preview[:22], list(studio.runs.folder.iterdir()))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(len(jobs[1].run(threading.Event()).pictures))
+print(len(jobs[1].run(threading.Event()).images))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     # The image is seen all the same, and nothing half written is left.
@@ -223,7 +224,7 @@ def test_fields_come_back_from_storage_and_from_an_image(studio):
     run = generate(studio, **form)
     settings = read_settings(studio.runs.files(run)[2])
     assert settings["seed"] == 9
-    back = fields.filled({name: settings[name] for name in fields.FIELDS}, studio.models.folder)
+    back = fields.filled({name: settings.get(name) for name in ("prompt", *NAMES)}, studio.models.folder)
     assert fields.checked(back, studio.models.folder) == fields.checked(
         form | {"num_images": 1, "seed": 9}, studio.models.folder
     )
@@ -245,7 +246,7 @@ def test_the_size_line_names_the_bin(tmp_path, studio):
     assert "304 × 208" in markup.size_line(folder, 300, 200, None)
     assert "304 × 208" not in markup.size_line(folder, 304, 304, False)
     assert "bin" not in markup.size_line(studio.models.folder, 64, 64, None)
-    assert "pixels" in markup.size_line(studio.models.folder, 64.5, 64, None)
+    assert "64.5" in markup.size_line(studio.models.folder, 64.5, 64, None)
 
 
 def test_a_grid_changes_one_thing_in_each_direction(studio):
@@ -256,7 +257,7 @@ def test_a_grid_changes_one_thing_in_each_direction(studio):
     assert len({r.seeds for r in requests}) == 1
     assert (labels[1], columns) == ("guidance 4.5 · 3D", 2)
     run = Generation(studio, requests, form, labels, columns).run(threading.Event())
-    assert (run.grid, [image["label"] for image in run.pictures]) == (2, labels)
+    assert (run.grid, [image["label"] for image in run.images]) == (2, labels)
     assert grid.axis_values("Style", "", folder) == ["3D", "Flat"]
 
 
@@ -282,7 +283,7 @@ def test_a_grid_that_cannot_be_is_refused(studio, x, y):
 def some_run(runs: Runs, prompt: str) -> Run:
     path = runs.new(prompt)
     (path / "a.png").write_bytes(b"image")
-    run = Run(path.name, 1.0, prompt, pictures=({"file": "a.png", "seed": 3, "label": ""},))
+    run = Run(path.name, 1.0, prompt, images=({"file": "a.png", "seed": 3, "label": ""},))
     runs.write(run)
     return run
 
@@ -317,12 +318,12 @@ def test_a_record_that_names_other_files_or_is_damaged_is_not_followed(tmp_path)
     (tmp_path / "secret.png").write_bytes(b"secret")
     run = some_run(runs, "a fox")
     record = json.loads((runs.folder / run.name / RECORD).read_text())
-    record["pictures"] = [{"file": name, "seed": 1, "label": ""} for name in ("../../secret.png", "a.png", ".x.png")]
+    record["images"] = [{"file": name, "seed": 1, "label": ""} for name in ("../../secret.png", "a.png", ".x.png")]
     (runs.folder / run.name / RECORD).write_text(json.dumps(record))
-    assert [image["file"] for image in runs.get(run.name).pictures] == ["a.png"]
+    assert [image["file"] for image in runs.get(run.name).images] == ["a.png"]
     runs.delete(run.name)
     assert (tmp_path / "secret.png").exists()
-    for damage in ("{", "[]", '{"pictures": 5}', "[" * 100_000):
+    for damage in ("{", "[]", '{"images": 5}', "[" * 100_000):
         other = some_run(runs, "a house")
         (runs.folder / other.name / RECORD).write_text(damage)
         assert runs.get(other.name) is None and runs.search()[0] == []

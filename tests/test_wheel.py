@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 CUT_OFF = (
     "import socket\n\n\ndef refuse(*args, **kwargs):\n    raise SystemExit('no network, please')\n\n\n"
@@ -13,7 +15,8 @@ CUT_OFF = (
 )
 
 
-def test_a_wheel_installs_and_draws_from_another_folder_without_a_network(tmp_path):
+@pytest.mark.slow
+def test_a_wheel_installs_and_generates_from_another_folder_without_a_network(tmp_path):
     tree, wheels, site = tmp_path / "tree", tmp_path / "wheels", tmp_path / "site"
     # What git knows and nothing else: a build/ folder of before must not get into the wheel.
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")

@@ -1,6 +1,7 @@
 """A tiny training run for processes that are killed or train together: seconds for hundreds of them.
 
-Processes come from a fork server that has imported torch once and never used it, so that each starts in milliseconds.
+Processes come from a fork server that has imported the libraries once and never used them, so that each starts in
+milliseconds; other tests of kills use it too.
 """
 
 import json
@@ -23,7 +24,10 @@ from pixart.training.rows import ALL_ROWS, MicrobatchSlice, RowStreams
 from pixart.training.stopping import StopOnSignal
 
 STEPS, BATCH = 6, 8
-LATER = ("torch.distributed.fsdp", "torch._dynamo")  # torch imports these when it first needs them
+LATER = (  # torch and pixart import these when they first need them
+    "torch.distributed.fsdp", "torch._dynamo", "pixart.data.extract", "diffusers.models.autoencoders.autoencoder_kl",
+    "transformers.models.bert.modeling_bert",
+)  # fmt: skip
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pixart.training.loop", "pixart.diffusion.objective", *LATER])
 

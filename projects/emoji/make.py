@@ -3,8 +3,6 @@
 `python projects/emoji/make.py all` runs every stage; `All.run` below is the table of contents.
 """
 
-import json
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,8 @@ from tyro.conf import Positional, arg
 
 from pixart import cli
 from pixart.config import run_command, shown
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import UsageError
+from pixart.files import write_json
 from pixart.quiet import quiet_libraries
 
 HERE = Path(__file__).parent
@@ -104,7 +103,7 @@ class Evaluate:
     model: Annotated[Positional[str | None], shown("MODEL", "the model in the package")] = None
     """Model folder, or the name of a model on the Hugging Face Hub."""
     fast: bool = False
-    """Evaluate the model's few-step denoiser."""
+    """Evaluate the folder's few-step model."""
     composition: bool = False
     """Instead, ask for what the data never shows together, such as a blue apple, and measure what of it is right."""
     num: Annotated[int | None, shown("N", "512; with --composition 200")] = None
@@ -153,13 +152,13 @@ class Evaluate:
         pipeline = Pipeline.from_pretrained(self.model, engine=self.engine, dtype=self.dtype, fast=self.fast)
         given = {"num": num, "seed": self.seed, "settings": settings, "folder": self.images, "report": _report}
         if self.composition:
-            told, folder = composition.evaluate(pipeline, judge, reference, data=self.data, **given)
+            result, folder = composition.evaluate(pipeline, judge, reference, data=self.data, **given)
         else:
-            told, folder = evaluate.evaluate(pipeline, judge, reference, **given)
+            result, folder = evaluate.evaluate(pipeline, judge, reference, **given)
         path = self.output or folder / f"{'composition' if self.composition else 'scores'}-{num}.json"
-        _write(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        how = told["protocol"]
-        print(evaluate.table(told))
+        write_json(path, result)
+        how = result["protocol"]
+        print(evaluate.table(result))
         print(
             f"\n{num} images of {how['width']} x {how['height']} px, {how['steps']} steps of {how['sampler']}, "
             f"guidance scale {how['guidance_scale']:g}, seeds {self.seed} to {self.seed + num - 1}. "
@@ -229,16 +228,6 @@ def _pixart(*words: str) -> None:
     """A command of the package; a failure ends everything with its exit code."""
     if code := cli.main(list(words)):
         raise SystemExit(code)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise PixArtError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
 def _report(line: str) -> None:

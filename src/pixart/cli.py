@@ -19,12 +19,15 @@ PixArt-α {__version__}: text to image, from data to images.
   encode PROMPT ...   encode prompts into a file, to generate without a text encoder
   verify FILE ...     generate images again from their files, and compare every pixel
   app                 the studio: a web page for generating, on this machine
+  serve [MODEL ...]   images over HTTP, by the APIs of OpenAI and A1111
   convert SOURCE      write a model in another form
+  merge MODEL DEST    write a model with adapters (LoRA) in its weights
   info SOURCE         describe a model
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
-  metrics FOLDER      FID, KID, precision, recall, CLIPScore, HPSv2, ImageReward of a folder
+  metrics FOLDER      FID, KID, precision, recall and CLIPScore of a folder of images
   layout NAME ...     generate the prompts of GenEval or T2I-CompBench where their scripts look
+  finetune IMAGES     teach a model a style or a subject from a folder of images
   train RECIPE ...    train a model by a recipe
   export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets
@@ -34,8 +37,8 @@ pixart COMMAND --help shows what a command takes; pixart --version the version."
 DATA_HELP = """usage: pixart data COMMAND ...
 
   check PATH          look a data set over: what is broken, double, cut, dropped
-  extract PATH DEST   encode pictures and captions into what training reads
-  caption PATH        let a vision-language model caption the pictures
+  extract PATH DEST   encode images and captions into what training reads
+  caption PATH        let a vision-language model caption the images
   statistics PATH     count the nouns of the captions, beside the paper's table
 
 pixart data COMMAND --help shows what a command takes."""
@@ -125,11 +128,21 @@ def _dispatch(arguments: list[str]) -> int:
 
             with quiet_libraries():
                 return app(rest)
+        case ["serve", *rest]:
+            from pixart.commands.serve import Serve, serve
+
+            with quiet_libraries():
+                return run_command(Serve, rest, "pixart serve", serve)
         case ["convert", *rest]:
             from pixart.commands.convert import Convert, convert
 
             with quiet_libraries():
                 return run_command(Convert, rest, "pixart convert", convert)
+        case ["merge", *rest]:
+            from pixart.commands.merge import Merge, merge
+
+            with quiet_libraries():
+                return run_command(Merge, rest, "pixart merge", merge)
         case ["encode", *rest]:
             from pixart.commands.encode import Encode, encode
 
@@ -159,6 +172,11 @@ def _dispatch(arguments: list[str]) -> int:
             from pixart.commands.compare import Prompts, list_prompts
 
             return run_command(Prompts, rest, "pixart prompts", list_prompts)
+        case ["finetune", *rest]:
+            from pixart.commands.finetune import Finetune, finetune
+
+            with quiet_libraries():
+                return run_command(Finetune, rest, "pixart finetune", finetune)
         case ["train", *rest]:
             from pixart.training.command import run
 
@@ -170,19 +188,19 @@ def _dispatch(arguments: list[str]) -> int:
             with quiet_libraries():
                 return run_export(rest)
         case ["data", "check", *rest]:
-            from pixart.data.check.command import run
+            from pixart.commands.check import Check, check
 
             with quiet_libraries():
-                return run(rest)
+                return run_command(Check, rest, "pixart data check", check)
         case ["data", "caption", *rest]:
             from pixart.commands.caption import Caption, caption
 
             return run_command(Caption, rest, "pixart data caption", caption)
         case ["data", "extract", *rest]:
-            from pixart.data.extract_command import run as extract
+            from pixart.commands.extract import Extract, extract
 
             with quiet_libraries():
-                return extract(rest)
+                return run_command(Extract, rest, "pixart data extract", extract)
         case ["data", "statistics", *rest]:
             from pixart.commands.statistics import Statistics, statistics
 

@@ -1,11 +1,14 @@
-"""Which extra of the package brings which library: the base install draws the shipped model and has none of these."""
+"""Which extra brings which library: the base install generates with the shipped model and has none of these."""
 
 from pixart.errors import PixArtError
 
 # Library, as it is imported -> the extra that installs it.
 EXTRA_OF = {
     "gradio": "app",
-    "starlette": "app",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "accelerate": "torch",
     "diffusers": "torch",
     "huggingface_hub": "torch",

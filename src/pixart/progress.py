@@ -1,8 +1,10 @@
 """The one progress display, on stderr: a live bar on a terminal, a plain line now and then anywhere else."""
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -43,6 +45,15 @@ class Progress:
             self.task = self.bar.add_task(doing, total=total, completed=done, note="")
         elif total is None and not unit:
             self.say(f"{doing[:1].upper()}{doing[1:]}.")
+
+    @contextlib.contextmanager
+    def aside(self, doing: str, total: int, *, unit: str) -> Iterator[None]:
+        """Another task for the block, such as loading on first use; what was under way is shown again after it."""
+        before = self.doing, self.total, self.unit, self.done
+        self.start(doing, total, unit=unit)
+        yield
+        if before[1] is not None:
+            self.start(before[0], before[1], unit=before[2], done=before[3])
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the task in all, and a few words such as the loss."""

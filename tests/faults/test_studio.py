@@ -41,9 +41,9 @@ def run(site):
     folder = site.outputs / "20260101-000000-a-fox"
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "fox.png")
-    pictures = [{"file": "fox.png", "seed": 1, "label": ""}, {"file": "link.png", "seed": 2, "label": ""}]
+    images = [{"file": "fox.png", "seed": 1, "label": ""}, {"file": "link.png", "seed": 2, "label": ""}]
     record = {"format": 1, "name": folder.name, "created": 1.0, "prompt": "a fox", "model": "tiny", "seconds": 1.0}
-    record |= {"form": {}, "pictures": pictures, "notices": [], "grid": 0}
+    record |= {"form": {}, "images": images, "notices": [], "grid": 0}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 
@@ -216,7 +216,7 @@ def test_a_visitor_who_leaves_stops_the_generation_and_the_next_one_has_a_turn(s
         next(message for message in messages if message["msg"] == "process_generating")
     assert stayed.press("generate", prompt="stayed", **SMALL)[0]
     (kept,) = [json.loads(file.read_text()) for file in site.outputs.glob("*-stayed/run.json")]
-    assert len(kept["pictures"]) == 1
+    assert len(kept["images"]) == 1
     assert sum(len(list(folder.glob("*.png"))) for folder in site.outputs.glob("*-gone")) < 100
 
 

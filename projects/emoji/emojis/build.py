@@ -3,7 +3,6 @@
 Layout: DEST/{train,test_cells,test_concepts}/metadata.jsonl with its PNG files beside it, and DEST/summary.json.
 """
 
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from emojis.records import SPLITS, write_split
 from emojis.render import Rendered, render_all
 from emojis.split import assign
 from pixart.errors import PixArtError, UsageError
+from pixart.files import write_json
 
 SMALLEST, LARGEST = 16, 1024
 
@@ -46,8 +46,6 @@ class Summary:
     failed_renders: list[str]
     unmatched_icons: dict[str, list[str]]
     repeated_icons: dict[str, list[str]]
-    mean_distinct_colours: dict[str, float]
-    richest_style: str
     packages: dict[str, str]
     licences: dict[str, str]
 
@@ -119,11 +117,6 @@ def _build_in(work: Path, size: int, seed: int, packages: Path | None, report: C
         for k in chosen:
             paths[kept[k]].rename(work / "data" / name / rows[k]["file_name"])
 
-    counts = Counter(row["style"] for row in rows)
-    colours = {
-        style: round(float(np.mean([rendered[i].distinct_colours for i in kept if icons[i].style == style])), 1)
-        for style in counts
-    }
     every = [caption for row in rows for caption in row["captions"]]
 
     def named(index: int) -> str:
@@ -132,15 +125,13 @@ def _build_in(work: Path, size: int, seed: int, packages: Path | None, report: C
     summary = Summary(
         size=size, seed=seed, images=len(rows), captions=len(every), distinct_captions=len(set(every)),
         base_concepts=len({row["base_concept"] for row in rows}),
-        splits={name: split.count(name) for name in SPLITS}, styles=dict(counts),
+        splits={name: split.count(name) for name in SPLITS}, styles=dict(Counter(row["style"] for row in rows)),
         exact_duplicates=[f"{named(a)} = {named(b)}" for a, b in same],
         near_duplicates=[f"{named(a)} ~ {named(b)}" for a, b in alike],
         failed_renders=failed, unmatched_icons=unmatched.unknown, repeated_icons=unmatched.repeated,
-        mean_distinct_colours=colours, richest_style=max(colours, key=lambda style: colours[style]),
         packages={p.name: p.version for p in fetched.values()}, licences={p.name: p.licence for p in fetched.values()},
     )  # fmt: skip
-    text = json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n"
-    (work / "data" / "summary.json").write_text(text, encoding="utf-8")
+    write_json(work / "data" / "summary.json", asdict(summary))
     shutil.rmtree(work / "images")
     return summary
 

@@ -1,9 +1,9 @@
 """Colour spaces, and names for colours from a small vocabulary that people use."""
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from pixart.pipeline.image_files import on_white
+from pixart.pixels import on_white
 
 COLOURS = (
     "red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "tan", "black", "grey", "white"
@@ -102,14 +102,16 @@ def named_colours(fractions: dict[str, float]) -> list[str]:
 
 def object_pixels(image: Image.Image) -> np.ndarray:
     """The pixels (n, 3) of a 64-px copy that the background, white from the border inwards, leaves."""
-    rgb = on_white(image).resize((SMALL, SMALL), Image.Resampling.BOX)
-    # A border of white, so that one flood from the corner reaches the background on all sides.
-    framed = Image.new("RGB", (rgb.width + 2, rgb.height + 2), "white")
-    framed.paste(rgb, (1, 1))
-    flooded = framed.copy()
-    ImageDraw.floodfill(flooded, (0, 0), (255, 0, 254), thresh=BACKGROUND)
-    background = (np.asarray(flooded) == (255, 0, 254)).all(axis=2)
-    return np.asarray(framed)[~background]
+    rgb = np.asarray(on_white(image).resize((SMALL, SMALL), Image.Resampling.BOX))
+    white = np.pad((255 - rgb.astype(int)).sum(axis=2) <= BACKGROUND, 1, constant_values=True)
+    background, more = np.zeros_like(white), np.pad(np.zeros(rgb.shape[:2], bool), 1, constant_values=True)
+    while (more != background).any():  # from the frame inwards, by sides
+        background, more = more, more.copy()
+        for to, by in ((np.s_[1:], np.s_[:-1]), (np.s_[:-1], np.s_[1:])):
+            more[to] |= background[by]
+            more[:, to] |= background[:, by]
+        more &= white
+    return rgb[~background[1:-1, 1:-1]]
 
 
 def leading_colour(image: Image.Image) -> tuple[str | None, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from emojis.evaluate import COPY, GENERATED, Report, Scores, as_report, generate, read
+from emojis.evaluate import COPY, GENERATED, Report, Scores, as_report, generate
 from emojis.judge import Judge
 from emojis.measures import check_enough, mean
 from emojis.prompts import CATEGORIES, SKIN_TONES, combinations, toned_caption
@@ -18,6 +18,7 @@ from emojis.recolour import ANCHORS, leading, recoloured
 from emojis.records import Record, read_split
 from emojis.reference import Reference, Seen, look, look_at, nearest_captions
 from pixart import Pipeline
+from pixart.evaluation.metrics.images import read
 from pixart.evaluation.prompt_sets import Prompt
 
 RIGHT = "what would be right"
@@ -46,7 +47,7 @@ def evaluate(
     texts = [prompt.text for prompt in prompts]
     paths, shared = generate(pipeline, texts, seed, settings, folder, report)
     report(f"judging {num:,} images")
-    each = per_image(look(read(paths), judge), prompts, judge)
+    each = per_image(look([read(path) for path in paths], judge), prompts, judge)
     columns = {GENERATED: scores(each, prompts)}
     others = [held_out_answers(prompts, reference)]
     if records:

@@ -15,6 +15,8 @@ from emojis.measures import CANDIDATES, Estimate, check_enough, mean, per_image,
 from emojis.reference import Reference, choose, look
 from pixart import Pipeline
 from pixart.errors import PixArtError, UsageError
+from pixart.evaluation.metrics.images import read
+from pixart.files import read_json_object
 from pixart.pipeline.image_files import read_settings, slug, write_image
 
 # Of an image's settings: what says how it was generated, and what says by which model.
@@ -61,7 +63,7 @@ def evaluate(
     chosen = [reference.rows[k] for k in rows]
     paths, shared = generate(pipeline, [row.caption for row in chosen], seed, settings, folder, report)
     report(f"judging {num:,} images")
-    seen = look(read(paths), judge)
+    seen = look([read(path) for path in paths], judge)
     columns = {
         GENERATED: scores(seen, rows, judge, reference),
         REAL: scores(reference.real[rows], rows, judge, reference),
@@ -114,15 +116,6 @@ def generate(
         if count % 16 == 0 or count == len(missing):
             report(f"generated {count:,} of {len(missing):,}")
     return paths, shared
-
-
-def read(paths: Sequence[Path]) -> list[Image.Image]:
-    """The images, in memory."""
-    images = []
-    for path in paths:
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
-    return images
 
 
 def as_report(
@@ -200,14 +193,10 @@ def compare(paths: list[Path], across: tuple[str, ...] = ()) -> str:
 
 
 def _read_report(path: Path) -> dict:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["format"] == 1 and {"protocol", "scores", "images", "model"} <= set(told):
-            return told
-        reason = "another format"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error) or type(error).__name__
-    raise PixArtError(f"{path} is not a report of make.py evaluate ({reason}).")
+    report = read_json_object(path)
+    if report.get("format") != 1 or not {"protocol", "scores", "images", "model"} <= set(report):
+        raise PixArtError(f"{path} is not a report of make.py evaluate.")
+    return report
 
 
 def _settings(path: Path) -> dict | None:

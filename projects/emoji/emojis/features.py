@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from emojis.colours import cielab
-from pixart.pipeline.image_files import on_white
+from pixart.pixels import on_white
 
 THUMBNAIL = 16  # pixels a side
 EDGES = 64  # pixels a side of the grey copy that gradients are taken of, and of the copy that the filters see

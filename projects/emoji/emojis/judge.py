@@ -22,7 +22,7 @@ from torch.nn import functional
 
 import pixart
 from pixart.errors import PixArtError
-from pixart.pipeline.image_files import on_white
+from pixart.pixels import on_white
 
 SHIPPED = Path(__file__).parent.parent / "judge"
 TEXT_MODEL = Path(pixart.__file__).parent / "default_model"  # the text encoder of the shipped model

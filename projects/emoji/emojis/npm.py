@@ -1,6 +1,5 @@
 """npm packages as data: fetched by name with the user's own npm, unpacked, never installed or run."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.errors import PixArtError
+from pixart.files import read_json
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,7 @@ class Package:
 
     def read_json(self, path: str):
         """The parsed JSON file at `path` in the package. Raises PixArtError when it is missing or no JSON."""
-        try:
-            return json.loads((self.folder / path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PixArtError(f"{path} of {self.source} cannot be read ({error}); fetch the package again.") from None
+        return read_json(self.folder / path)
 
 
 def fetch(name: str, folder: Path, packages: Path | None, report: Callable[[str], None]) -> Package:

@@ -7,7 +7,6 @@ artwork comes in several, one word apart.
 import random
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from emojis.prompts import things
 from emojis.recolour import ANCHORS, Leading, leading, recoloured
 from emojis.records import Record, read_split, write_split
 from pixart.errors import PixArtError, UsageError
+from pixart.files import replacing
 
 SPLIT = "train_recoloured"
 _GROUPS = ("smileys & emotion", "animals & nature", "food & drink", "travel & places", "activities", "objects")
@@ -54,11 +54,10 @@ def build(
     records = [record for record in read_split(data / "train") if suitable(record, apart)]
     report(f"looking at {len(records):,} training images")
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{SPLIT}.", dir=data) as work:
-            rows = _write(Path(work) / SPLIT, records, seed, copies)
+        with replacing(dest) as partial:
+            rows = _write(partial, records, seed, copies)
             if not rows:
                 raise PixArtError(f"No training image in {data} has one leading colour that could be turned.")
-            (Path(work) / SPLIT).rename(dest)
     except OSError as error:
         raise PixArtError(f"{dest} cannot be written: {error.strerror or error}.") from error
     counts = Counter(row["colour"] for row in rows)

@@ -1,16 +1,18 @@
 """The data set on disk: each split is a folder with metadata.jsonl and its images, as Hugging Face's imagefolder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from PIL import Image
 
+from pixart.config import structure
 from pixart.errors import PixArtError
+from pixart.files import parse_json, read_bytes
 
 SPLITS = ("train", "test_cells", "test_concepts")
 HELD_OUT = SPLITS[1:]
-_TEXTS = ("file_name", "text", "concept", "base_concept", "group", "subgroup", "style", "source", "licence")
+MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Record:
     group: str
     subgroup: str
     style: str
-    skin_tone: str | None
     source: str
     licence: str
+    skin_tone: str | None = None
 
     def open(self) -> Image.Image:
         """The image as RGB. Raises PixArtError where it cannot be read."""
@@ -39,32 +41,26 @@ class Record:
             raise PixArtError(f"The image {self.path} cannot be read: {error}.") from None
 
 
+FIELDS = tuple(field.name for field in fields(Record))
+
+
 def read_split(folder: Path) -> list[Record]:
     """The records of `folder`/metadata.jsonl in file order.
 
     Raises PixArtError naming the file, and the line where there is one, that is missing or wrong.
     """
     metadata = folder / "metadata.jsonl"
-    try:
-        # splitlines would also cut at marks that JSON allows inside a text, such as U+2028.
-        lines = metadata.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PixArtError(
-            f"{metadata} cannot be read ({error}); build the data set: make.py data {folder.parent}"
-        ) from None
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            texts, captions, tone = {key: row[key] for key in _TEXTS}, row["captions"], row.get("skin_tone")
-            if not captions or not all(isinstance(text, str) for text in (*texts.values(), *captions, tone or "")):
-                raise ValueError("every value is a text, and captions a list of at least one")
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise PixArtError(f"{metadata}, line {number} is no record of the data set: {reason}.") from None
-        records.append(Record(path=folder / row["file_name"], captions=tuple(captions), skin_tone=tone, **texts))
+    # splitlines would also cut at marks that JSON allows inside a text, such as U+2028.
+    for number, line in enumerate(read_bytes(metadata, MAX_BYTES).split(b"\n"), 1):
+        if line.strip():
+            where = f"{metadata}, line {number},"
+            row = parse_json(line, where)
+            values = {name: row[name] for name in FIELDS if name in row} if isinstance(row, dict) else {}
+            values["path"] = str(folder / str(values.get("file_name")))
+            records.append(structure(values, Record, where))
+            if not records[-1].captions:
+                raise PixArtError(f"{where} has no captions.")
     missing = next((record.path for record in records if not record.path.is_file()), None)
     if missing or not records:
         raise PixArtError(f"{metadata} names {missing}, which is not there." if missing else f"{metadata} is empty.")

@@ -26,14 +26,13 @@ class Rendered:
     """What one icon became. `error` is None, or one line and then there is no file and nothing else.
 
     `colours` are shares of colour names on the object (where alpha is over one half); `thumbnail` is
-    (16, 16, 3) uint8 RGB; `distinct_colours` counts colours at 5 bits per channel on a 128 px copy.
+    (16, 16, 3) uint8 RGB.
     """
 
     error: str | None
     pixel_hash: str = ""
     colours: dict[str, float] | None = None
     thumbnail: np.ndarray | None = None
-    distinct_colours: int = 0
 
 
 def render_all(icons: list[Icon], paths: list[Path], size: int) -> Iterator[Rendered]:
@@ -63,14 +62,11 @@ def render(icon: Icon, path: Path, size: int) -> Rendered:
     flat = Image.new("RGB", image.size, "white")
     flat.paste(image, mask=image.getchannel("A"))
     flat.save(path, format="PNG")
-    small = np.asarray(flat.resize((128, 128), Image.Resampling.BOX)) >> 3
-    codes = (small[..., 0].astype(np.int32) << 10) | (small[..., 1].astype(np.int32) << 5) | small[..., 2]
     return Rendered(
         error=None,
         pixel_hash=hashlib.sha256(flat.tobytes()).hexdigest(),
         colours=colour_fractions(object_pixels),
         thumbnail=np.asarray(flat.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
-        distinct_colours=len(np.unique(codes)),
     )
 
 

@@ -1,19 +1,21 @@
-"""What a model folder, a hub id, an official file, a DiT or a run folder is, as plain values."""
+"""What a model folder, a hub id, an official file or a DiT is, as plain values."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.checkpoints.diffusers import official_shapes, read_config
+from pixart.checkpoints.adapters import is_adapter, made_for, read_adapter
+from pixart.checkpoints.diffusers import CONFIG_NAME, check_transformer, official_shapes, read_config, read_null_caption
 from pixart.checkpoints.dit import is_dit, read_dit
 from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, open_model_folder
 from pixart.checkpoints.sources import read_source, transformer_folder
 from pixart.errors import PixArtError
-from pixart.files import read_json_object
+from pixart.weights import stored_dtypes
 
 if TYPE_CHECKING:
+    import torch
+
     from pixart.model.pixart import PixArtConfig
 
 
@@ -33,46 +35,90 @@ def describe(
     path = DEFAULT_MODEL if source is None else resolve(source, "configs")
     if not path.exists():
         raise PixArtError(f"{path} is not there.")
-    if path.is_dir() and (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-        return _run(path), None
-    hub_id = str(source) if source is not None and looks_like_hub_id(source) else None
-    missing = None if hub_id is None else left_to_fetch(hub_id)
-    if hub_id is not None and missing != 0:
-        return _of_configs(hub_id, path, missing), None
+    if is_adapter(path):
+        return _adapter(path), None
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
     if is_dit(path):
         return _dit(path, **given), None
-    checkpoint = read_source(path, **given)
-    caption = checkpoint.null_caption
-    facts: dict[str, Any] = {
-        "kind": "official file" if path.is_file() else "transformer folder",
-        "path": str(path),
-        "family": _family(checkpoint.config, caption),
-        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
-        "dtype": ", ".join(checkpoint.dtypes),
-        **_sizes(checkpoint.config),
-        "null_caption": None if caption is None else f"{len(caption)} tokens",
-    }
-    if path.is_file():
-        facts["moving_average"] = checkpoint.has_ema
+    hub_id = str(source) if source is not None and looks_like_hub_id(source) else None
+    missing = 0 if hub_id is None else left_to_fetch(hub_id)
     folder = None
-    if parts is not None:
-        folder = open_model_folder(path, parts=parts, **given)
-        facts["parts"] = str(parts)
-    elif (path / "model_index.json").is_file():
-        folder = open_model_folder(path)
-        facts["kind"] = "model folder"
+    if missing == 0 and (parts is not None or (path / "model_index.json").is_file()):
+        folder = open_model_folder(source, parts=parts, **given)
+    facts = _file(path, **given) if path.is_file() or any(given.values()) else _folder(path, missing == 0)
     if folder is not None:
+        facts |= {"kind": "model folder"} if parts is None else {"parts": str(parts)}
         facts |= _sampling(folder)
     if hub_id is not None:
         facts |= {"kind": "hub model", "hub_id": hub_id, "revision": revision_of(path)}
-    if path.is_file():
-        return facts | {"files": {path.name: path.stat().st_size}}, folder
-    return facts | {"licence": _licence(path), "files": _files(path, lambda path: path.suffix != ".md")}, folder
+    if missing != 0:
+        facts["bytes_not_in_the_cache"] = missing
+    return facts, folder
 
 
-def _sizes(config: "PixArtConfig") -> dict[str, Any]:
+def _adapter(path: Path) -> dict[str, Any]:
+    adapter = read_adapter(path)
+    deltas = [delta for part in (adapter.layers, adapter.text_layers) for each in part.values() for delta in each]
+    named = {
+        name.removeprefix("modelspec."): text for name, text in (adapter.header or {}).items() if "modelspec" in name
+    }
     return {
+        "kind": f"adapter ({adapter.kind})",
+        "path": str(path),
+        "for": made_for(adapter),
+        "layers": len(adapter.layers),
+        "text_encoder_layers": len(adapter.text_layers),
+        "parameters": sum(tensor.size for delta in deltas for tensor in delta.tensors.values()),
+        "dtype": adapter.dtype,
+        "scales": ", ".join(f"{scale:g}" for scale in sorted({delta.scale for delta in deltas})[:5]),
+        **named,
+        "notices": " ".join(adapter.notices) or None,
+    }
+
+
+def _file(path: Path, **given: Any) -> dict[str, Any]:
+    """Of an official file, every number of which is looked at."""
+    checkpoint = read_source(path, **given)
+    return {
+        "kind": "official file",
+        "path": str(path),
+        **_network(checkpoint.config, checkpoint.null_caption),
+        "dtype": ", ".join(checkpoint.dtypes),
+        "moving_average": checkpoint.has_ema,
+        "files": {path.name: path.stat().st_size},
+    }
+
+
+def _folder(path: Path, complete: bool) -> dict[str, Any]:
+    """Of a folder, by its configs and the headers of its weights; of those that are not here, by the configs alone."""
+    place = transformer_folder(path)
+    facts: dict[str, Any] = {"kind": "transformer folder", "path": str(path)}
+    if complete:
+        config, weights = check_transformer(place)
+        facts |= _network(config, read_null_caption(place, config.text_dim))
+        facts["dtype"] = ", ".join(stored_dtypes(weights))
+    else:
+        facts |= _network(read_config(place / CONFIG_NAME), None)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".md")
+    facts["licence"] = _licence(path)
+    return facts | {"files": {file.relative_to(path).as_posix(): file.stat().st_size for file in files}}
+
+
+def _network(config: "PixArtConfig", caption: "torch.Tensor | None") -> dict[str, Any]:
+    """`caption` is the null caption (L, T), where there is one.
+
+    A PixArt-Σ is told by what only it has; one of 512 px without its null caption is an α to every reader.
+    """
+    sigma = (
+        config.qk_norm
+        or config.kv_compress_blocks
+        or (config.sample_size >= 128 and not config.micro_conditions)
+        or config.interpolation_scale is not None
+        or (caption is not None and len(caption) > 120)
+    )
+    return {
+        "family": "PixArt-Σ" if sigma else "PixArt-α",
+        "parameters": sum(math.prod(shape) for shape in official_shapes(config).values()),
         "width": config.width,
         "depth": config.depth,
         "heads": config.num_heads,
@@ -85,6 +131,7 @@ def _sizes(config: "PixArtConfig") -> dict[str, Any]:
         "micro_conditions": config.micro_conditions,
         "qk_norm": config.qk_norm,
         "kv_compression": config.kv_compress if config.kv_compress_blocks else None,
+        "null_caption": None if caption is None else f"{len(caption)} tokens",
     }
 
 
@@ -98,25 +145,6 @@ def _sampling(folder: ModelFolder) -> dict[str, Any]:
         "styles": list(folder.styles),
         "graphs": folder.has_graphs,
         "fast": folder.fast_settings,
-    }
-
-
-def _of_configs(hub_id: str, folder: Path, missing: int | None) -> dict[str, Any]:
-    """Of a model on the Hub of which only the small files are here; `missing` bytes (None: unknown) are not."""
-    place = transformer_folder(folder)
-    if place is None:
-        raise PixArtError(f"{hub_id} on the Hub holds no transformer: there is no transformer/config.json.")
-    config = read_config(place / "config.json")
-    return {
-        "kind": "hub model",
-        "hub_id": hub_id,
-        "revision": revision_of(folder),
-        "path": str(folder),
-        "family": _family(config, None),
-        "parameters": sum(math.prod(shape) for shape in official_shapes(config).values()),
-        **_sizes(config),
-        "licence": _licence(folder),
-        "bytes_not_in_the_cache": missing,
     }
 
 
@@ -134,35 +162,6 @@ def _dit(path: Path, **given: Any) -> dict[str, Any]:
     }
 
 
-def _run(run: Path) -> dict[str, Any]:
-    models = [path.parent for path in sorted(run.glob("*/model_index.json"))]
-    with (run / "metrics.jsonl").open("rb") as reports:
-        return {
-            "kind": "run folder",
-            "path": str(run),
-            "recipe": read_json_object(run / "config.json").get("kind"),
-            "reports": sum(1 for _ in reports),
-            "model": str(models[0]) if models else None,
-            "files": _files(run, lambda path: path.suffix == ".safetensors"),
-        }
-
-
-def _family(config: "PixArtConfig", caption: Any) -> str:
-    """PixArt-Σ by what only it has; a Σ of 512 px without its null caption looks like an α, and is one to every reader.
-
-    `caption` is the null caption (L, T), or None.
-    """
-    no_conditions = config.sample_size >= 128 and not config.micro_conditions
-    of_sigma = (
-        config.qk_norm
-        or config.kv_compress_blocks
-        or no_conditions
-        or config.interpolation_scale is not None
-        or (caption is not None and len(caption) > 120)
-    )
-    return "PixArt-Σ" if of_sigma else "PixArt-α"
-
-
 def _licence(folder: Path) -> str | None:
     """What the model card's header says."""
     card = folder / "README.md"
@@ -171,8 +170,3 @@ def _licence(folder: Path) -> str | None:
     with card.open(encoding="utf-8", errors="replace") as file:
         lines = file.read(20_000).splitlines()[:50]
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), None)
-
-
-def _files(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, int]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and wanted(path))
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}

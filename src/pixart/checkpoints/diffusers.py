@@ -2,7 +2,7 @@
 
 Two things in it are ours. `null_caption.safetensors`, which Diffusers does not look at, keeps the null caption of an
 official checkpoint. And a network with PixArt-Σ's query and key norms or key-value compression, which Diffusers has no
-class for, says so in its config by a `norm_type` of its own, so that Diffusers refuses it and does not draw nonsense.
+class for, says so in its config by a `norm_type` of its own, so that Diffusers refuses it.
 """
 
 import math
@@ -10,18 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.checkpoints.names import to_diffusers_names, to_official_names
-from pixart.checkpoints.tensors import (
-    check_tensors,
-    read_safetensors,
-    refuse_not_finite,
-    refuse_not_floats,
-    save_tensors,
-    shapes,
-    widened,
-)
-from pixart.checkpoints.weight_files import read_object, weight_files
-from pixart.errors import PixArtError, UsageError
-from pixart.files import write_json
+from pixart.checkpoints.tensors import check_tensors, refuse_not_finite, save_tensors, shapes, widened
+from pixart.errors import PixArtError, UsageError, shown
+from pixart.files import read_json_object, write_json
+from pixart.weights import OnBytes, map_tensors, read_headers, refuse_quantised, stream, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -48,16 +40,9 @@ FIXED_SETTINGS = {
 }
 # The entries of a config.json that are sizes; the limit is far above that of any real network.
 SIZES = (
-    "attention_head_dim",
-    "caption_channels",
-    "cross_attention_dim",
-    "in_channels",
-    "num_attention_heads",
-    "num_layers",
-    "out_channels",
-    "patch_size",
-    "sample_size",
-)
+    "attention_head_dim", "caption_channels", "cross_attention_dim", "in_channels", "num_attention_heads", "num_layers",
+    "out_channels", "patch_size", "sample_size",
+)  # fmt: skip
 MAX_SIZE = 10_000
 MAX_LAYERS = 200
 
@@ -88,16 +73,32 @@ def save_transformer(
     write_json(folder / CONFIG_NAME, diffusers_config(config))
 
 
-def load_transformer(folder: Path | str, dtype: "torch.dtype | None" = None) -> "PixArt":
+def load_transformer(
+    folder: Path | str,
+    dtype: "torch.dtype | None" = None,
+    device: "torch.device | str" = "cpu",
+    on_bytes: OnBytes | None = None,
+) -> "PixArt":
     """Read a `transformer/` folder into a PixArt with weights of `dtype` (fp32 if None), in evaluation mode.
+
+    Each tensor goes from the file to its place on `device`; `on_bytes` is called with the bytes that were read.
 
     Raises:
         PixArtError: a file is missing or damaged, or holds another network; the message names the file.
     """
     import torch
 
-    dtype = dtype or torch.float32
-    return assemble(*read_transformer(folder, dtype), dtype)
+    from pixart.model.pixart import PixArt
+
+    config, paths = check_transformer(Path(folder))
+    with torch.device("meta"):
+        model = PixArt(config).to(dtype or torch.float32)
+    places = to_diffusers_names(model.to_empty(device=device).state_dict(), config.depth)
+    with torch.no_grad():
+        for name, tensor in stream(paths, on_bytes):
+            if name != NOT_TRAINED:
+                places[name].copy_(tensor)
+    return model.eval()
 
 
 def assemble(config: "PixArtConfig", state: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> "PixArt":
@@ -112,47 +113,37 @@ def assemble(config: "PixArtConfig", state: "dict[str, torch.Tensor]", dtype: "t
     return model.eval()
 
 
-def read_weights(folder: Path, name: str) -> "tuple[dict[str, torch.Tensor], str]":
-    """The tensors in `name`, or in the several files that its index names, and what to call it all in a complaint.
+def check_transformer(folder: Path) -> "tuple[PixArtConfig, list[Path]]":
+    """Config and weights files of a `transformer/` folder, in which every tensor is that of the config, by the headers.
 
     Raises:
-        PixArtError: a file is missing or damaged.
-    """
-    paths = weight_files(folder, name)
-    state = {tensor: value for path in paths for tensor, value in read_safetensors(path).items()}
-    return state, str(paths[0] if len(paths) == 1 else folder / f"{name}.index.json")
-
-
-def read_transformer(
-    folder: Path | str, dtype: "torch.dtype | None" = None
-) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
-    """Config and tensors (official names) of a `transformer/` folder, in `dtype`, or as they are stored.
-
-    Tensors as they are stored are for a conversion, and looked over for NaN and infinity, which takes a while; what is
-    loaded to sample is not, since sampling notices.
-
-    Raises:
-        PixArtError: as `load_transformer`.
+        PixArtError: a file is missing or damaged, or holds another network; the message names the file.
     """
     import torch
 
     from pixart.model.pixart import PixArt
 
-    folder = Path(folder)
     config = read_config(folder / CONFIG_NAME)
-    state, where = read_weights(folder, WEIGHTS_NAME)
-    state.pop(NOT_TRAINED, None)
     with torch.device("meta"):
         expected = to_diffusers_names(PixArt(config).state_dict(), config.depth)
-    check_tensors(shapes(state), shapes(expected), where)
-    refuse_not_floats(state, where)
-    if dtype is None:
-        refuse_not_finite(state, where)
-        state = widened(state)
-    else:  # before queries, keys and values are put together, which copies them
-        for name in list(state):
-            state[name] = state[name].to(dtype)
-    return config, to_official_names(state, config.depth)
+    paths = weight_files(folder, WEIGHTS_NAME)
+    refuse_quantised(paths)
+    where = str(paths[0] if len(paths) == 1 else folder / f"{WEIGHTS_NAME}.index.json")
+    found = {name: stored.shape for name, stored in read_headers(paths).items() if name != NOT_TRAINED}
+    check_tensors(found, shapes(expected), where)
+    return config, paths
+
+
+def read_transformer(folder: Path | str) -> "tuple[PixArtConfig, dict[str, torch.Tensor]]":
+    """Config and tensors (official names) of a `transformer/` folder as they are stored, for a conversion.
+
+    Raises:
+        PixArtError: as `check_transformer`; or there is NaN or infinity among the weights.
+    """
+    config, paths = check_transformer(Path(folder))
+    state = {name: tensor for path in paths for name, tensor in map_tensors(path).items() if name != NOT_TRAINED}
+    refuse_not_finite(state, str(folder))
+    return config, to_official_names(widened(state), config.depth)
 
 
 def read_null_caption(folder: Path | str, text_dim: int) -> "torch.Tensor | None":
@@ -164,7 +155,7 @@ def read_null_caption(folder: Path | str, text_dim: int) -> "torch.Tensor | None
     path = Path(folder) / NULL_CAPTION_NAME
     if not path.is_file():
         return None
-    state = read_safetensors(path)
+    state = map_tensors(path)
     caption = state.get(NULL_CAPTION)
     if caption is None or caption.dim() != 2 or caption.shape[1] != text_dim:
         raise PixArtError(f"{path} must hold {NULL_CAPTION} of {text_dim} columns; it holds {shapes(state)}.")
@@ -208,6 +199,7 @@ def read_config(path: Path) -> "PixArtConfig":
     from pixart.model.pixart import PixArtConfig
 
     settings = read_settings(path)
+    sigma = settings if settings["norm_type"] == SIGMA_NORM_TYPE else {}
     try:
         return PixArtConfig(
             in_channels=settings["in_channels"],
@@ -220,9 +212,9 @@ def read_config(path: Path) -> "PixArtConfig":
             sample_size=settings["sample_size"],
             interpolation_scale=settings.get("interpolation_scale"),
             micro_conditions=settings["use_additional_conditions"],
-            qk_norm=settings.get("qk_norm", False),
-            kv_compress=settings.get("kv_compress", 1),
-            kv_compress_blocks=tuple(settings.get("kv_compress_blocks", ())),
+            qk_norm=sigma.get("qk_norm", False),
+            kv_compress=sigma.get("kv_compress", 1),
+            kv_compress_blocks=tuple(sigma.get("kv_compress_blocks", ())),
         )
     except UsageError as error:
         raise PixArtError(f"{path}: {error}") from error
@@ -234,47 +226,38 @@ def read_settings(path: Path) -> dict:
     Raises:
         PixArtError: the file is missing, damaged, or describes a network that pixart does not have.
     """
-    settings = read_object(path)
-    if settings.get("_class_name") not in CLASS_NAMES:
-        raise PixArtError(
-            f"{path} describes {settings.get('_class_name')!r}, not a PixArt transformer ({' or '.join(CLASS_NAMES)})."
-        )
-    settings.setdefault("attention_type", "default")
+    settings = {"attention_type": "default"} | read_json_object(path, nonfinite=True)
     if settings.get("use_additional_conditions") is None:  # Diffusers' own default
         settings["use_additional_conditions"] = settings.get("sample_size") == 128
-    sigma = settings.get("norm_type") == SIGMA_NORM_TYPE
-    for name, value in FIXED_SETTINGS.items():
-        if settings.get(name) != value and not (sigma and name == "norm_type"):
-            raise PixArtError(f"{path} has {name} = {settings.get(name)!r}; pixart reads only {value!r}.")
-    _check_sigma(settings if sigma else {}, path)
-    if not isinstance(settings["use_additional_conditions"], bool):
-        raise PixArtError(
-            f"{path} has use_additional_conditions = {settings['use_additional_conditions']!r}; it must be true, false "
-            "or null."
-        )
-    for name in SIZES:
+
+    def check(name: str, fits: bool, allowed: str) -> None:
+        if not fits:
+            raise PixArtError(f"{path} has {name} = {shown(settings.get(name))}; pixart reads only {allowed}.")
+
+    def size(name: str, most: int) -> bool:
         value = settings.get(name)
+        return type(value) is int and 1 <= value <= most
+
+    sigma = settings.get("norm_type") == SIGMA_NORM_TYPE
+    check("_class_name", settings.get("_class_name") in CLASS_NAMES, " and ".join(CLASS_NAMES))
+    for name, value in FIXED_SETTINGS.items():
+        check(name, settings.get(name) == value or (sigma and name == "norm_type"), repr(value))
+    for name in SIZES:
         most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
-        if type(value) is not int or not 1 <= value <= most:
-            raise PixArtError(f"{path} has {name} = {value!r}; it must be a whole number from 1 to {most}.")
+        check(name, size(name, most), f"a whole number from 1 to {most}")
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
-    if settings["cross_attention_dim"] != width:
-        raise PixArtError(f"{path} has cross_attention_dim = {settings['cross_attention_dim']}; it must be {width}.")
+    check("cross_attention_dim", settings["cross_attention_dim"] == width, f"heads times their width, {width}")
+    check("use_additional_conditions", isinstance(settings["use_additional_conditions"], bool), "true, false or null")
     scale = settings.get("interpolation_scale")
-    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
-        raise PixArtError(f"{path} has interpolation_scale = {scale!r}; it must be null or a number above 0.")
+    fits = scale is None or (isinstance(scale, int | float) and 0 < scale < math.inf)
+    check("interpolation_scale", fits, "null or a number above 0")
+    if sigma:
+        blocks = settings.get("kv_compress_blocks", [])
+        check("qk_norm", isinstance(settings.get("qk_norm", False), bool), "true or false")
+        check("kv_compress", size("kv_compress", MAX_SIZE) or "kv_compress" not in settings, "a number from 1")
+        fits = isinstance(blocks, list) and all(type(block) is int for block in blocks)
+        check("kv_compress_blocks", fits, "a list of numbers")
     return settings
-
-
-def _check_sigma(settings: dict, path: Path) -> None:
-    checks = {
-        "qk_norm": lambda value: isinstance(value, bool),
-        "kv_compress": lambda value: type(value) is int and 1 <= value <= MAX_SIZE,
-        "kv_compress_blocks": lambda value: isinstance(value, list) and all(type(block) is int for block in value),
-    }
-    for name, fits in checks.items():
-        if name in settings and not fits(settings[name]):
-            raise PixArtError(f"{path} has {name} = {settings[name]!r}, which no network has.")
 
 
 def official_shapes(config: "PixArtConfig") -> dict[str, list[int]]:

@@ -22,17 +22,11 @@ from pixart.checkpoints.official import (
     read_states,
     without_prefix,
 )
-from pixart.checkpoints.tensors import (
-    check_tensors,
-    read_pickle,
-    read_safetensors,
-    refuse_not_finite,
-    shapes,
-    widened,
-)
+from pixart.checkpoints.tensors import check_tensors, read_pickle, refuse_not_finite, shapes, widened
 from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object
+from pixart.weights import map_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +150,7 @@ def _from_diffusers(folder: Path, path: Path) -> "tuple[dict[str, torch.Tensor],
         pickles = sorted(folder.glob("*.bin"))
         also = f" {pickles[0]} is a pickle, which is opened only if you give that file itself." if pickles else ""
         raise PixArtError(f"{path} is missing; copy or download it.{also}")
-    given = widened(read_pickle(path) if path.suffix == ".bin" else read_safetensors(path))
+    given = widened(read_pickle(path) if path.suffix == ".bin" else map_tensors(path))
     given.pop(NOT_TRAINED, None)
     depth = count_blocks(given, "transformer_blocks", path)
     layers = dict(LAYERS)

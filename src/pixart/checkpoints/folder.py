@@ -4,20 +4,25 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pixart.checkpoints.diffusers import FORMAT_VERSION, WEIGHTS_NAME, save_transformer
+from pixart.checkpoints.diffusers import CLASS_NAMES, FORMAT_VERSION, MAX_LAYERS, WEIGHTS_NAME, save_transformer
 from pixart.checkpoints.hashes import write_hashes
-from pixart.checkpoints.tensors import read_safetensors, save_tensors
-from pixart.errors import PixArtError, UsageError
+from pixart.checkpoints.tensors import save_tensors
+from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import read_json_object, replacing, write_json
+from pixart.weights import map_tensors
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
+    from pixart.checkpoints.official import Checkpoint
     from pixart.model.pixart import PixArtConfig
 
+INDEX = "model_index.json"
+PARTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # of a model folder, besides the transformer
+SMALL_FILES = ("styles.json", "pixart.json", "README.md", "LICENSE")
 MODEL_INDEX = {
     "_class_name": "PixArtAlphaPipeline",
     "_diffusers_version": FORMAT_VERSION,
@@ -51,13 +56,17 @@ DDPM_SCHEDULER = SCHEDULER | {
 ENCODER_CLASSES = {"bert": ("BertModel", "BertTokenizer"), "t5": ("T5EncoderModel", "T5Tokenizer")}
 SAMPLE_SIZES = (32, 64, 128)  # the stock pipeline refuses all others
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "spiece.model",
-)
+)  # fmt: skip
+# The sizes in a text encoder's config; the limits are far above those of any real one.
+ENCODER_SIZES = dict.fromkeys(("num_layers", "num_hidden_layers", "num_decoder_layers"), MAX_LAYERS) | dict.fromkeys(
+    (
+        "vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "hidden_size", "intermediate_size", "num_attention_heads",
+        "max_position_embeddings", "type_vocab_size", "relative_attention_num_buckets",
+    ),
+    2_000_000,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -125,15 +134,15 @@ def write_model_folder(
     index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
     scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
     with new_folder(dest) as work:
-        write_json(work / "model_index.json", MODEL_INDEX | index)
+        write_json(work / INDEX, MODEL_INDEX | index)
         write_json(work / "scheduler" / "scheduler_config.json", scheduler)
         save_transformer(transformer_state, config, work / "transformer", dtype)
-        write_vae(vae, work / "vae", dtype)
+        _write_vae(vae, work / "vae", dtype)
         if model_type == "bert":
-            write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
+            _write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
         else:
             copy_text_encoder(text_encoder_folder, work / "text_encoder")
-        copy_tokenizer(tokenizer_folder, work / "tokenizer")
+        _copy_tokenizer(tokenizer_folder, work / "tokenizer")
         if styles is not None:
             write_json(work / "styles.json", styles)
         if guidance_scale is not None:
@@ -148,11 +157,33 @@ def write_with_vae(source: Path, dest: Path, vae: "AutoencoderKL", dtype: "torch
     """
     with new_folder(dest) as work:
         shutil.copytree(source, work, ignore=shutil.ignore_patterns("vae", "*.onnx"), dirs_exist_ok=True)
-        write_vae(vae, work / "vae", dtype)
+        _write_vae(vae, work / "vae", dtype)
     return dest
 
 
-def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict) -> None:
+def write_diffusers(checkpoint: "Checkpoint", dest: Path, parts: Path | None) -> None:
+    """Write the transformer, and the other parts of a model copied from the folder `parts`, into the new folder `dest`.
+
+    `parts` is one that `pixart.checkpoints.model_folder.check_parts` has looked over. What it holds besides (graphs,
+    other weights) stays behind.
+
+    Raises:
+        PixArtError: the disk refuses; then nothing is written.
+    """
+    with new_folder(dest, hashed=parts is not None) as work:
+        save_transformer(checkpoint.state, checkpoint.config, work / "transformer", None, checkpoint.null_caption)
+        if parts is None:
+            return
+        for name in PARTS:
+            shutil.copytree(parts / name, work / name)
+        for name in SMALL_FILES:
+            if (parts / name).is_file():
+                shutil.copyfile(parts / name, work / name)
+        index = read_json_object(parts / INDEX)  # the first releases call the class Transformer2DModel
+        write_json(work / INDEX, index | {"transformer": ["diffusers", CLASS_NAMES[0]]})
+
+
+def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict[str, Any]) -> None:
     """UsageError if the parts do not fit each other or the stock pipeline could not sample with them."""
     if config.sample_size not in SAMPLE_SIZES:
         raise UsageError(f"The sample size is {config.sample_size}; the stock pipeline generates only {SAMPLE_SIZES}.")
@@ -165,56 +196,65 @@ def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict
             f"The VAE has shift_factor {vae.config.shift_factor}, which the stock pipeline does not apply; fold it "
             "into quant_conv and post_quant_conv, and set it to None."
         )
-    if config.text_dim != text_width(encoder_config):
-        raise UsageError(
-            f"The denoiser reads text states of width {config.text_dim}; the text encoder makes "
-            f"{text_width(encoder_config)}."
-        )
+    width = text_width(encoder_config)
+    if config.text_dim != width:
+        raise UsageError(f"The denoiser reads text states of width {config.text_dim}; the text encoder makes {width}.")
 
 
-def text_width(encoder_config: dict) -> int:
+def text_width(encoder_config: dict[str, Any]) -> int:
     """Width of a text encoder's states."""
     return encoder_config["hidden_size" if encoder_config["model_type"] == "bert" else "d_model"]
 
 
-def read_encoder_config(path: Path) -> dict:
-    """config.json of a BERT or T5; PixArtError where it is another file."""
-    config = read_json_object(path)
-    if {"bert": "hidden_size", "t5": "d_model"}.get(str(config.get("model_type"))) not in config:
-        raise PixArtError(f"{path} does not describe a BERT or T5 text encoder.")
+def read_encoder_config(path: Path) -> dict[str, Any]:
+    """config.json of a BERT or T5, its sizes checked; PixArtError where it is another file."""
+    config = {"model_type": "t5"} | read_json_object(path, nonfinite=True)
+    if {"bert": "hidden_size", "t5": "d_model"}.get(str(config["model_type"])) not in config:
+        raise PixArtError(
+            f"{path} describes a text encoder of type {shown(config['model_type'])}, or without its width; pixart "
+            "reads bert and t5, so put the text encoder there that the transformer was trained with."
+        )
+    check_sizes(config, ENCODER_SIZES, path)
     return config
 
 
-def write_text_encoder(config: dict, weights: Path, folder: Path, dtype: "torch.dtype") -> None:
+def check_sizes(config: dict[str, Any], most: dict[str, int], path: Path) -> None:
+    """Networks are built from these before their weights are looked at, so an absurd one would take all memory."""
+    for name, limit in most.items():
+        value = config.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value <= limit):
+            raise PixArtError(f"{path} has {name} = {shown(value)}; it must be a whole number up to {limit:,}.")
+
+
+def _write_text_encoder(config: dict[str, Any], weights: Path, folder: Path, dtype: "torch.dtype") -> None:
     """Config with fp32 in memory, weights with `dtype` on disk."""
-    if not weights.is_file():
-        raise PixArtError(f"{weights} is missing; the text encoder needs it.")
     kept = {name: value for name, value in config.items() if name not in ("_name_or_path", "torch_dtype")}
     write_json(folder / "config.json", kept | {"architectures": ["BertModel"], "dtype": "float32"})
-    save_tensors(read_safetensors(weights), folder / "model.safetensors", dtype)
+    save_tensors(map_tensors(weights), folder / "model.safetensors", dtype)
 
 
 def copy_text_encoder(source: Path, folder: Path) -> None:
     """Config and safetensors files as they are: a T5 has 19 GB, and overflows in half precision."""
     if not source.is_dir():
         raise PixArtError(f"{source} is not there; it should hold the text encoder.")
-    folder.mkdir()
     files = [*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json"), source / "config.json"]
     if len(files) < 2:
         raise PixArtError(f"{source} holds no safetensors weights; the text encoder needs them.")
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+    _copy(files, folder)
 
 
-def write_vae(vae: "AutoencoderKL", folder: Path, dtype: "torch.dtype") -> None:
+def _write_vae(vae: "AutoencoderKL", folder: Path, dtype: "torch.dtype") -> None:
     vae.save_config(folder)
     save_tensors(vae.state_dict(), folder / WEIGHTS_NAME, dtype)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    folder.mkdir()
+def _copy_tokenizer(source: Path, folder: Path) -> None:
     if not any((source / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise PixArtError(f"{source / 'tokenizer.json'} is missing; the tokenizer needs it.")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    _copy([source / name for name in TOKENIZER_FILES if (source / name).is_file()], folder)
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    folder.mkdir()
+    for file in files:
+        shutil.copyfile(file, folder / file.name)

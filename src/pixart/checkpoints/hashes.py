@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pixart.errors import PixArtError
 from pixart.files import file_hash, open_regular, read_json_object, write_json
+from pixart.weights import weight_files
 
 HASHES = "hashes.json"
 PIECES, PIECE = 256, 4096  # of a sampled hash: how many, and bytes of each
@@ -32,6 +33,16 @@ def sampled_hash(path: Path) -> str:
             file.seek(start)
             digest.update(file.read(PIECE))
     return SAMPLED + digest.hexdigest()
+
+
+def weights_hash(folder: Path, name: str = "diffusion_pytorch_model.safetensors") -> str:
+    """SHA-256 of the weights of one network: of its file, or of its several files one after another. Reads them."""
+    digest = hashlib.sha256()
+    for path in weight_files(folder, name):
+        with open_regular(path) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_hashes(folder: Path) -> None:

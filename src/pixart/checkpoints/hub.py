@@ -6,8 +6,7 @@ safetensors and graphs; never a pickle, and of weights in several precisions one
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
 from pixart.errors import PixArtError
 
-Wanted = Literal["model", "transformer", "parts", "configs"]  # `parts` are what an official file lacks
+Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -28,6 +27,7 @@ SMALL_FILES = [
     *(f"{part}/*{end}" for part in ("scheduler", "tokenizer") for end in (".json", ".txt", ".model")),
 ]
 WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_model", "vae/": "diffusion_pytorch_model"}
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
     "transformer": ("transformer/",),
@@ -50,57 +50,27 @@ def resolve(source: str | Path, wanted: Wanted = "model") -> Path:
     Raises:
         PixArtError: no such repository, no network and not in the cache, a download that broke off.
     """
-    return fetch(str(source), wanted) if looks_like_hub_id(source) else Path(source)
+    if not looks_like_hub_id(source):
+        return Path(source)
+    folder = Path(_download(str(source), wanted, tqdm_class=_bar()))
+    if wanted != "adapter" and not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
+        raise PixArtError(
+            f"{source} on the Hub holds no model in the layout of Diffusers: there is no model_index.json."
+        )
+    return folder
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit of a folder that `fetch` gave: the cache calls its folders by it."""
+    """The commit of a folder that `resolve` gave: the cache calls its folders by it."""
     return folder.name if folder.parent.name == "snapshots" else None
-
-
-def fetch(hub_id: str, wanted: Wanted = "model", say: Callable[[str], None] | None = None) -> Path:
-    """The snapshot folder of a hub id; see `resolve`. `say` takes lines for the user (None: to stderr)."""
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    name, _, revision = hub_id.partition("@")
-    with _errors_as_sentences(hub_id):
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import DryRunError, HfHubHTTPError
-
-        with _users_offline_setting():
-            missing = None
-            try:
-                missing = _missing(hub_id, wanted)
-            except DryRunError as error:
-                if isinstance(error.__cause__, HfHubHTTPError):
-                    raise  # the Hub answered, with a refusal
-                if not constants.HF_HUB_OFFLINE:
-                    say(f"The Hub cannot be reached ({_reason(error)}); {name} is looked for in the cache.")
-            if missing:
-                size = _readable(sum(missing.values()))
-                say(f"Fetching {len(missing)} files of {name}, {size}, into {constants.HF_HUB_CACHE}.")
-            folder = Path(
-                snapshot_download(
-                    name,
-                    revision=revision or None,
-                    allow_patterns=patterns(wanted),
-                    tqdm_class=_bar(),
-                    local_files_only=missing is None,
-                )
-            )
-    if not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
-        raise PixArtError(f"{name} on the Hub holds no model in the layout of Diffusers: there is no model_index.json.")
-    return folder
 
 
 def left_to_fetch(hub_id: str) -> int | None:
     """Bytes of a model that are not in the cache; None where the Hub cannot be asked."""
-    from huggingface_hub.errors import DryRunError
-
-    with _errors_as_sentences(hub_id), _users_offline_setting():
-        try:
-            return sum(_missing(hub_id, "model").values())
-        except DryRunError:
-            return None
+    try:
+        return sum(file.file_size for file in _download(hub_id, "model", dry_run=True) if file.will_download)
+    except PixArtError:
+        return None
 
 
 def patterns(wanted: Wanted) -> list[str]:
@@ -108,6 +78,8 @@ def patterns(wanted: Wanted) -> list[str]:
 
     A repository of a transformer alone has its files at the root.
     """
+    if wanted == "adapter":
+        return ADAPTER_FILES
     places = WANTED_WEIGHTS[wanted]
     chosen = [*SMALL_FILES]
     for place in (*places, "") if "transformer/" in places else places:
@@ -119,26 +91,15 @@ def patterns(wanted: Wanted) -> list[str]:
 
 
 def keep_libraries_offline() -> None:
-    """From here on the libraries do not ask the network by themselves; `fetch` does as the user has set it."""
+    """From here on the libraries do not ask the network by themselves; `resolve` does as the user has set it."""
     os.environ.setdefault(USERS_OFFLINE, os.environ.get(OFFLINE, ""))
     os.environ[OFFLINE] = "1"
 
 
-def _missing(hub_id: str, wanted: Wanted) -> dict[str, int]:
-    """Files that are not in the cache, with their sizes in bytes. Raises DryRunError where the Hub does not answer."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    plan = snapshot_download(name, revision=revision or None, allow_patterns=patterns(wanted), dry_run=True)
-    return {file.filename: file.file_size for file in plan if file.will_download}
-
-
-@contextmanager
-def _errors_as_sentences(hub_id: str) -> Iterator[None]:
-    name, _, revision = hub_id.partition("@")
+def _download(hub_id: str, wanted: Wanted, **options):
+    """What `snapshot_download` gives; its exceptions become sentences."""
     try:
-        from huggingface_hub import constants
-        from huggingface_hub import errors as hub_errors
+        from huggingface_hub import constants, errors, snapshot_download
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "huggingface_hub":
             raise
@@ -146,39 +107,30 @@ def _errors_as_sentences(hub_id: str) -> Iterator[None]:
             f"{hub_id} is no folder here, and to fetch it from the Hub huggingface_hub is needed: pip install "
             "'pixart[torch]'"
         ) from None
-    try:
-        yield
-    except PixArtError:
-        raise
-    except Exception as error:  # every way in which a network can fail has its own class, in several libraries
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, hub_errors.GatedRepoError):
-                raise PixArtError(
-                    f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give your "
-                    "token in HF_TOKEN."
-                ) from None
-            if isinstance(cause, hub_errors.RevisionNotFoundError):
-                raise PixArtError(
-                    f"{name} has no revision {revision}; give one of its branches, tags or commits."
-                ) from None
-            if isinstance(cause, hub_errors.RepositoryNotFoundError):
-                raise PixArtError(
-                    f"{hub_id} is neither a folder here nor a repository on the Hub that you may read; look at the "
-                    "spelling, and for a private one give your token in HF_TOKEN."
-                ) from None
-            cause = cause.__cause__
-        if isinstance(error, hub_errors.LocalEntryNotFoundError):
-            offline = os.environ.get(USERS_OFFLINE, os.environ.get(OFFLINE, "")).upper() in TRUE
-            why = "HF_HUB_OFFLINE forbids to fetch it" if offline else "the Hub cannot be reached"
-            fix = "unset it" if offline else "try again with a network"
+    name, _, revision = hub_id.partition("@")
+    sentences = {
+        errors.GatedRepoError: f"{name} wants its terms accepted first: do so at {constants.ENDPOINT}/{name}, and give "
+        "your token in HF_TOKEN.",
+        errors.RevisionNotFoundError: f"{name} has no revision {revision}; give a branch, tag or commit of it.",
+        errors.RepositoryNotFoundError: f"{hub_id} is neither a folder here nor a repository on the Hub that you may "
+        "read; look at the spelling, and for a private one give your token in HF_TOKEN.",
+        errors.LocalEntryNotFoundError: f"{hub_id} is no folder here, not in the cache {constants.HF_HUB_CACHE}, and "
+        f"the Hub cannot be reached; unset {OFFLINE} if it is set, try again with a network, or give a folder.",
+    }
+    with _users_offline_setting():
+        try:
+            return snapshot_download(name, revision=revision or None, allow_patterns=patterns(wanted), **options)
+        except Exception as error:  # every way in which a network can fail has its own class, in several libraries
+            cause: BaseException | None = error
+            while cause is not None:
+                for kind, sentence in sentences.items():
+                    if isinstance(cause, kind):
+                        raise PixArtError(sentence) from None
+                cause = cause.__cause__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise PixArtError(
-                f"{hub_id} is no folder here and not complete in the cache {constants.HF_HUB_CACHE}, and {why}; {fix}, "
-                "or give the path of a folder."
+                f"The download of {name} broke off ({reason}); run the same again, and it goes on where it stopped."
             ) from None
-        raise PixArtError(
-            f"The download of {name} broke off ({_reason(error)}); run the same again, and it goes on where it stopped."
-        ) from None
 
 
 @contextmanager
@@ -204,11 +156,3 @@ def _bar() -> type:
             super().__init__(*arguments, disable=None, **options)
 
     return Bar
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -10,28 +10,31 @@ official file or the folder of a transformer alone.
 
 import hashlib
 import math
-import struct
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.checkpoints.diffusers import (
     CLASS_NAMES,
-    MAX_LAYERS,
     NULL_CAPTION,
     NULL_CAPTION_NAME,
+    assemble,
     diffusers_config,
+    load_transformer,
+    read_null_caption,
     read_settings,
 )
 from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
+from pixart.checkpoints.folder import check_sizes, read_encoder_config, text_width
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
-from pixart.checkpoints.weight_files import read_object, refuse_quantised, stored_tensors, weight_files
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError, shown
+from pixart.files import read_json_object
+from pixart.weights import OnBytes, header_bytes, read_header, refuse_quantised, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -46,18 +49,10 @@ WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx")
-# One decoder for both.
-FAST_GRAPHS = (
-    "fast_text.onnx",
-    "fast_denoiser.onnx",
-    "decoder.onnx",
-    "fast_denoiser_int8.onnx",
-)
-TEXT_SIZES = (
-    "vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "hidden_size", "intermediate_size", "num_attention_heads",
-    "max_position_embeddings", "type_vocab_size", "relative_attention_num_buckets",
-)  # fmt: skip
+ENCODER_GRAPH = "encoder.onnx"  # for images to start from; a folder may lack it
+GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx", ENCODER_GRAPH)
+# One autoencoder for both.
+FAST_GRAPHS = ("fast_text.onnx", "fast_denoiser.onnx", "decoder.onnx", "fast_denoiser_int8.onnx", ENCODER_GRAPH)
 SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 # The classes that model_index.json may name for a part.
@@ -111,7 +106,7 @@ class ModelFolder:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The names of text, denoiser, decoder and the denoiser in int8."""
+        """The names of text, denoiser, decoder, the denoiser in int8, and the encoder."""
         return FAST_GRAPHS if self.fast else GRAPHS
 
     @property
@@ -146,56 +141,41 @@ def open_model_folder(
         UsageError: `parts` is needed and not given, or given and of no use; an option does not fit; there is no
             few-step transformer.
     """
-    if fast:
-        if parts is not None:
-            raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
-        folder = open_model_folder(model, ema=ema, num_heads=num_heads, image_size=image_size)
-        return _with_fast(folder)
     given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
-    if model is None:
-        if parts is not None or any(given.values()):
-            raise UsageError(
-                "--parts, --ema, --num-heads and --image-size go with an official file; name it with --model."
-            )
-        if not DEFAULT_MODEL.is_dir():
-            raise PixArtError(
-                f"The shipped model is missing: there is no folder {DEFAULT_MODEL}. Install pixart again, or name a "
-                "model folder with --model."
-            )
-        return _open(DEFAULT_MODEL, Source(), None)
-    folder = resolve(model, "model" if parts is None else "transformer")
-    if _is_run(folder):
-        made = folder / "model"
-        whole = (made / "model_index.json").is_file()
-        raise UsageError(
-            f"{model} is the folder of a training run"
-            + (f"; give the model that it has made: {made}" if whole else ", and no finished model is in it.")
+    if model is None and (parts is not None or any(given.values())):
+        raise UsageError("--parts, --ema, --num-heads and --image-size go with an official file; name it with --model.")
+    if fast and parts is not None:
+        raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
+    place = DEFAULT_MODEL if model is None else resolve(model, "model" if parts is None else "transformer")
+    if not place.exists():
+        raise PixArtError(
+            f"{place} is not there; give the folder that holds model_index.json, an official file, or a hub id such as "
+            "PixArt-alpha/PixArt-XL-2-512x512."
         )
-    if parts is None and not (folder.is_file() or _is_transformer(folder)):
-        if not folder.is_dir():
-            raise PixArtError(
-                f"The model folder {folder} is not there. Give the folder that holds model_index.json, an official "
-                "file, or a hub id such as PixArt-alpha/PixArt-XL-2-512x512."
-            )
+    if (place / "metrics.jsonl").is_file() and not (place / "model_index.json").is_file():
+        made = place / "model"
+        made = f"give the model that it has made: {made}" if made.is_dir() else "and no finished model is in it"
+        raise UsageError(f"{model} is the folder of a training run; {made}.")
+    if parts is None and place.is_dir() and ((place / "model_index.json").is_file() or not _is_transformer(place)):
         if any(given.values()):
             raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
-        return _open_fetched(folder, Source(_given(model), revision=revision_of(folder)), None)
-    from pixart.checkpoints.sources import read_source
-
+        folder = _open(place, Source() if model is None else Source(_given(model), revision=revision_of(place)), None)
+        return _with_fast(folder) if fast else folder
     if parts is None:
         raise UsageError(
             f"{model} is a transformer alone; name a model folder or hub id that has the rest (text encoder, "
             "tokenizer, autoencoder, scheduler) with --parts."
         )
-    if (folder / "model_index.json").is_file():
-        raise UsageError(f"{model} is a whole model; leave --parts out.")
-    checkpoint = read_source(folder, **given)
+    if (place / "model_index.json").is_file():
+        raise UsageError(f"{model} is a complete model; leave --parts out.")
+    from pixart.checkpoints.sources import read_source
+
+    checkpoint = read_source(place, **given)
     rest = resolve(parts, "parts")
     if not rest.is_dir():
-        raise PixArtError(f"{parts} is not there; --parts needs a whole model folder, or a hub id.")
-    revision = revision_of(folder) or revision_of(rest)
-    source = Source(_given(model), _given(parts), ema, num_heads, image_size, revision)
-    return _open_fetched(rest, source, checkpoint)
+        raise PixArtError(f"{parts} is not there; --parts needs a model folder, or a hub id.")
+    revision = revision_of(place) or revision_of(rest)
+    return _open(rest, Source(_given(model), _given(parts), ema, num_heads, image_size, revision), checkpoint)
 
 
 def check_parts(parts: Path, checkpoint: "Checkpoint") -> None:
@@ -203,7 +183,12 @@ def check_parts(parts: Path, checkpoint: "Checkpoint") -> None:
     _open(parts, Source(model="the transformer"), checkpoint)
 
 
-def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "PixArt":
+def load_denoiser(
+    folder: ModelFolder,
+    dtype: "torch.dtype | None" = None,
+    device: "torch.device | str" = "cpu",
+    on_bytes: OnBytes | None = None,
+) -> "PixArt":
     """The transformer of a checked model folder in `dtype` (None: fp32), wherever it lies; needs torch.
 
     Raises:
@@ -211,17 +196,13 @@ def load_denoiser(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> "P
     """
     import torch
 
-    from pixart.checkpoints.diffusers import assemble, load_transformer
-
     if folder.checkpoint is None:
-        return load_transformer(folder.transformer_folder, dtype)
-    return assemble(folder.checkpoint.config, folder.checkpoint.state, dtype or torch.float32)
+        return load_transformer(folder.transformer_folder, dtype, device, on_bytes)
+    return assemble(folder.checkpoint.config, folder.checkpoint.state, dtype or torch.float32).to(device)
 
 
 def load_null_caption(folder: ModelFolder) -> "torch.Tensor":
     """The null caption (L, T) of a model folder with `null_tokens`."""
-    from pixart.checkpoints.diffusers import read_null_caption
-
     if folder.checkpoint is not None:
         return folder.checkpoint.null_caption
     return read_null_caption(folder.transformer_folder, folder.transformer["caption_channels"])
@@ -236,44 +217,36 @@ def _shown(source: str | None) -> str | None:
     return Path(source).resolve().name if source and Path(source).is_absolute() else source
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
-
-
 def _is_transformer(folder: Path) -> bool:
     """Whether it is the folder of a transformer alone."""
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
 
 
-def _open_fetched(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
-    try:
-        return _open(folder, source, checkpoint)
-    except PixArtError as error:
-        if revision_of(folder) is None or "is missing" not in str(error):
-            raise
-        hub_id = source.model if checkpoint is None else source.parts
-        raise PixArtError(
-            f"{error} What the cache holds of {hub_id} was not downloaded to its end; run this again with a network."
-        ) from None
-
-
 def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
-    index = read_object(folder / "model_index.json")
-    check_classes(index, folder / "model_index.json")
-    scheduler_config = folder / "scheduler" / "scheduler_config.json"
-    scheduler, suited = read_scheduler(read_object(scheduler_config), str(scheduler_config))
-    text_encoder = read_text_encoder(folder / "text_encoder" / "config.json")
-    vae = read_vae(folder / "vae" / "config.json")
+    index = _read(folder / "model_index.json")
+    _check_classes(index, folder / "model_index.json")
+    place = folder / "scheduler" / "scheduler_config.json"
+    scheduler, suited = read_scheduler(_read(place), str(place))
+    text_encoder = read_encoder_config(folder / "text_encoder" / "config.json")
+    vae = _read_vae(folder / "vae" / "config.json")
     if checkpoint is None:
         transformer = read_settings(folder / "transformer" / "config.json")
-        null_tokens = null_tokens_in(folder / "transformer" / NULL_CAPTION_NAME)
-        where = folder / "transformer" / "config.json"
+        null_tokens = _null_tokens(folder / "transformer" / NULL_CAPTION_NAME)
     else:
         transformer = diffusers_config(checkpoint.config)
         null_tokens = 0 if checkpoint.null_caption is None else len(checkpoint.null_caption)
-        where = Path(str(source.model))
-    check_fit(folder, where, transformer, text_encoder, vae)
-    check_tokenizer(folder / "tokenizer")
+    # Networks that were not trained together would fail with a shape error deep inside.
+    for part, what, given, wanted in (
+        ("text_encoder", "text states of width", text_width(text_encoder), transformer["caption_channels"]),
+        ("vae", "latent channels:", vae.get("latent_channels"), transformer["in_channels"]),
+    ):
+        if given != wanted:
+            raise PixArtError(
+                f"{folder / part / 'config.json'} does not fit the transformer, which reads {what} {wanted}, and not "
+                f"{shown(given)}; put the one there that the transformer was trained with."
+            )
+    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise PixArtError(f"{folder / 'tokenizer' / 'tokenizer.json'} is missing; copy or download it.")
     parts = [part for part in WEIGHTS if part != "transformer" or checkpoint is None]
     weights = [file for part in parts for file in weight_files(folder / part, WEIGHTS[part])]
     refuse_quantised(weights)
@@ -286,8 +259,8 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         scheduler=scheduler,
         transformer=transformer,
         text_encoder_class=index["text_encoder"][1],
-        styles=read_styles(read_object(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
-        defaults=suited | read_defaults(folder / "pixart.json"),
+        styles=read_styles(_read(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
+        defaults=suited | _read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
@@ -295,7 +268,7 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         max_tokens=null_tokens or by_pipeline,
         null_tokens=null_tokens,
         weights=(*weights, *(() if checkpoint is None else checkpoint.files)),
-        has_graphs=checkpoint is None and all((folder / name).is_file() for name in GRAPHS),
+        has_graphs=checkpoint is None and _has_all(folder, GRAPHS),
         fast_settings=read_fast_settings(folder / FAST) if checkpoint is None else None,
         source=source,
         checkpoint=checkpoint,
@@ -318,8 +291,12 @@ def _with_fast(folder: ModelFolder) -> ModelFolder:
         defaults=folder.fast_settings,
         null_tokens=0,
         weights=(*weight_files(where, WEIGHTS["transformer"]), *others),
-        has_graphs=all((path / name).is_file() for name in FAST_GRAPHS),
+        has_graphs=_has_all(path, FAST_GRAPHS),
     )
+
+
+def _has_all(folder: Path, graphs: tuple[str, ...]) -> bool:
+    return all((folder / name).is_file() for name in graphs if name != ENCODER_GRAPH)
 
 
 def weight_hashes(folder: ModelFolder) -> dict[str, str]:
@@ -343,111 +320,61 @@ def fingerprint(folder: Path, *, fast: bool = False) -> str:
     for part, name in WEIGHTS.items():
         part = f"{FAST}/{part}" if fast and part == "transformer" else part
         digest.update((folder / part / "config.json").read_bytes())
-        with (folder / part / name).open("rb") as file:
-            digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
+        digest.update(header_bytes(folder / part / name))
     return digest.hexdigest()
 
 
-def check_classes(index: dict[str, Any], path: Path) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    return read_json_object(path, nonfinite=True)  # Diffusers writes infinities into scheduler configs
+
+
+def _check_classes(index: dict[str, Any], path: Path) -> None:
     """The pipeline and the class of each part, as model_index.json names them."""
     if index.get("_class_name") not in PIPELINES:
         raise PixArtError(
-            f"{path} describes {index.get('_class_name')!r}; pixart runs {' and '.join(PIPELINES)}, so give the "
+            f"{path} describes {shown(index.get('_class_name'))}; pixart runs {' and '.join(PIPELINES)}, so give the "
             "folder of such a model."
         )
     for part, allowed in CLASSES.items():
-        match index.get(part):
-            case [str(), str(name)] if name in allowed:
-                pass
-            case [str(), str(name)]:
-                raise PixArtError(
-                    f"{path} says {part} is a {name}, and pixart reads {' or '.join(allowed)}; give a model folder "
-                    "whose parts are of these classes."
-                )
-            case other:
-                raise PixArtError(
-                    f"The model folder is damaged: {path} says {part} is {other!r}; it must be a list of a library and "
-                    "a class."
-                )
+        named = index.get(part)
+        if not (isinstance(named, list) and len(named) == 2 and named[1] in allowed):
+            name = named[1] if isinstance(named, list) and len(named) == 2 else named
+            raise PixArtError(
+                f"{path} says {part} is {shown(name)}, and pixart reads {' or '.join(allowed)}; give a model folder "
+                "whose parts are of these classes."
+            )
 
 
-def read_text_encoder(path: Path) -> dict[str, Any]:
-    config = read_object(path)
-    if config.get("model_type", "t5") not in ("bert", "t5"):
-        raise PixArtError(
-            f"{path} describes a text encoder of type {config['model_type']!r}, and pixart reads bert and t5; put the "
-            "text encoder there that the transformer was trained with."
-        )
-    layers = ("num_layers", "num_hidden_layers", "num_decoder_layers")
-    _check_sizes(config, dict.fromkeys(layers, MAX_LAYERS) | dict.fromkeys(TEXT_SIZES, 2_000_000), path)
-    return config
-
-
-def _check_sizes(config: dict[str, Any], most: dict[str, int], path: Path) -> None:
-    """Networks are built from these before their weights are looked at, so an absurd one would take all memory."""
-    for name, limit in most.items():
-        value = config.get(name)
-        if value is not None and (type(value) is not int or not 0 <= value <= limit):
-            raise PixArtError(f"{path} has {name} = {shown(value)}; it must be a whole number up to {limit:,}.")
-
-
-def read_vae(path: Path) -> dict[str, Any]:
-    config = read_object(path)
+def _read_vae(path: Path) -> dict[str, Any]:
+    config = _read(path)
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise PixArtError(
-            f"{path} describes {config['_class_name']!r}, and pixart reads AutoencoderKL; put the autoencoder there "
-            "that the transformer was trained with."
+            f"{path} describes {shown(config['_class_name'])}, and pixart reads AutoencoderKL; put the autoencoder "
+            "there that the transformer was trained with."
         )
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
-        raise PixArtError(
-            f"The model folder is damaged: {path} says block_out_channels is {shown(levels)}, not 1 to 8 sizes."
-        )
-    sizes = {"layers_per_block": 32, "latent_channels": 1024, "in_channels": 1024, "out_channels": 1024}
-    _check_sizes(config | {f"block_out_channels[{n}]": size for n, size in enumerate(levels)},
-                 sizes | {f"block_out_channels[{n}]": 16_384 for n in range(len(levels))}, path)  # fmt: skip
+        raise PixArtError(f"{path} is damaged: block_out_channels is {shown(levels)}, not 1 to 8 sizes.")
+    channels = {f"block_out_channels[{number}]": size for number, size in enumerate(levels)}
+    most = {"layers_per_block": 32, "latent_channels": 1024, "in_channels": 1024, "out_channels": 1024}
+    check_sizes(config | channels, most | dict.fromkeys(channels, 16_384), path)
     return config
 
 
-def check_fit(
-    folder: Path, where: Path, transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]
-) -> None:
-    """Networks that were not trained together would fail with a shape error deep inside; say it here instead."""
-    width = text_encoder.get("d_model") or text_encoder.get("hidden_size")
-    if transformer["caption_channels"] != width:
-        raise PixArtError(
-            f"{folder / 'text_encoder' / 'config.json'} does not fit {where}: the transformer reads text states of "
-            f"width {transformer['caption_channels']}, and this text encoder gives {width}; put the one there that the "
-            "transformer was trained with."
-        )
-    if transformer["in_channels"] != vae.get("latent_channels"):
-        raise PixArtError(
-            f"{folder / 'vae' / 'config.json'} does not fit {where}: the transformer has {transformer['in_channels']} "
-            f"latent channels, and this autoencoder {vae.get('latent_channels')}; put the one there that the "
-            "transformer was trained with."
-        )
-
-
-def check_tokenizer(folder: Path) -> None:
-    names = ("tokenizer.json", "spiece.model")
-    if not any((folder / name).is_file() for name in names):
-        raise PixArtError(f"The model folder is not complete: {folder / names[0]} is missing.")
-
-
-def null_tokens_in(path: Path) -> int:
+def _null_tokens(path: Path) -> int:
     """How long the null caption in this file is; 0 where there is none."""
     if not path.is_file():
         return 0
-    shape = stored_tensors(path).get(NULL_CAPTION, {}).get("shape")
-    if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and 1 < shape[0] <= 10_000):
-        raise PixArtError(f"The model folder is damaged: {path} holds no {NULL_CAPTION} of 2 dimensions.")
-    return shape[0]
+    stored = read_header(path).get(NULL_CAPTION)
+    if stored is None or len(stored.shape) != 2 or not 1 < stored.shape[0] <= 10_000:
+        raise PixArtError(f"{path} is damaged: it holds no {NULL_CAPTION} of 2 dimensions.")
+    return stored.shape[0]
 
 
-def read_defaults(path: Path) -> dict[str, Any]:
+def _read_defaults(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    defaults = read_object(path)
+    defaults = _read(path)
     checks = {
         "steps": lambda value: type(value) is int and value > 0,
         "guidance_scale": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
@@ -455,5 +382,5 @@ def read_defaults(path: Path) -> dict[str, Any]:
     }
     for key, value in defaults.items():
         if key in checks and not checks[key](value):
-            raise PixArtError(f"The model folder is damaged: {path} says {key} is {value!r}.")
+            raise PixArtError(f"{path} is damaged: {key} is {shown(value)}.")
     return {key: defaults[key] for key in checks if key in defaults}

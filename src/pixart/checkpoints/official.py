@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING
 from pixart.checkpoints.diffusers import MAX_LAYERS, MAX_SIZE, NULL_CAPTION, official_shapes
 from pixart.checkpoints.tensors import (
     check_tensors,
-    dtypes,
-    is_pickle,
     read_pickle,
-    read_safetensors,
     refuse_not_finite,
     refuse_not_floats,
     save_tensors,
@@ -28,6 +25,7 @@ from pixart.checkpoints.tensors import (
 )
 from pixart.config import shortened
 from pixart.errors import PixArtError, UsageError
+from pixart.weights import is_pickle, map_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -87,14 +85,14 @@ def read_official(
         plain = _without_prefix(states["state_dict"], path)
         state = {name: plain[name] if name == NULL_CAPTION and name in plain else state[name] for name in state}
     refuse_not_finite(state, str(path))
-    stored = dtypes(state)
+    dtypes = tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
     state = widened(state)
     null_caption, positions = state.pop(NULL_CAPTION, None), state.pop(POSITIONS, None)
     config = _infer(state, null_caption, positions, num_heads, image_size, path)
     check_tensors(shapes(state), official_shapes(config), str(path))
     if null_caption is not None and (null_caption.dim() != 2 or null_caption.shape[1] != config.text_dim):
         raise PixArtError(f"{path} has {NULL_CAPTION} of {list(null_caption.shape)}, not [tokens, {config.text_dim}].")
-    return Checkpoint(config, state, null_caption, "state_dict_ema" in states, (path,), stored)
+    return Checkpoint(config, state, null_caption, "state_dict_ema" in states, (path,), dtypes)
 
 
 def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
@@ -108,7 +106,7 @@ def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
     if not path.is_file():
         raise PixArtError(f"{path} is not there, or not a file.")
     if path.suffix == ".safetensors" or not is_pickle(path):
-        return {"state_dict": read_safetensors(path)}
+        return {"state_dict": map_tensors(path)}
     loaded = read_pickle(path)
     names = {"state_dict": "state_dict", "state_dict_ema": "state_dict_ema"}
     names |= {"model": "state_dict", "ema": "state_dict_ema"}  # those of DiT's training (facebookresearch/DiT train.py)

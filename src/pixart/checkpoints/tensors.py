@@ -1,49 +1,24 @@
-"""Tensors in files: read and written, and what is wrong with a file in one sentence."""
+"""State dicts: read from pickles, written, and what is wrong with one in one sentence."""
 
 import argparse
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from pixart.config import shortened
 from pixart.errors import PixArtError
-from pixart.files import open_regular, replacing
+from pixart.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+Shapes = Mapping[str, Sequence[int]]  # by the names of tensors
 SHOWN = 10  # names in a list of complaints
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether the file begins as a pickle does, or as the zip archive that torch puts one into."""
-    if not path.is_file():  # a pipe would never end
-        return False
-    with path.open("rb") as file:
-        start = file.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
-
-
-def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a safetensors file as they are stored; PixArtError if it is damaged or another format."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        open_regular(path).close()
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        if path.is_file() and is_pickle(path):
-            raise PixArtError(
-                f"{path} is damaged: it is a pickle with the name of a safetensors file, which pixart does not open; "
-                "copy or download the safetensors file again."
-            ) from None
-        raise PixArtError(f"{path} is damaged ({error}); copy or download it again.") from error
 
 
 def read_pickle(path: Path) -> dict:
@@ -195,19 +170,14 @@ def widened(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     return {name: _floats(tensor) for name, tensor in state.items()}
 
 
-def dtypes(state: "dict[str, torch.Tensor]") -> tuple[str, ...]:
-    """The names of all dtypes in a state dict, sorted."""
-    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
-
-
-def check_tensors(found: dict[str, list[int]], expected: dict[str, list[int]], where: str) -> None:
+def check_tensors(found: Shapes, expected: Shapes, where: str) -> None:
     """PixArtError with a list of what is missing, unexpected or of another shape in `where`."""
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     misshapen = [
-        f"{shortened(name, 100)} is {found[name]} instead of {shape}"
+        f"{shortened(name, 100)} is {list(found[name])} instead of {list(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in found and list(found[name]) != list(shape)
     ]
     complaints = [
         f"{len(names)} {what}: {_some(names)}"

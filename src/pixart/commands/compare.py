@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,9 +12,9 @@ from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison import record
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
-from pixart.evaluation.comparison.record import Plan, outcome, outcomes
+from pixart.evaluation.comparison.record import Plan, Row, Session, outcome, outcomes
 from pixart.evaluation.comparison.run import match, sample, take
-from pixart.evaluation.comparison.worker import DIFFUSERS_DTYPES, joined, split_settings
+from pixart.evaluation.comparison.worker import DIFFUSERS_DTYPES, split_settings
 from pixart.files import locked
 from pixart.progress import Progress
 
@@ -25,10 +25,10 @@ MAX_SEEDS = 100
 class Compare:
     """Generate the same prompts with the same seeds by several models, and show them on one page; prints its path.
 
-    A model is: default (the shipped one), a model folder, an official file with parts=FOLDER, a hub id, a training run
-    or one of its checkpoints, any text-to-image pipeline of Diffusers, or a folder of images made elsewhere. Settings
-    of one model stand behind its name: default,steps=8,dtype=int8. A .toml or .json file names several. The settings
-    given as options hold for every model that knows them and does not say otherwise.
+    A model is: default (the shipped one), a model folder, an official file with parts=FOLDER, a hub id, a training
+    run, any text-to-image pipeline of Diffusers, or a folder of images made elsewhere. Settings of one model stand
+    behind its name: default,steps=8,dtype=int8. A .toml or .json file names several. The settings given as options
+    hold for every model that knows them and does not say otherwise.
 
     Each image is kept as soon as it is made; the same command goes on where it was stopped.
     """
@@ -42,9 +42,7 @@ class Compare:
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("comparison")
     """Where the images and the page go."""
     limit: Annotated[int | None, shown("N", "all")] = None
-    """Only N of the prompts, spread evenly over all of them."""
-    styles: bool = False
-    """Generate each prompt in all the styles of the first model that has styles."""
+    """Only N of the prompts, at even distances."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
     track: Annotated[Literal["wandb", "trackio"] | None, shown("NAME", "none")] = None
     """wandb or trackio: show the comparison there too, as a table."""
@@ -60,10 +58,9 @@ class Prompts:
 
 def compare(options: Compare) -> int:
     """Run `pixart compare`. Returns 0 if every image is there; raises PixArtError in one sentence."""
-    if not options.prompts:
-        raise UsageError("pixart compare needs prompts: --prompts general, another set, or a file.")
     plan, output = _plan(options), options.output
-    loaded = {model.name: _checked(plan, model) for model in plan.models if model.kind in ("pixart", "diffusers")}
+    for model in plan.models:
+        _check(plan, model, model.source)
     record.check_free(plan, output)
     with locked(output / record.LOCK, f"Another pixart compare works in {output}; give another --output."):
         record.begin(plan, output)
@@ -72,7 +69,7 @@ def compare(options: Compare) -> int:
         with Progress() as progress:
             try:
                 for model in plan.models:
-                    _complete(plan, model, loaded.get(model.name), output, progress)
+                    _complete(plan, model, output, progress)
             finally:
                 page = write_page(plan, output)
             progress.result(str(page))
@@ -96,9 +93,11 @@ def list_prompts(options: Prompts) -> int:
 
 
 def _plan(options: Compare) -> Plan:
-    """Everything that can be wrong with the command is said here, before anything is generated or written."""
+    """The plan of the command, whose errors are raised here, before anything is generated or written."""
     from pixart.evaluation.prompt_sets import read_prompts
 
+    if not options.prompts:
+        raise UsageError("pixart compare needs prompts: --prompts general, another set, or a file.")
     prompts = read_prompts(options.prompts)
     if options.limit is not None:
         if options.limit < 1:
@@ -108,60 +107,19 @@ def _plan(options: Compare) -> Plan:
     seeds = options.seeds
     if not 1 <= len(seeds) <= MAX_SEEDS or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
         raise UsageError(f"--seeds takes 1 to {MAX_SEEDS} different whole numbers from 0 to {2**32 - 1}.")
-    models = [_settled(model, options.output) for model in read_models(list(options.models), options.settings)]
-    rows = record.make_rows(prompts, _styles(models) if options.styles else None)
-    return Plan(rows, tuple(seeds), tuple(models))
+    rows = tuple(Row(prompt.text, prompt.set, prompt.category) for prompt in prompts)
+    return Plan(rows, tuple(seeds), tuple(read_models(list(options.models), options.settings)))
 
 
-def _settled(model: Model, output: Path) -> Model:
-    """A run's model with its checkpoint named, since a run may go on; a comparison begun earlier keeps its own."""
-    if model.kind != "run":
-        return model
-    from pixart.training.run import find_checkpoint
-
-    run, settings = _run_and_step(model)
-    if (output / record.PLAN).is_file():
-        for earlier in record.read(output).models:
-            if (earlier.folder, earlier.source) == (model.folder, model.source):
-                checkpoint = settings.checkpoint or earlier.settings.checkpoint
-                settings = replace(settings, checkpoint=checkpoint, ema=settings.ema or earlier.settings.ema)
-                if (outcome(output, model.folder).folder / "export" / "model").is_dir():
-                    return replace(model, settings=settings)
-    step, _ = find_checkpoint(run, step=settings.checkpoint, ema=settings.ema)
-    return replace(model, settings=replace(settings, checkpoint=step))
-
-
-def _run_and_step(model: Model) -> tuple[Path, Settings]:
-    """The run folder of a run or of one of its checkpoints, and the settings with the step that the latter names."""
-    path, settings = Path(model.source), model.settings
-    if (path / "config.json").is_file() or not path.name.startswith("checkpoint-"):
-        return path, settings
-    step = int(path.name.removeprefix("checkpoint-"))
-    if settings.checkpoint not in (None, step):
-        raise UsageError(f"{path} is step {step}, not {settings.checkpoint}; give the run folder to choose another.")
-    return path.parent, replace(settings, checkpoint=step)
-
-
-def _styles(models: list[Model]) -> dict:
-    from pixart.checkpoints.model_folder import open_model_folder
-
-    for model in models:
-        source = Path(model.source) / "model" if model.kind == "run" else model.source
-        if model.kind == "pixart" or (model.kind == "run" and (Path(model.source) / "model").is_dir()):
-            folder = open_model_folder(None if source == SHIPPED else source)
-            if folder.styles:
-                return folder.styles
-    raise UsageError("--styles: none of these models has styles; put the style into the prompts.")
-
-
-def _checked(plan: Plan, model: Model, folder: Path | None = None) -> str:
-    """The source that the worker loads; one of ours is checked here, with every prompt, before anything is loaded."""
-    source = str(folder) if folder else model.source
+def _check(plan: Plan, model: Model, source: str) -> None:
+    """Whether the model can be loaded so and sample every prompt, as far as can be known without loading it."""
     given = model.settings.given()
     if model.kind == "diffusers":
         if given.get("dtype", "float32") not in DIFFUSERS_DTYPES:
             raise UsageError(f"A Diffusers pipeline is loaded in {', '.join(DIFFUSERS_DTYPES)}, not {given['dtype']}.")
-        return source
+        return
+    if model.kind == "images" or (model.kind == "run" and source == model.source):
+        return
     from pixart.checkpoints.model_folder import open_model_folder
     from pixart.pipeline.networks import choose_runtime
     from pixart.pipeline.request import check_text_states, make_request
@@ -171,18 +129,14 @@ def _checked(plan: Plan, model: Model, folder: Path | None = None) -> str:
         None if source == SHIPPED else source, parts=loading.pop("parts", None), fast=loading.pop("fast", False)
     )
     engine = choose_runtime(opened, **loading).engine
-    own_negative = call.pop("negative_prompt", "")
-    for row in plan.rows:
-        negative = joined(row.negative_prompt, own_negative)
-        request = make_request(opened, row.text, negative_prompt=negative, seed=max(plan.seeds), **call)
-        if loading["memory"].text_states is not None:
-            check_text_states(opened, request, loading["memory"].text_states)
+    request = make_request(opened, [row.text for row in plan.rows], seed=max(plan.seeds), **call)
+    if loading["memory"].text_states is not None:
+        check_text_states(opened, request, loading["memory"].text_states)
     if request.null_text != "encoded" and engine != "torch":
         raise UsageError(f"The engine {engine} takes no null caption; null_text={request.null_text} needs torch.")
-    return source
 
 
-def _complete(plan: Plan, model: Model, source: str | None, output: Path, progress: Progress) -> None:
+def _complete(plan: Plan, model: Model, output: Path, progress: Progress) -> None:
     """Make what `model` still lacks; a run's model folder is there only meanwhile."""
     if model.kind == "images":
         found, notes = match(Path(model.source), plan)
@@ -191,23 +145,25 @@ def _complete(plan: Plan, model: Model, source: str | None, output: Path, progre
         take(found, model, output, notes)
         return
     known = outcome(output, model.folder)
-    if len(known.images) == len(plan.cells):
+    done = len(known.images)
+    if done == len(plan.cells):
         return
-    own = known.folder / "export" / "model"
-    if model.kind == "run":
-        if not own.is_dir():
+    source, about, exported = model.source, {}, known.folder / "export"
+    shutil.rmtree(exported, ignore_errors=True)  # of a process that was killed
+    try:
+        if model.kind == "run":
             from pixart.training.run import export, find_checkpoint
 
-            run, settings = _run_and_step(model)
+            run, settings = Path(source), model.settings
             step, average = find_checkpoint(run, step=settings.checkpoint, ema=settings.ema)
             progress.say(f"{model.name}: preparing step {step:,}, average {average}.")
-            own = export(run, known.folder / "export", step=step, average=average, only="text_to_image")
-        source = _checked(plan, model, own)
-    progress.start(model.name, len(plan.cells), unit="images", done=len(known.images))
-    kind = "diffusers" if model.kind == "diffusers" else "pixart"
-    session = sample(plan, model, kind, source, output, progress.advance)
-    if session.ended == "done" and own.is_dir():
-        shutil.rmtree(own.parent)
+            about = {"checkpoint": step, "ema": average}
+            source = str(export(run, exported, step=step, average=average, only="text_to_image"))
+            _check(plan, model, source)
+        progress.start(model.name, len(plan.cells), unit="images", done=done)
+        sample(plan, model, source, output, lambda made: progress.update(done + made), about)
+    finally:
+        shutil.rmtree(exported, ignore_errors=True)
 
 
 def _refuse_gaps(plan: Plan, output: Path) -> None:
@@ -217,9 +173,9 @@ def _refuse_gaps(plan: Plan, output: Path) -> None:
         lacking = len(plan.cells) - len(known.images)
         if lacking and model.kind != "images":
             count += lacking
-            ended = known.last.ended if known.last else "stopped"
-            reason = f" ({known.last.reason})" if known.last and known.last.reason else ""
-            why = {"memory": "memory ran out", "failed": "failed"}.get(ended, "stopped")
+            last = known.last or Session("", "stopped")
+            why = {"memory": "memory ran out", "failed": "failed"}.get(last.ended, "stopped")
+            reason = f" ({last.reason})" if last.reason else ""
             gaps.append(f"{model.name} {why} after {len(known.images):,}{reason}")
     if gaps:
         raise PixArtError(
@@ -239,7 +195,7 @@ def _track(tool: str, plan: Plan, output: Path, progress: Progress) -> None:
         images = [known.folder / cell.file if cell in known.images else None for known in found]
         rows.append([row.text, row.category, cell.seed, *images])
     costs = [
-        [model.name, len(known.images), known.seconds, known.load_seconds, known.peak_bytes]
+        [model.name, len(known.images), known.seconds, known.used.load_seconds, known.used.peak_bytes]
         for model, known in zip(plan.models, found, strict=True)
     ]
     tracker = GenerationTracker(tool, output, report=progress.say, close_timeout=600)  # many images take their time

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from pixart.checkpoints.model_folder import ModelFolder
     from pixart.checkpoints.official import Checkpoint
 
-Form = Literal["onnx", "diffusers", "official", "reparameterized", "fast"]
+Form = Literal[
+    "onnx", "diffusers", "official", "reparameterized", "fast", "peft", "comfyui", "kohya", "lycoris"
+]  # fmt: skip
+ADAPTER_FORMS = ("diffusers", "peft", "comfyui", "official", "kohya", "lycoris")
 LARGEST_DIFFERENCE = 2  # of 255, between the engines on the same noise
 
 
@@ -34,6 +37,9 @@ class Convert:
 
     fast: put the few-step transformer of SOURCE, the run of a distillation, into the model folder DEST that was its
     teacher, with graphs if that has some.
+
+    An adapter (LoRA and its kin) as SOURCE: diffusers, peft (a folder), comfyui, official, kohya, lycoris are the ways
+    in which programs name its layers; docs/lora.md says who reads which.
     """
 
     source: Annotated[str, arg(metavar="SOURCE")]
@@ -67,12 +73,25 @@ def convert(options: Convert) -> int:
         raise UsageError(f"pixart convert needs the form to write, with --to: one of {', '.join(get_args(Form))}.")
     if options.to == "onnx":
         return _to_onnx(options)
+    from pixart.checkpoints.adapters import is_adapter, read_adapter, write_adapter
+
     if options.dest is None:
         raise UsageError(f"Say what to write: pixart convert {options.source} DEST --to {options.to}")
     if options.to == "fast":
         return _to_fast(Path(options.source), options.dest)
     if options.dest.exists():
         raise UsageError(f"{options.dest} exists already; give a new name.")
+    if is_adapter(Path(options.source)):
+        if options.to not in ADAPTER_FORMS:
+            raise UsageError(f"{options.source} is an adapter; it becomes {', '.join(ADAPTER_FORMS)}.")
+        adapter = read_adapter(Path(options.source))
+        for notice in adapter.notices:
+            _say(notice)
+        write_adapter(adapter, options.dest, options.to)
+        print(options.dest)
+        return 0
+    if options.to in ("peft", "comfyui", "kohya", "lycoris"):
+        raise UsageError(f"{options.source} is no adapter; {options.to} is a form of adapters.")
     complete = options.to == "diffusers" and options.parts is None
     source = resolve(options.source, "model" if complete else "transformer")
     if not source.exists():
@@ -101,8 +120,9 @@ def _to_official(options: Convert, source: Path) -> None:
 
 
 def _to_folder(options: Convert, source: Path) -> None:
+    from pixart.checkpoints.folder import INDEX, PARTS, write_diffusers
     from pixart.checkpoints.model_folder import check_parts
-    from pixart.checkpoints.sources import INDEX, PARTS, read_source, write_diffusers
+    from pixart.checkpoints.sources import read_source
 
     parts = None if options.parts is None else resolve(options.parts, "parts")
     if parts is not None and not parts.is_dir():

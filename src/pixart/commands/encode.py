@@ -68,7 +68,10 @@ def encode(options: Encode) -> int:
 def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory: Memory):
     """The head and the states of a file: prompts with their style, and the text to steer away from."""
     from pixart.encoders.text import TextEncoder
+    from pixart.runtime.plan import LARGE
 
+    files = tuple(path for path in folder.weights if path.parent == folder.path / "text_encoder")
+    large = sum(path.stat().st_size for path in files) > LARGE
     dtype = "float32" if memory.text_encoder_dtype == "auto" else memory.text_encoder_dtype
     texts = list(dict.fromkeys(normalised(text) for text in (*prompts, negative)))
     encoder = TextEncoder(
@@ -78,9 +81,10 @@ def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory:
         folder.max_tokens,
         dtype=dtype,
         eight_bit=memory.text_encoder_8bit,
+        arithmetic=dtype,
+        streamed=large and not memory.text_encoder_8bit,
     )
-    encoded = [encoder.encode(text) for text in texts]
-    files = tuple(path for path in folder.weights if path.parent == folder.path / "text_encoder")
+    encoded = encoder.encode_all(texts)
     head = StatesHead(
         prompts=tuple(prompts),
         texts=tuple(texts),

@@ -2,18 +2,27 @@
 
 import contextlib
 import json
+import math
+import re
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
-from pixart.config import shown
-from pixart.errors import UsageError
+from pixart.config import shortened, shown
+from pixart.errors import PixArtError, UsageError
+from pixart.pipeline.settings import RANDOM_SEED, Settings
 from pixart.quiet import quiet_libraries
 from pixart.runtime.memory import PLAIN, Memory
+
+if TYPE_CHECKING:
+    from pixart.checkpoints.model_folder import ModelFolder
+    from pixart.commands.prompt_file import Job
+    from pixart.pipeline.request import Request
 
 
 @dataclass
@@ -24,7 +33,9 @@ class Generate:
     """
 
     prompt: Positional[Annotated[str | None, arg(metavar="PROMPT", help_behavior_hint="(required)")]] = None
-    """What the image shows, in quotes; not required with --text-states of one prompt."""
+    """What the image shows, in quotes; not required with --prompts, or --text-states of one prompt."""
+    prompts: Annotated[Path | None, shown("FILE", "none")] = None
+    """A file of prompts, one a line, or .jsonl with settings; the same command again goes on where it was stopped."""
     model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
     """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
     parts: Annotated[str | None, shown("FOLDER", "none")] = None
@@ -37,39 +48,24 @@ class Generate:
     """Of an official file without pos_embed: side of the images that it was trained on."""
     fast: bool = False
     """Use the model's few-step transformer: guidance is in its weights."""
-    style: Annotated[str | None, shown("NAME", "none")] = None
-    """One of the model's styles."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
-    negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
-    """What to steer away from."""
-    seed: Annotated[int | None, shown("N", "at random")] = None
-    """Of the noise that the first image starts from; the next images take the next seeds."""
-    num_images: Annotated[int, arg(metavar="N")] = 1
-    """How many images."""
-    steps: Annotated[int | None, shown("N", "the model's, else what suits the sampler")] = None
-    """Number of denoising steps."""
-    guidance_scale: Annotated[float | None, shown("X", "the model's, else what suits the sampler")] = None
-    """How strongly to follow the prompt; 1 means no guidance."""
-    guidance_interval: Annotated[tuple[int, int], arg(metavar="FROM TO")] = (0, 1000)
-    """Timesteps at which guidance acts: 0 is clean, 1000 is noise. Outside, the work is halved."""
-    guidance_rescale: Annotated[float, arg(metavar="X")] = 0.0
-    """From 0 to 1: takes back the oversaturation of strong guidance."""
-    null_text: Annotated[str, arg(metavar="NAME")] = "encoded"
-    """What guidance leads away from: the encoded text, or an official checkpoint's null caption: caption, under the
-    prompt's mask, or caption-all."""
-    guidance_channels: Annotated[int | None, shown("N", "all")] = None
-    """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
-    width: Annotated[int | None, shown("PIXELS", "the model's")] = None
-    """Width of the image."""
-    height: Annotated[int | None, shown("PIXELS", "the model's")] = None
-    """Height of the image."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter (LoRA and its kin), a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the
+    option for several."""
+    image: Annotated[Path | None, shown("FILE", "none")] = None
+    """An image to start from; --strength says how far from it."""
+    mask: Annotated[Path | None, shown("FILE", "none")] = None
+    """White where the image is generated anew; the rest of it stays."""
+    outpaint: bool = False
+    """Keep the image, in the middle of width and height, and generate what is around it."""
+    settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
+    size: Annotated[str | None, shown("WxH", "the model's")] = None
+    """Width and height together, as in 768x512."""
     binning: bool = False
     """Generate the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
     no_binning: bool = False
     """Generate width and height exactly, as flow models do; they must be multiples of the model's patches."""
-    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver")] = None
-    """dpm-solver, sa-solver, euler; for models that predict eps also ddim, ddpm, lcm."""
     engine: Annotated[str, arg(metavar="NAME")] = "auto"
     """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
     dtype: Annotated[str, arg(metavar="NAME")] = "auto"
@@ -92,9 +88,10 @@ class Generate:
 def generate(options: Generate) -> int:
     """Run `pixart generate`; prints the path of every image."""
     # Everything that can be wrong with the request is reported before torch is loaded, which takes seconds.
+    from pixart.checkpoints.adapters import check_loras
     from pixart.checkpoints.model_folder import open_model_folder
     from pixart.checkpoints.styles import style_notice
-    from pixart.pipeline.image_files import check_output, plan_output
+    from pixart.pipeline.image_files import check_output
     from pixart.pipeline.networks import choose_runtime, load_networks
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
@@ -108,52 +105,112 @@ def generate(options: Generate) -> int:
             image_size=options.image_size,
             fast=options.fast,
         )
-    if options.styles and (options.style is not None or not folder.styles):
-        why = f"--style {options.style} is one of them" if options.style else "this model has none"
+    style = options.settings.style
+    if options.styles and (style is not None or not folder.styles):
+        why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
-    requests = [_request(folder, options, options.style, options.seed)]
-    if options.styles:
-        requests = [_request(folder, options, style, requests[0].seeds[0]) for style in folder.styles]
-    request = requests[0]
-    for_torch = options.engine == "auto" and request.null_text != "encoded"
-    engine = "torch" if for_torch else options.engine
-    target = plan_output(options.output, request.resolved_prompts[0], request.seeds[0])
+    loras = check_loras(folder, options.lora)
+    jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras])
+    if not jobs:
+        print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
+        return 0
+    request = jobs[0].request
+    engines = {_engine(options.engine, job.request, folder) for job in jobs}
+    engine = "torch" if "torch" in engines else options.engine
+    target = next(target for target in jobs[0].targets if target)
     if options.memory.text_states is not None:
-        for each in requests:
-            check_text_states(folder, each, options.memory.text_states)
+        for job in jobs:
+            check_text_states(folder, job.request, options.memory.text_states)
     with quiet_libraries(), Progress() as progress:
-        runtime = choose_runtime(folder, engine, options.dtype, options.memory, options.device)
+        largest = max((job.request.largest for job in jobs), key=math.prod)
+        how = (engine, options.dtype, options.memory, options.device)
+        runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)
         check_output(target)
-        if options.seed is None:
-            seed = request.seeds[0]
-            progress.say(f"The seed is {seed}, chosen at random; --seed {seed} generates this again.")
+        if there:
+            progress.say(f"{there:,} images are there already.")
+        if options.settings.seed in (None, RANDOM_SEED) and options.prompts is None:
+            progress.say(f"The seed is {request.seed}, chosen at random; --seed {request.seed} generates this again.")
         if notice := style_notice(request.style, folder.styles):
             progress.say(notice)
         progress.say(runtime.line)
         progress.start("loading the model")
         from pixart.pipeline.pipeline import Pipeline
 
-        pipeline = Pipeline(folder, load_networks(folder, runtime))
+        for notice in [notice for lora in loras for notice in lora.adapter.notices]:
+            progress.say(notice)
+        pipeline = Pipeline(folder, load_networks(folder, runtime, progress))
+        pipeline.use(loras)
         with _tracking(options.track, target.parent, progress.say) as record:
-            _write_all(pipeline, requests, options, target, progress, record)
+            _write_all(pipeline, jobs, options, progress, record)
     return 0
 
 
-def _write_all(pipeline, requests, options: Generate, target: Path, progress, record) -> None:
+def _engine(given: str, request: "Request", folder: "ModelFolder") -> str:
+    """The engine that is given; what graphs cannot do is left to torch, or said before they are loaded."""
+    from pixart.checkpoints.model_folder import ENCODER_GRAPH
+
+    encodes = request.image is not None or request.upscale > 1
+    lacking = encodes and not (folder.path / ENCODER_GRAPH).is_file()
+    if lacking and given == "onnx":
+        raise PixArtError(
+            f"{folder.path} has no {ENCODER_GRAPH}, which reads images; give --engine torch, or write it with: pixart "
+            f"convert {folder.path} --to onnx"
+        )
+    return "torch" if given == "auto" and (lacking or request.null_text != "encoded") else given
+
+
+def _jobs(options: Generate, folder: "ModelFolder", loras: list[dict[str, Any]]) -> tuple[list["Job"], int]:
+    """The requests with the paths of their images, and how many images of a prompt file are there already."""
+    from pixart.checkpoints.model_folder import transformer_hash, weight_hashes
+    from pixart.commands.prompt_file import Job, jobs_of
+    from pixart.pipeline.image_files import plan_output, slug
+    from pixart.pipeline.request import make_request
+
+    settings = _settings(options)
+    if options.prompts is not None:
+        if options.prompt is not None or options.styles or options.memory.text_states is not None:
+            raise UsageError("--prompts names a file of prompts; leave PROMPT, --styles and --text-states out.")
+        output = Path(options.output or ".")
+        if plan_output(output, "any", 0).parent != output:
+            raise UsageError("The images of a prompt file get names of their own; --output must be a folder.")
+        if settings["seed"] is None:
+            settings["seed"] = 0  # so that it can go on where it was stopped
+        conditions = {
+            "model_hash": transformer_hash(weight_hashes(folder)),
+            "fast": folder.fast,
+            "transparent": options.transparent or None,
+            "loras": loras or None,
+        }
+        return jobs_of(options.prompts, folder, settings, output, conditions)
+    request = make_request(folder, _prompt(options), **settings)
+    requests = [request]
+    if options.styles:
+        same = settings | {"seed": request.seed}
+        requests = [make_request(folder, _prompt(options), **same | {"style": style}) for style in folder.styles]
+    jobs = []
+    for each in requests:
+        targets = [plan_output(options.output, each.resolved_prompts[0], seed) for seed in each.seeds]
+        if options.styles and options.output and targets[0] == Path(options.output):
+            targets = [path.with_stem(f"{path.stem}-{slug(each.style)}") for path in targets]  # the sheet has the name
+        jobs.append(Job(each, targets))
+    return jobs, 0
+
+
+def _write_all(pipeline, jobs: list["Job"], options: Generate, progress, record) -> None:
     """Generate every request and write its images as they come, then the sheet of styles."""
     from pixart.pipeline.cutout import cut_out
-    from pixart.pipeline.image_files import plan_output, slug, write_image
+    from pixart.pipeline.image_files import plan_output, write_image
 
-    total = sum(len(request.seeds) * request.steps for request in requests)
+    total = sum(len(job.targets) * job.request.steps_in_all for job in jobs)
     progress.start("generating", total, unit="steps")
     written: set[Path] = set()
     by_style: dict[str | None, list] = {}
-    for request in requests:
-        for generated in pipeline.generate(request, lambda index, step: progress.advance(), progress.say):
-            planned = plan_output(options.output, request.resolved_prompts[0], generated.seed)
-            if options.styles and planned == target and options.output and planned == Path(options.output):
-                planned = planned.with_stem(f"{planned.stem}-{slug(request.style)}")  # the sheet has the name itself
-            by_style.setdefault(request.style, []).append(generated.image)
+    for job in jobs:
+        images = pipeline.generate(job.request, lambda index, step: progress.advance(), progress.say)
+        for planned, generated in zip(job.targets, images, strict=True):
+            if planned is None:
+                continue
+            by_style.setdefault(job.request.style, []).append(generated.image)
             if options.transparent:
                 settings = {**generated.settings, "transparent": True}
                 generated = replace(generated, image=cut_out(generated.image), settings=settings)
@@ -167,33 +224,24 @@ def _write_all(pipeline, requests, options: Generate, target: Path, progress, re
     if options.styles:
         from pixart.evaluation.style_sheet import style_sheet
 
-        planned = plan_output(options.output, f"{requests[0].prompts[0]} styles", requests[0].seeds[0])
+        request = jobs[0].request
+        planned = plan_output(options.output, f"{request.prompts[0]} styles", request.seed)
         sheet = write_image(style_sheet(by_style), None, planned, metadata=not options.no_metadata)
         progress.result(json.dumps({"sheet": str(sheet), "styles": list(by_style)}) if options.json else str(sheet))
 
 
-def _request(folder, options: Generate, style: str | None, seed: int | None):
-    """The options as a checked request, in one style, from one seed on."""
-    from pixart.pipeline.request import make_request
-
-    return make_request(
-        folder,
-        _prompt(options),
-        negative_prompt=options.negative_prompt,
-        style=style,
-        seed=seed,
-        num_images=options.num_images,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=options.guidance_interval,
-        guidance_rescale=options.guidance_rescale,
-        guidance_channels=options.guidance_channels,
-        null_text=options.null_text,
-        width=options.width,
-        height=options.height,
-        binning=_either(options.binning, options.no_binning),
-        sampler=options.sampler,
-    )
+def _settings(options: Generate) -> dict[str, Any]:
+    """The options that `make_request` takes."""
+    settings = asdict(options.settings) | {"binning": _either(options.binning, options.no_binning)}
+    settings |= {"image": options.image, "mask": options.mask, "outpaint": options.outpaint}
+    if options.size is not None:
+        match = re.fullmatch(r"(\d{1,5})\s*[xX*\u00d7]\s*(\d{1,5})", options.size.strip())
+        if match is None:
+            raise UsageError(f'--size {shortened(options.size)} is not a size; give it as in "768x512".')
+        if settings["width"] or settings["height"]:
+            raise UsageError("--size is width and height together; leave --width and --height out.")
+        settings |= {"width": int(match[1]), "height": int(match[2])}
+    return settings
 
 
 def _either(on: bool, off: bool) -> bool | None:

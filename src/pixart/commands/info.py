@@ -1,5 +1,6 @@
-"""`pixart info`: what a model folder, a hub id, an official file or a run folder is."""
+"""`pixart info`: what a model folder, a hub id or an official file is."""
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ class Info:
     """
 
     source: Positional[Annotated[str | None, shown("SOURCE", "ours")]] = None
-    """A model folder, a hub id, a transformer's folder, an official .pth or safetensors file, a DiT, a run folder."""
+    """A model folder, a hub id, a transformer's folder, an official .pth or safetensors file, or a DiT."""
     parts: Annotated[str | None, shown("FOLDER", "none")] = None
     """For an official file: the model folder or hub id whose other parts it would sample with."""
     ema: bool = False
@@ -61,33 +62,39 @@ def info(options: Info) -> int:
     return 0
 
 
-def _memory(folder: "ModelFolder") -> dict[str, Any]:
-    """The estimated peaks of generating one image with torch on this machine's CPU, in bytes."""
-    from pixart.pipeline.memory_estimate import WAYS, estimate
-    from pixart.runtime.device import find_cpu
+def _memory(folder: "ModelFolder") -> dict[str, Any] | None:
+    """The estimated peaks of generating one image with torch on this machine, in bytes; None without torch."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from pixart.pipeline.networks import sizes_of
+    from pixart.runtime.device import choose_device, choose_precision, find_cpu, find_devices
+    from pixart.runtime.plan import estimate, in_words, ways
 
-    free, estimates = find_cpu().free_bytes, []
-    for way in WAYS:
-        for size in MEMORY_SIZES:
-            needs = estimate(folder, way.dtype, way.memory, size, size)
-            estimates.append({"options": way.options, "size": size, "needs": needs, "fits": needs <= free})
-    return {"free": free, "estimates": estimates}
+    device, host_free, estimates = choose_device(find_devices()), find_cpu().free_bytes, []
+    precision = choose_precision(device)
+    for side in MEMORY_SIZES:
+        sizes = sizes_of(folder, side, side)
+        for memory in ways(sizes, once=False):
+            need = estimate(sizes, device, precision, memory)
+            fits = need.fits(device, host_free)
+            estimates.append({"way": in_words(memory), "size": side, "needs": need.device, "fits": fits})
+    return {"device": device.name, "free": device.free_bytes, "dtype": precision.storage, "estimates": estimates}
 
 
 def _memory_lines(memory: dict[str, Any] | None) -> list[str]:
-    """A table: a line for every way to generate, a column for every size."""
+    """A table: a line for every way to generate, a column for every size; the first that fits is taken."""
     if memory is None:
         return []
     rows: dict[str, list[str]] = {}
     for one in memory["estimates"]:
         fits = "  fits" if one["fits"] else "    no"
-        rows.setdefault(one["options"], []).append(f"{one['needs'] / 1e9:8.2f} GB{fits}")
+        rows.setdefault(one["way"], []).append(f"{one['needs'] / 1e9:8.2f} GB{fits}")
     longest = max(map(len, rows)) + 2
     return [
-        f"memory             {memory['free'] / 1e9:.1f} GB free here; what generating one image with torch on the CPU "
-        "takes, estimated:",
-        f"  {'options':{longest}}" + "".join(f"{f'{size} px':>17}" for size in MEMORY_SIZES),
-        *(f"  {options:{longest}}{''.join(cells)}" for options, cells in rows.items()),
+        f"memory             {memory['free'] / 1e9:.1f} GB free on {memory['device']}; what generating one image with "
+        f"torch in {memory['dtype']} takes there, estimated:",
+        f"  {'':{longest}}" + "".join(f"{f'{size} px':>17}" for size in MEMORY_SIZES),
+        *(f"  {way:{longest}}{''.join(cells)}" for way, cells in rows.items()),
     ]
 
 

@@ -1,10 +1,8 @@
 """`pixart metrics`: the metrics that papers report. `pixart layout`: images in the folders of benchmarks."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
-from pixart.files import file_hash, read_json_object, write_json
+from pixart.files import file_hash, read_json_object, write_json, write_whole
 from pixart.progress import Progress
 
 FORMAT = 2
@@ -20,10 +18,10 @@ FORMAT = 2
 
 @dataclass
 class Metrics:
-    """FID, KID, precision and recall against reference images; CLIPScore, HPSv2 and ImageReward against the prompts.
+    """FID, KID, precision and recall against reference images; CLIPScore against the prompts.
 
-    Each is measured where its network's weights are there; what is missing is named. The protocol is printed and
-    stored with the metrics. pixart metrics --compare A.json B.json prints two results beside each other.
+    The protocol is printed and stored with the metrics. pixart metrics --compare A.json B.json prints two results
+    beside each other.
     """
 
     images: Positional[Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(required)")]] = None
@@ -36,12 +34,6 @@ class Metrics:
     """Inception v3 as TorchScript, as StyleGAN2-ADA publishes it."""
     clip: Annotated[str | None, shown("FOLDER", "not measured")] = None
     """CLIP for CLIPScore: a folder or hub id in the cache."""
-    hps: Annotated[Path | None, shown("FILE", "not measured")] = None
-    """HPSv2: the official .pt file, or a CLIP folder with its weights."""
-    hps_config: Annotated[str | None, shown("FOLDER", "laion's ViT-H/14")] = None
-    """CLIP folder with the sizes and the tokenizer of HPSv2."""
-    image_reward: Annotated[Path | None, shown("FILE", "not measured")] = None
-    """ImageReward: the official ImageReward.pt."""
     prompts: Annotated[Path | None, shown("FILE", "what the images hold")] = None
     """A prompt for each image, in the order of their names."""
     num: Annotated[int | None, shown("N", "all")] = None
@@ -80,6 +72,8 @@ class Layout:
     """As in pixart generate."""
     size: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Width and height of the images."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """As in pixart generate."""
 
 
 def metrics(options: Metrics) -> int:
@@ -87,17 +81,16 @@ def metrics(options: Metrics) -> int:
     if options.compare or options.across:
         if len(options.compare) < 2:
             raise UsageError("--compare needs two files or more.")
-        print(_beside(list(options.compare), set(filter(None, options.across.split(",")))))
+        print(_beside(options.compare, set(filter(None, options.across.split(",")))))
         return 0
-    if options.images is None:
-        raise UsageError("There is nothing to measure: pixart metrics takes a folder of generated images.")
-    by_prompt = any(given is not None for given in (options.clip, options.hps, options.image_reward))
-    if options.reference is None and not by_prompt:
+    if options.images is None or (options.reference is None and options.clip is None):
         raise UsageError(
-            "There is nothing to measure: give --reference for FID, KID and the like, --clip, --hps, or --image-reward."
+            "There is nothing to measure: give a folder of generated images, and --reference for FID, KID, precision "
+            "and recall, or --clip for CLIPScore."
         )
     from pixart.evaluation.metrics import alignment, fidelity
     from pixart.evaluation.metrics.images import open_folder, prompts_of, sampling_settings
+    from pixart.evaluation.prompt_sets import read_prompts
     from pixart.runtime.device import choose_device, find_devices
 
     wanted = tuple(options.metrics.split(","))
@@ -106,128 +99,79 @@ def metrics(options: Metrics) -> int:
     device = choose_device(find_devices(), options.device).type
     images = open_folder(options.images, options.num)
     found: dict[str, float] = {}
+    marks: list[str] = []
     protocol: dict[str, Any] = {"count": len(images), **sampling_settings(images)}
-    marks: tuple[str, ...] = ()
-    lacking: list[str] = []
-
-    @contextlib.contextmanager
-    def if_there():
-        """A network that is missing or damaged is named at the end, and the others measure."""
-        try:
-            yield
-        except UsageError:
-            raise
-        except PixArtError as error:
-            lacking.append(str(error))
-
-    def score(name: str, values: Any, weights: Path) -> None:
-        found[name] = float(values.mean())
-        found[f"{name}_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
-        protocol[name] = _weights_hash(weights)
-
     if options.reference is not None:
         real = open_folder(options.reference, options.num)
-        with if_there():
-            fidelity_found = fidelity.fidelity(
-                images, real, metrics=wanted, weights=options.inception, size=options.size, device=device
-            )
-            marks = fidelity_found.marks
-            found |= {k: v for k, v in asdict(fidelity_found).items() if k != "marks" and v is not None}
-            protocol |= {
-                "reference": real.sha256,
-                "reference_count": len(real),
-                "resize": f"middle square, Pillow's bicubic filter to {options.size} px",
-                "inception": file_hash(fidelity.find_weights(options.inception)),
-            }
-    if by_prompt:
-        prompts = prompts_of(images, _prompts(options.prompts))
+        marks = fidelity.check_count(len(images), len(real), wanted)
+        weights = fidelity.find_weights(options.inception)
+        protocol["reference"], protocol["reference_count"] = real.sha256, len(real)
+        protocol["resize"] = f"middle square, Pillow's bicubic filter to {options.size} px"
+        protocol["inception"] = file_hash(weights)
+    if options.clip is not None:
+        given = [prompt.text for prompt in read_prompts(options.prompts)] if options.prompts else None
+        prompts = prompts_of(images, given)
         protocol["prompts"] = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-        with if_there():
-            if options.clip is not None:
-                clip = alignment.open_clip(options.clip, device)
-                score("clip_score", alignment.clip_scores(clip, images, prompts), clip.path)
-        with if_there():
-            if options.hps is not None:
-                clip = alignment.open_hps(options.hps, options.hps_config or alignment.HPS_CONFIG, device)
-                score("hps_v2", alignment.hps_scores(clip, images, prompts), options.hps)
-        with if_there():
-            if options.image_reward is not None:
-                from pixart.evaluation.metrics.image_reward import open_image_reward
-
-                reward = open_image_reward(options.image_reward, device)
-                score("image_reward", reward.scores(images, prompts), options.image_reward)
-    if lacking and not found:
-        raise PixArtError(" ".join(lacking))
+        clip = alignment.Clip(options.clip, device)
+        protocol["clip"] = clip.sha256
+        values = clip.scores(images, prompts)
+        found["clip_score"] = float(values.mean())
+        found["clip_score_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    if options.reference is not None:
+        found |= fidelity.fidelity(images, real, wanted, weights, options.size, device)
     if options.output is not None:
-        result = {"format": FORMAT, "metrics": found, "marks": list(marks), "protocol": protocol}
+        result = {"format": FORMAT, "metrics": found, "marks": marks, "protocol": protocol}
         write_json(options.output, result | {"images": {"folder": str(images.path), "sha256": images.sha256}})
     for name, value in found.items():
         print(f"{name:<18} {value:.4f}")
     for mark in marks:
         print(f"biased: {mark}")
     print(", ".join(f"{name} {_short(value)}" for name, value in protocol.items()))
-    if lacking:
-        raise PixArtError(f"Not all was measured. {' '.join(lacking)}")
     return 0
 
 
 def layout(options: Layout) -> int:
     """Run `pixart layout`."""
-    from pixart.evaluation.metrics.layouts import LAYOUTS, places
+    from pixart.evaluation.metrics.images import LAYOUTS, places
     from pixart.evaluation.prompt_sets import read_prompts
     from pixart.pipeline.image_files import read_settings, write_image
     from pixart.pipeline.pipeline import Pipeline
+    from pixart.pipeline.request import make_request
 
     prompts = read_prompts(options.prompts)
-    images = options.num_images if options.num_images is not None else LAYOUTS[options.layout]
-    if images < 1:
-        raise UsageError(f"--num-images is {images}; it must be at least 1.")
-    every = list(places(options.layout, options.dest, [prompt.text for prompt in prompts], images))
+    count = options.num_images if options.num_images is not None else LAYOUTS[options.layout]
+    if count < 1:
+        raise UsageError(f"--num-images is {count}; it must be at least 1.")
+    every = list(places(options.layout, options.dest, [prompt.text for prompt in prompts], count))
     wanted = {"steps": options.steps, "guidance_scale": options.guidance_scale}
     wanted |= {"width": options.size, "height": options.size}
+    missing: dict[int, list[tuple[int, Path]]] = {}  # by the number of an image of its prompt
     for number, image, path in every:
-        if path.exists():
-            expected = {"prompt": prompts[number].text, "seed": options.seed + image, **wanted}
-            try:
-                there = read_settings(path)
-            except PixArtError:
-                raise UsageError(f"{path} is there already and not of pixart; give another folder.") from None
-            for name, value in expected.items():
-                if value is not None and there.get(name) != value:
-                    raise UsageError(
-                        f"{path} was generated with {name} {there.get(name)}, not {value}; give another folder."
-                    )
-    missing = [place for place in every if not place[2].exists()]
+        if not path.exists():
+            missing.setdefault(image, []).append((number, path))
+            continue
+        expected = {"prompt": prompts[number].text, "seed": options.seed + image, **wanted}
+        there = read_settings(path)
+        if differs := [name for name, value in expected.items() if value is not None and there.get(name) != value]:
+            raise UsageError(f"{path} was generated with another {differs[0]}; give another folder.")
     if options.layout == "geneval":
         for number, prompt in enumerate(prompts):
-            folder = options.dest / f"{number:05}"
-            (folder / "samples").mkdir(parents=True, exist_ok=True)
             row = {"tag": prompt.category, **prompt.about, "prompt": prompt.text}
-            (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    pipeline = Pipeline.from_pretrained(options.model)
+            write_whole(options.dest / f"{number:05}" / "metadata.jsonl", json.dumps(row) + "\n")
+    pipeline = Pipeline.from_pretrained(options.model, device=options.device)
     with Progress() as progress:
-        progress.start("generating", len(every), unit="images", done=len(every) - len(missing))
-        for number, image, path in missing:
-            result = pipeline(prompts[number].text, seed=options.seed + image, **wanted)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_image(result.images[0], result.settings[0], path)
-            progress.advance()
+        left = sum(map(len, missing.values()))
+        progress.start("generating", len(every), unit="images", done=len(every) - left)
+        for image, rows in missing.items():
+            # All that start from one seed in one request: the pipeline makes as many at once as suit the device.
+            texts = [prompts[number].text for number, _ in rows]
+            request = make_request(pipeline.folder, texts, seed=options.seed + image, **wanted)
+            for generated, (_, path) in zip(pipeline.generate(request), rows, strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(generated.image, generated.settings, path)
+                progress.advance()
         progress.result(str(options.dest))
     return 0
-
-
-def _prompts(path: Path | None) -> Sequence[str] | None:
-    from pixart.evaluation.prompt_sets import read_prompts
-
-    return None if path is None else [prompt.text for prompt in read_prompts(path)]
-
-
-def _weights_hash(model: Path) -> str:
-    """SHA-256 over the weight files of a folder of transformers, or of one file."""
-    if model.is_file():
-        return file_hash(model)
-    files = sorted(path for path in model.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
-    return hashlib.sha256("".join(file_hash(path) for path in files).encode()).hexdigest()
 
 
 def _short(value: object) -> str:
@@ -236,14 +180,11 @@ def _short(value: object) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def _beside(paths: list[Path], across: set[str]) -> str:
+def _beside(paths: tuple[Path, ...], across: set[str]) -> str:
     """Files of `pixart metrics` as one table.
 
     Raises UsageError where they were not measured in the same way; `across` names what may differ.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     results = [read_json_object(path) for path in paths]
     for path, result in zip(paths, results, strict=True):
         if result.get("format") != FORMAT or not {"metrics", "marks", "protocol"} <= set(result):
@@ -257,12 +198,11 @@ def _beside(paths: list[Path], across: set[str]) -> str:
             f"{' and '.join(map(str, paths))} were measured differently ({differ[0]} {values}); if that is what you "
             f"compare, give --across {','.join(differ)}."
         )
-    table = Table("", *(path.name for path in paths), box=None, pad_edge=False)
+    rows = [["", *(path.name for path in paths)]]
     for name in dict.fromkeys(name for result in results for name in result["metrics"]):
         values = [result["metrics"].get(name) for result in results]
-        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
-    console = Console(width=200, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
+        rows.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     marks = dict.fromkeys(mark for result in results for mark in result["marks"])
-    return "\n".join([capture.get().rstrip(), *(f"biased: {mark}" for mark in marks)])
+    return "\n".join([*lines, *(f"biased: {mark}" for mark in marks)])

@@ -1,6 +1,5 @@
 """The two encoders as extraction and training use them: many images or captions at once, on any device."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +51,7 @@ def load_text_encoder(
 
 
 @torch.inference_mode()
-def encode_pictures(vae, images: Sequence["Image"], *, flip: bool, precision: str) -> list[tuple[Tensor, ...]]:
+def encode_images(vae, images: Sequence["Image"], *, flip: bool, precision: str) -> list[tuple[Tensor, ...]]:
     """Mean and deviation, fp16 (C, H/8, W/8), of each RGB image, all of one size; with `flip` the mirror image's too.
 
     `precision` names the dtype of products, "float32" or "bfloat16".
@@ -62,7 +61,7 @@ def encode_pictures(vae, images: Sequence["Image"], *, flip: bool, precision: st
     pixels = (pixels.to(device).float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
     parts: list[Tensor] = []
     for batch in (pixels, pixels.flip(-1)) if flip else (pixels,):
-        with autocast(device.type, precision):
+        with autocast(precision, device):
             mean, std = autoencoder.moments(vae, batch)
         parts += [mean.half().cpu().contiguous(), std.half().cpu().contiguous()]
     return [tuple(part[i].clone() for part in parts) for i in range(len(images))]
@@ -86,14 +85,13 @@ def encode_captions(
         length = len(ids[chosen[-1]])
         tokens = torch.tensor([ids[i] + [0] * (length - len(ids[i])) for i in chosen], device=device)
         mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in chosen], device=device)
-        with autocast(device.type, precision):
+        with autocast(precision, device):
             states = encoder.model(input_ids=tokens, attention_mask=mask)[0].half().cpu()
         for row, i in enumerate(chosen):
             out[i] = states[row, : len(ids[i])].clone()
     return out, sum(bool(cut) for _, cut in tokenized)
 
 
-def autocast(device: str, precision: str):
+def autocast(precision: str, device: torch.device):
     """Matrix products in `precision`, all else and the weights as they are."""
-    dtype = DTYPES.get(precision)
-    return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)

@@ -2,7 +2,7 @@
 
 The data set is cut into batches of a fixed number of pairs. Each batch becomes shards of its own and then a record, so
 that a run may be killed at any instant and started again, and so that the folder does not depend on who computed which
-batch: this process, the ranks of torchrun, or the machines of a Ray cluster.
+batch: this process, or the workers of a Ray cluster.
 """
 
 import contextlib
@@ -14,24 +14,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, kept_share, square_table
+from pixart.buckets import MIN_KEPT, BucketTable, Fitted, bucket_table, fit, kept_share, square_table
 from pixart.config import plain, structure
-from pixart.data.buckets import CROPS, Fitted, fit
 from pixart.data.dataset import Dataset
 from pixart.data.dropped import ALLOWED, check_dropped
-from pixart.data.encode import encode_captions, encode_pictures, load_text_encoder, load_vae
+from pixart.data.encode import encode_captions, encode_images, load_text_encoder, load_vae
 from pixart.data.features import (
     MANIFEST,
-    NULL_TEXT,
     RECORDS,
+    UNCONDITIONAL,
     BatchRecord,
     FeatureRow,
+    Manifest,
     Origin,
     Settings,
     content_hash,
@@ -39,12 +38,9 @@ from pixart.data.features import (
     map_shard,
     open_features,
     read_records,
-    shard_is_there,
     weights_id,
     write_batch,
-    write_manifest,
-    write_null_text,
-    write_record,
+    write_unconditional,
 )
 from pixart.data.images import open_image
 from pixart.data.pairs import Caption, ImageProblem, InTar, Location, Pair, Problem, printable, read_bytes
@@ -54,11 +50,10 @@ from pixart.files import locked, parse_json, read_json_object
 from pixart.runtime.device import Device, choose_device, find_devices, threads
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 BEGUN = "extraction.json"
 LOCK = ".lock"
-ATTEMPTS = 3
 OPENED_AHEAD = 64  # images that wait, decoded, for the autoencoder
 BYTES_PER_PIXEL = 6000  # that the published autoencoder takes on a GPU
 
@@ -74,27 +69,30 @@ class Encoders:
 
 @dataclass
 class Account:
-    """What became of the images so far. `found_done` were extracted by an earlier run; `complete`: all of them."""
+    """What became of the images so far. `found_done` were extracted by an earlier run; `complete`: all of them.
+
+    `reasons` counts the images that were skipped, by the kind of reason.
+    """
 
     images: int = 0
     found_done: int = 0
     complete: bool = False
-    skipped: int = 0
     cut: int = 0
     bytes: int = 0
-    reasons: Counter = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def skipped(self) -> int:
+        return self.reasons.total()
 
     def add(self, record: BatchRecord) -> None:
         self.images += record.images
         self.cut += record.cut
         self.bytes += sum(shard.bytes for shard in record.shards.values())
-        self.skipped += len(record.skipped)
-        for key, reason in record.skipped:
-            self.reasons[reason.split(":")[0]] += 1
-            if len(self.examples) < 20:
-                self.examples.append(f"{printable(key)}: {reason}")
+        self.reasons.update(reason.split(":")[0] for _, reason in record.skipped)
+        self.examples += [f"{printable(key)}: {reason}" for key, reason in record.skipped[: 20 - len(self.examples)]]
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive pairs of a data set with their class indices (-1: none); `sources` names caption sources so far.
-
-    `problems` are those that the reader met among these pairs.
-    """
+    """Consecutive pairs of a data set with their class indices (-1: none), and the problems met among them."""
 
     number: int
     pairs: tuple[Pair, ...]
     labels: tuple[tuple[int, ...], ...]
-    sources: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
 
     def stat(self) -> str:
@@ -130,7 +124,7 @@ class Batch:
 
     def content(self) -> str:
         """The hash that `Extractor` gives, found by reading every image's bytes."""
-        return _digest(self, [_bytes_hash(pair, read_bytes)[1] for pair in self.pairs])
+        return _digest(self, [_bytes_hash(pair)[1] for pair in self.pairs])
 
 
 Runner = Callable[[Job, Iterator[Batch]], Iterator[BatchRecord]]
@@ -138,11 +132,8 @@ Runner = Callable[[Job, Iterator[Batch]], Iterator[BatchRecord]]
 
 def check_settings(settings: Settings) -> BucketTable:
     """The buckets. Raises UsageError for settings that cannot be."""
-    if settings.crop not in CROPS:
-        raise UsageError(f"There is no crop {settings.crop!r}; choose from {', '.join(CROPS)}.")
-    if settings.precision not in ("float32", "bfloat16"):
-        raise UsageError(f"There is no precision {settings.precision!r} here; choose float32 or bfloat16.")
-    for name, most in (("rows", 100_000), ("base_size", 4096), ("max_tokens", 4096), ("crops", 64)):
+    limits = {"rows": 100_000, "base_size": 4096, "max_tokens": 4096, "crops": 64, "encoded_pixels": 1 << 40}
+    for name, most in limits.items():
         if not 1 <= getattr(settings, name) <= most:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; give 1 to {most:,}.")
     if settings.crops > 1 and settings.crop != "random":
@@ -172,101 +163,64 @@ def extract(
     run: Runner | None = None,
     allow_dropped: float = ALLOWED,
     progress: Callable[[Account], None] = lambda account: None,
-) -> tuple[str, Account] | None:
-    """Make, or finish making, the features of `dataset` in the folder `dest`.
+) -> tuple[str, Account]:
+    """Make, or finish making, the features of `dataset` in the folder `dest`; returns it and the account of all images.
 
     Run again after a stop or a kill it goes on; run again when it is finished it checks that data and shards are still
-    the same. Under torchrun every rank calls it and takes its part of the batches. `chosen` names the settings that
-    the machine decided: where the folder has been begun, its own are taken instead. `run` computes the batches, by
-    default this process.
-
-    Returns:
-        The folder and the account of all its images; None on ranks other than the first.
+    the same. `chosen` names the settings that the machine decided: where the folder has been begun, its own are taken
+    instead. `run` computes the batches, by default this process.
 
     Raises:
         UsageError: `dest` is in use for something else.
         PixArtError: features there were made from other data, encoders or settings (saying which); more than
             `allow_dropped` of the images cannot be used; the disk is full.
     """
-    started, folder = time.monotonic(), Folder(str(dest))
-    with _ranks() as (rank, ranks, wait), contextlib.ExitStack() as stack:
-        if rank:
-            wait()  # until the first has looked at the folder and begun it
-            job = Job(encoders, _begun(folder)[0], folder)
-        else:
-            if folder.local is not None:
-                if folder.local.exists() and not folder.local.is_dir():
-                    raise UsageError(f"{folder} is a file; give a folder for the features.")
-                refusal = f"Another pixart data extract is writing {folder}; wait for it, or stop it."
-                stack.enter_context(locked(folder.local / LOCK, refusal))
-            job = Job(encoders, _begin(folder, encoders, settings, chosen), folder)
-            wait()
-        check_settings(job.settings)
-        account = Account()
-        known = {record.number: record for record in _begun(folder)[1] or read_records(folder).values()}
-        finished = folder.read(MANIFEST) is not None
-        records, labels, sources = {}, {}, []
+    check_settings(settings)
+    started, folder, account = time.monotonic(), Folder(str(dest)), Account()
+    with contextlib.ExitStack() as stack:
+        if folder.local is not None:
+            if folder.local.exists() and not folder.local.is_dir():
+                raise UsageError(f"{folder} is a file; give a folder for the features.")
+            refusal = f"Another pixart data extract is writing {folder}; wait for it, or stop it."
+            stack.enter_context(locked(folder.local / LOCK, refusal))
+        origin, finished = _begin(folder, encoders, settings, chosen)
+        batches = Batches(dataset.pairs(), origin.settings, captions=encoders.text_encoder is not None)
+        known = {one.number: one for one in finished.batches} if finished else read_records(folder)
+        records: list[BatchRecord] = []
 
-        unknown: list[str] = []  # losses of which nobody can say how many images they are
-
-        def noting_unknown() -> Iterator[Pair | Problem]:
-            for one in dataset.pairs():
-                if isinstance(one, Problem) and one.lost is None:
-                    unknown.append(f"{one.key}: {one.reason}")
-                yield one
-
-        def left() -> Iterator[Batch]:
-            """The batches of this rank that are still to be computed; what is done is counted on the way."""
-            for batch, kinds in batches_of(noting_unknown(), job.settings, captions=encoders.text_encoder is not None):
-                labels.update(kinds)
-                sources[:] = batch.sources
-                if batch.number == 0:
-                    _refuse_missing_sources(job.settings, batch, dataset)
-                if batch.number % ranks != rank:
-                    records.setdefault(batch.number, None)
-                    continue
-                record = known.get(batch.number)
-                if record is None or not (finished or _is_intact(folder, record)):
-                    if finished:
-                        raise _changed(folder, "it has more images now")
-                    yield batch
-                    continue
-                records[batch.number] = _same_data(folder, batch, record, rewrite=not finished)
-                account.add(records[batch.number])
-                account.found_done += record.images
-                progress(account)
-
-        for record in (run or here)(job, left()):
-            records[record.number] = record
+        def take(record: BatchRecord) -> None:
+            records.append(record)
             account.add(record)
             account.seconds = time.monotonic() - started
             progress(account)
+
+        def left() -> Iterator[Batch]:
+            """The batches that are still to be computed; what is done is counted on the way."""
+            for batch in batches:
+                record = known.pop(batch.number, None)
+                if finished and record is None:
+                    raise _changed(folder, "it has more images now")
+                if record is None or not (finished or _is_intact(folder, record)):
+                    yield batch
+                    continue
+                account.found_done += record.images
+                take(_same_data(folder, batch, record))
+
+        for record in (run or here)(Job(encoders, origin, folder), left()):
+            take(record)
             _stop_early(account, allow_dropped, dataset.count_hint())
         if not records:
             raise PixArtError(f"{dataset.path} has no images.")
-        if known.keys() - records.keys():
+        if known:
             raise _changed(folder, "it has fewer images now")
-        wait()
-        if rank:
-            return None
-        if ranks > 1:
-            everything = read_records(folder) if not finished else known
-            account = Account(found_done=account.found_done)
-            for number in records:
-                records[number] = everything[number]
-                account.add(records[number])
-        account.seconds = time.monotonic() - started
         if finished:
-            skipped = parse_json(folder.read(MANIFEST) or b"", f"{folder}/{MANIFEST}").get("skipped", {})
-            account.complete, account.skipped = True, sum(skipped.values())
-            account.reasons.update(skipped)
+            account.complete = True
             if folder.local is not None:
                 open_features(folder.local).verify()
         else:
-            check_dropped(
-                account.skipped, account.images, allowed=allow_dropped, examples=account.examples, unknown=unknown
-            )
-            _finish(job, list(records.values()), dataset, labels, sources)
+            dropped, images = account.skipped, account.images
+            check_dropped(dropped, images, allowed=allow_dropped, examples=account.examples, unknown=batches.unknown)
+            _finish(folder, origin, encoders, records, dataset, batches)
         folder.remove(RECORDS)
         folder.remove(BEGUN)
     return folder.at, account
@@ -281,77 +235,86 @@ def here(job: Job, batches: Iterator[Batch]) -> Iterator[BatchRecord]:
 
 
 def torch_device() -> str:
-    """The device on which this process encodes; a rank of torchrun has a GPU of its own."""
+    """The device on which this process encodes."""
     device = choose_device(find_devices())
-    if device.type != "cuda":
-        return device.type
-    local = int(os.environ.get("LOCAL_RANK", -1))
-    return f"cuda:{local % torch.cuda.device_count() if local >= 0 else device.index}"
+    return f"cuda:{device.index}" if device.type == "cuda" else device.type
 
 
 def load(job: Job, *, device: str) -> "Extractor":
     """The encoders of a job; the first who loads them also writes the states of the empty prompt, always the same."""
     extractor = Extractor(job, device=device)
-    states = extractor.null_text()
-    if states is not None and job.folder.read(NULL_TEXT) is None:
-        write_null_text(job.folder, states)
+    if extractor.text_encoder is not None and job.folder.read(UNCONDITIONAL) is None:
+        states, _ = encode_captions(extractor.text_encoder, [""], precision=job.settings.precision)
+        write_unconditional(job.folder, states[0])
     return extractor
 
 
 def work(extractor: "Extractor", batch: Batch, folder: Folder) -> BatchRecord:
-    """Extract a batch and write it; tried again when it fails, for storage and GPUs may need a moment."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return write_batch(folder, *extractor(batch))
-        except PixArtError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if isinstance(error, torch.OutOfMemoryError):
-                raise PixArtError(
-                    f"Out of memory on {extractor.device}: {reason} Begin again with a smaller --encoded-pixels."
-                ) from None
-            if attempt < ATTEMPTS:
-                time.sleep(attempt)
-    first, last = printable(batch.pairs[0].key), printable(batch.pairs[-1].key)
-    raise PixArtError(f"Batch {batch.number} ({first} to {last}) failed {ATTEMPTS} times: {reason}")
+    """Extract a batch and write it. Raises PixArtError, naming the batch, for whatever fails."""
+    try:
+        return write_batch(folder, *extractor(batch))
+    except PixArtError:
+        raise
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise PixArtError(
+            f"Out of memory on {extractor.device}: {reason} Begin again with a smaller --encoded-pixels."
+        ) from None
+    except Exception as error:  # of drivers, of storage in the cloud
+        first, last = printable(batch.pairs[0].key), printable(batch.pairs[-1].key)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PixArtError(
+            f"Batch {batch.number} ({first} to {last}) failed: {reason} The same command goes on."
+        ) from error
 
 
-def batches_of(
-    items: Iterable[Pair | Problem], settings: Settings, *, captions: bool = True
-) -> Iterator[tuple[Batch, dict[str, dict[str, int]]]]:
-    """Cut a data set's stream into batches of `settings.rows` pairs; with each, the classes known by then, by kind.
+class Batches:
+    """A data set's stream cut into batches of `settings.rows` pairs.
 
-    Classes and caption sources are numbered as they first appear, so that the same data gives the same numbers.
-    Without `captions`, or of other sources than those wanted, captions are left off.
+    Classes are numbered as they first appear, so that the same data gives the same numbers. Without `captions`, or of
+    other sources than those wanted, captions are left off. After the pass `classes` has the class names by kind, and
+    `unknown` the losses of which nobody can say how many images they are.
     """
-    wanted = settings.caption_sources
-    sources: dict[str, int] = dict.fromkeys(wanted, 0)
-    classes: dict[str, dict[str, int]] = {kind: {} for kind in settings.labels or ("class",)}
-    pairs: list[Pair] = []
-    labels: list[tuple[int, ...]] = []
-    problems: list[Problem] = []
-    number = 0
-    for item in items:
-        if isinstance(item, Problem):
-            problems.append(item)
-            continue
-        kept: tuple[Caption, ...] = ()
-        if captions:
-            kept = tuple(c for c in item.captions if not wanted or c.source in sources)
-            if wanted:
-                kept = tuple(sorted(kept, key=lambda caption: wanted.index(caption.source)))
-            sources |= dict.fromkeys((caption.source for caption in kept), 0)
-        named = [item.extra.get(kind) for kind in settings.labels] if settings.labels else [item.label]
-        known = zip(named, classes.values(), strict=True)
-        labels.append(tuple(-1 if name is None else kind.setdefault(str(name), len(kind)) for name, kind in known))
-        weight = {"weight": item.extra["weight"]} if "weight" in item.extra else {}
-        pairs.append(replace(item, captions=kept, extra=weight))
-        if len(pairs) == settings.rows:
-            yield Batch(number, tuple(pairs), tuple(labels), tuple(sources), tuple(problems)), classes
-            pairs, labels, problems, number = [], [], [], number + 1
-    if pairs or problems:
-        yield Batch(number, tuple(pairs), tuple(labels), tuple(sources), tuple(problems)), classes
+
+    def __init__(self, items: Iterable[Pair | Problem], settings: Settings, *, captions: bool = True):
+        self.items, self.settings, self.captions = items, settings, captions
+        self.classes: dict[str, dict[str, int]] = {kind: {} for kind in settings.labels or ("class",)}
+        self.unknown: list[str] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        pairs: list[Pair] = []
+        problems: list[Problem] = []
+        number = 0
+        for item in self.items:
+            if isinstance(item, Problem):
+                problems.append(item)
+                if item.lost is None:
+                    self.unknown.append(f"{item.key}: {item.reason}")
+                continue
+            pairs.append(replace(item, captions=self._wanted(item)))
+            if len(pairs) == self.settings.rows:
+                yield self._batch(number, pairs, problems)
+                pairs, problems, number = [], [], number + 1
+        if pairs or problems:
+            yield self._batch(number, pairs, problems)
+
+    def _batch(self, number: int, pairs: list[Pair], problems: list[Problem]) -> Batch:
+        labels = tuple(self._labels(pair) for pair in pairs)
+        lean = (replace(pair, extra={k: v for k, v in pair.extra.items() if k == "weight"}) for pair in pairs)
+        return Batch(number, tuple(lean), labels, tuple(problems))
+
+    def _wanted(self, pair: Pair) -> tuple[Caption, ...]:
+        wanted = self.settings.caption_sources
+        if not self.captions or not wanted:
+            return pair.captions if self.captions else ()
+        kept = (caption for caption in pair.captions if caption.source in wanted)
+        return tuple(sorted(kept, key=lambda caption: wanted.index(caption.source)))
+
+    def _labels(self, pair: Pair) -> tuple[int, ...]:
+        kinds = self.settings.labels
+        named = [pair.extra.get(kind) for kind in kinds] if kinds else [pair.label]
+        known = zip(named, self.classes.values(), strict=True)
+        return tuple(-1 if name is None else kind.setdefault(str(name), len(kind)) for name, kind in known)
 
 
 class Extractor:
@@ -363,8 +326,8 @@ class Extractor:
     def __init__(self, job: Job, *, device: str = "cpu"):
         encoders = job.encoders
         self.settings, self.device, self.table = job.settings, device, check_settings(job.settings)
+        torch.set_num_threads(self.settings.threads)
         self.pool = ThreadPoolExecutor(threads())
-        self.read = read_bytes  # those who fetch from the cloud put their own here
         self.vae = load_vae(encoders.vae, device)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         uneven = [b for b in self.table.buckets if b.height % self.factor or b.width % self.factor]
@@ -378,110 +341,100 @@ class Extractor:
             where = encoders.text_encoder, encoders.tokenizer, device, self.settings.max_tokens
             self.text_encoder = load_text_encoder(*where)
 
-    def null_text(self) -> torch.Tensor | None:
-        """States (tokens, T) of the empty prompt, fp16; None without a text encoder."""
-        if self.text_encoder is None:
-            return None
-        with _fixed_threads(self.settings.threads):
-            return encode_captions(self.text_encoder, [""], precision=self.settings.precision)[0][0]
-
     def __call__(self, batch: Batch) -> tuple[BatchRecord, dict[str, list[FeatureRow]]]:
         """The record of a batch, with what was skipped and why, and its rows by bucket "WxH". Writes nothing."""
-        places: dict[int, list[Fitted]] = {}
-        moments: dict[int, list] = {}
-        skipped: dict[int, str] = {}
+        states, cut = self._states(batch)
+        made: dict[int, FeatureRow | str] = {}  # by place in the batch; a text says why there is no row
         hashes: list[str] = []
-        waiting: dict[int, list[tuple[int, Image]]] = {}
-        with _fixed_threads(self.settings.threads):
-            for i, (digest, opened) in enumerate(self._opened(batch)):
-                hashes.append(digest)
-                if isinstance(opened, str):
-                    skipped[i] = opened
-                    continue
-                places[i] = [replace(fitted, image=None) for fitted in opened]  # only what waits stays in memory
-                group = waiting.setdefault(opened[0].bucket, [])
-                group += [(i, fitted.image) for fitted in opened]
-                if len(group) >= self._group_size(opened[0].bucket):
-                    self._encode(waiting.pop(opened[0].bucket), moments, skipped)
-            for group in waiting.values():
-                self._encode(group, moments, skipped)
-            states, cut = self._states(batch, sorted(moments), skipped)
+        waiting: dict[int, list[tuple[int, list[Fitted]]]] = {}
+        buckets: dict[int, str] = {}
+        for i, (digest, opened) in enumerate(self._opened(batch)):
+            hashes.append(digest)
+            if isinstance(opened, str):
+                made[i] = opened
+                continue
+            bucket = self.table.buckets[opened[0].bucket]
+            buckets[i] = f"{bucket.width}x{bucket.height}"
+            group = waiting.setdefault(opened[0].bucket, [])
+            group.append((i, opened))
+            # How many go through the autoencoder at once is part of what fixes the last bits.
+            if len(group) * self.settings.crops * bucket.height * bucket.width >= self.settings.encoded_pixels:
+                made |= self._rows(batch, waiting.pop(opened[0].bucket), states)
+        for group in waiting.values():
+            made |= self._rows(batch, group, states)
         rows: dict[str, list[FeatureRow]] = {}
-        for i in sorted(moments):
-            if i not in skipped:
-                bucket, pair = self.table.buckets[places[i][0].bucket], batch.pairs[i]
-                crops = [fitted.crop_corner for fitted in places[i] for _ in range(2 if self.settings.flip else 1)]
-                row = FeatureRow(
-                    key=pair.key, moments=tuple(moments[i]), crops=tuple(crops), captions=states.get(i, ()),
-                    labels=batch.labels[i], original_size=places[i][0].original_size, weight=weight_of(pair),
-                )  # fmt: skip
-                rows.setdefault(f"{bucket.width}x{bucket.height}", []).append(row)
+        skipped = []
+        for i, row in sorted(made.items()):
+            if isinstance(row, str):
+                skipped.append((batch.pairs[i].key, row))
+            else:
+                rows.setdefault(buckets[i], []).append(row)
         # A caption that could not be used costs no image: where one has no caption left, the pair itself has a reason.
-        lost = [(p.key, f"{p.kind}: {p.reason}") for p in batch.problems if not p.kind.startswith("caption")]
-        remarks = [(p.key, f"{p.kind}: {p.reason}") for p in batch.problems if p.kind.startswith("caption")]
-        images = len(batch.pairs) + len(lost)
-        lost += [(batch.pairs[i].key, skipped[i]) for i in sorted(skipped)]
-        data = _digest(batch, hashes)
-        return BatchRecord(batch.number, images, data, batch.stat(), {}, tuple(lost), tuple(remarks), cut), rows
+        lost = tuple((p.key, f"{p.kind}: {p.reason}") for p in batch.problems if not p.kind.startswith("caption"))
+        remarks = tuple((p.key, f"{p.kind}: {p.reason}") for p in batch.problems if p.kind.startswith("caption"))
+        images, data = len(batch.pairs) + len(lost), _digest(batch, hashes)
+        return BatchRecord(batch.number, images, data, batch.stat(), {}, (*lost, *skipped), remarks, cut), rows
 
     def _opened(self, batch: Batch) -> Iterator[tuple[str, list[Fitted] | str]]:
         """Of each pair, in order: the hash of its file, and its crops or why it is skipped."""
         for start in range(0, len(batch.pairs), OPENED_AHEAD):
-            read = ((pair, *_bytes_hash(pair, self.read)) for pair in batch.pairs[start : start + OPENED_AHEAD])
-            yield from self.pool.map(self._open, read)
+            read = ((pair, *_bytes_hash(pair)) for pair in batch.pairs[start : start + OPENED_AHEAD])
+            yield from self.pool.map(lambda found: (found[2], self._open(*found[:2])), read)
 
-    def _open(self, read: tuple[Pair, bytes | ImageProblem, str]) -> tuple[str, list[Fitted] | str]:
-        pair, data, digest = read
+    def _open(self, pair: Pair, data: bytes | ImageProblem) -> list[Fitted] | str:
+        settings = self.settings
         if self.text_encoder is not None and not pair.captions:
-            problem = pair.caption_problem
-            return digest, f"{problem.kind}: {problem.reason}" if problem else "caption-missing: it has no caption."
+            wanted = " of " + " or ".join(settings.caption_sources) if settings.caption_sources else ""
+            problem = pair.caption_problem or Problem(pair.key, "caption-missing", f"it has no caption{wanted}.")
+            return f"{problem.kind}: {problem.reason}"
         try:
             if isinstance(data, ImageProblem):
                 raise data
             image = open_image(data).image
         except ImageProblem as problem:
-            return digest, f"{problem.kind}: {problem.reason}"
-        settings = self.settings
+            return f"{problem.kind}: {problem.reason}"
         seeds = range(settings.seed or 0, (settings.seed or 0) + settings.crops)
         fitted = [fit(image, self.table, crop=settings.crop, seed=seed, name=pair.key) for seed in seeds]
         share = kept_share(image.height, image.width, self.table.buckets[fitted[0].bucket])
         if share < MIN_KEPT and not settings.square:
-            return digest, (
-                f"narrow: {image.width} x {image.height} pixels; its bucket keeps {share:.0%} of it, and at least "
-                f"{MIN_KEPT:.0%} is wanted."
+            return f"narrow: {image.width} x {image.height} pixels, of which its bucket keeps {share:.0%}."
+        return fitted
+
+    def _rows(
+        self, batch: Batch, group: list[tuple[int, list[Fitted]]], states: list[tuple[torch.Tensor, ...]]
+    ) -> dict[int, FeatureRow | str]:
+        """The rows of images of one bucket, by their place in the batch."""
+        flip, images = self.settings.flip, [fitted.image for _, views in group for fitted in views]
+        encoded = iter(encode_images(self.vae, images, flip=flip, precision=self.settings.precision))
+        rows: dict[int, FeatureRow | str] = {}
+        for i, views in group:
+            tensors = [tensor for _ in views for tensor in next(encoded)]
+            if not all(tensor.isfinite().all() for tensor in (*tensors, *states[i])):
+                rows[i] = "not-finite: an encoder made numbers of it that are not finite."
+                continue
+            rows[i] = FeatureRow(
+                key=batch.pairs[i].key,
+                moments=tuple(zip(tensors[::2], tensors[1::2], strict=True)),
+                crops=tuple(fitted.crop_corner for fitted in views for _ in range(1 + flip)),
+                captions=states[i],
+                labels=batch.labels[i],
+                original_size=views[0].original_size,
+                weight=weight_of(batch.pairs[i]),
             )
-        return digest, fitted
+        return rows
 
-    def _group_size(self, bucket: int) -> int:
-        """How many images of a bucket go through the autoencoder at once; part of what fixes the last bits."""
-        here = self.table.buckets[bucket]
-        return max(1, self.settings.encoded_pixels // (here.height * here.width))
-
-    def _encode(self, group: "list[tuple[int, Image]]", moments: dict[int, list], skipped: dict[int, str]) -> None:
-        flip, precision = self.settings.flip, self.settings.precision
-        results = encode_pictures(self.vae, [image for _, image in group], flip=flip, precision=precision)
-        for (i, _), result in zip(group, results, strict=True):
-            if all(tensor.isfinite().all() for tensor in result):
-                moments.setdefault(i, []).extend(zip(result[::2], result[1::2], strict=True))
-            else:
-                skipped[i] = "not-finite: the autoencoder made numbers of it that are not finite."
-
-    def _states(self, batch: Batch, rows: Sequence[int], skipped: dict[int, str]) -> tuple[dict[int, tuple], int]:
-        if self.text_encoder is None or not rows:
-            return {}, 0
-        captions = [(i, caption) for i in rows for caption in batch.pairs[i].captions]
-        texts, precision = [caption.text for _, caption in captions], self.settings.precision
-        states, cut = encode_captions(self.text_encoder, texts, precision=precision)
-        out: dict[int, tuple] = {i: () for i in rows}
-        for (i, caption), values in zip(captions, states, strict=True):
-            if not values.isfinite().all():
-                skipped[i] = "not-finite: the text encoder made numbers of its caption that are not finite."
-            out[i] += ((batch.sources.index(caption.source), values),)
-        return out, cut
+    def _states(self, batch: Batch) -> tuple[list[tuple[torch.Tensor, ...]], int]:
+        """The states of each pair's captions, and how many captions were cut."""
+        texts = [caption.text for pair in batch.pairs for caption in pair.captions]
+        if self.text_encoder is None or not texts:
+            return [() for _ in batch.pairs], 0
+        states, cut = encode_captions(self.text_encoder, texts, precision=self.settings.precision)
+        of_all = iter(states)
+        return [tuple(next(of_all) for _ in pair.captions) for pair in batch.pairs], cut
 
 
 def weight_of(pair: Pair) -> float:
-    """How often a pair is drawn: kohya's repeats times the metadata column `weight`. PixArtError where it is none."""
+    """How often to choose a pair: kohya's repeats times the metadata column `weight`. PixArtError where it is none."""
     weight = pair.extra.get("weight", 1)
     try:
         weight = float(weight)
@@ -492,43 +445,23 @@ def weight_of(pair: Pair) -> float:
     return pair.repeats * weight
 
 
-@contextlib.contextmanager
-def _ranks() -> Iterator[tuple[int, int, Callable[[], None]]]:
-    """Rank, number of ranks, and a function that waits for all of them: those of torchrun, or this process alone."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
-        yield 0, 1, lambda: None
-        return
-    import torch.distributed as dist
+def _begin(
+    folder: Folder, encoders: Encoders, settings: Settings, chosen: Sequence[str]
+) -> tuple[Origin, Manifest | None]:
+    """Note in the folder what the features are made with; the manifest, where they are finished.
 
-    dist.init_process_group("gloo", timeout=timedelta(days=30))  # one rank may have much less to do than another
-    try:
-        yield dist.get_rank(), size, dist.barrier
-    finally:
-        dist.destroy_process_group()
-
-
-def _begun(folder: Folder) -> tuple[Origin, list[BatchRecord]] | None:
-    """What a folder was begun with, and where it is finished its batches; None where there is nothing."""
-    for name in (MANIFEST, BEGUN):
-        content = folder.read(name)
-        if content is not None:
-            value = parse_json(content, f"{folder}/{name}")
-            try:
-                origin = structure(value["origin"], Origin, name)
-                batches = value.get("batches", [])
-                return origin, [BatchRecord(b["number"], b["images"], b["data"], b["stat"]) for b in batches]
-            except (KeyError, TypeError, AttributeError, UsageError):
-                raise PixArtError(f"{folder}/{name} is damaged or of another version; give a new folder.") from None
-    return None
-
-
-def _begin(folder: Folder, encoders: Encoders, settings: Settings, chosen: Sequence[str]) -> Origin:
-    """Refuse what is in the way, and note in the folder what the features are made with."""
-    begun = _begun(folder)
-    if begun:
-        settings = replace(settings, **{name: getattr(begun[0].settings, name) for name in chosen})
-    check_settings(settings)
+    Raises UsageError or PixArtError where the folder holds something else.
+    """
+    manifest = begun = None
+    name = next((name for name in (MANIFEST, BEGUN) if folder.read(name) is not None), None)
+    if name is not None:
+        value = parse_json(folder.read(name) or b"", f"{folder}/{name}")
+        try:
+            manifest = structure(value, Manifest, name) if name == MANIFEST else None
+            begun = manifest.origin if manifest else structure(value, Origin, name)
+        except UsageError:
+            raise PixArtError(f"{folder}/{name} is damaged or of another version; give a new folder.") from None
+        settings = replace(settings, **{name: getattr(begun.settings, name) for name in chosen})
     tokenizer = encoders.tokenizer
     origin = Origin(
         settings=settings,
@@ -537,35 +470,32 @@ def _begin(folder: Folder, encoders: Encoders, settings: Settings, chosen: Seque
         tokenizer=files_hash(sorted(path for path in tokenizer.glob("*") if path.is_file())) if tokenizer else None,
     )
     if begun:
-        if differences := begun[0].differences(origin):
+        if differences := begun.differences(origin):
             raise PixArtError(
                 f"{folder} does not fit: it was made with {'; '.join(differences)}. Extract into another folder."
             )
-        return origin
+        return origin, manifest
     strangers = [name for name in folder.names("") if name != LOCK and not name.endswith(".part")]
     if strangers:
         raise UsageError(f"{folder} is not empty and holds no features; give a new folder.")
-    folder.write(BEGUN, json.dumps({"origin": plain(origin)}, indent=1).encode())
-    return origin
+    folder.write(BEGUN, json.dumps(plain(origin), indent=1).encode())
+    return origin, None
 
 
 def _is_intact(folder: Folder, record: BatchRecord) -> bool:
     """Whether a batch that is done still has its shards, byte by byte; in the cloud its record is believed."""
     if folder.local is None:
         return True
-    for bucket, shard in record.shards.items():
-        if not shard_is_there(folder.local / bucket, shard):
-            return False
-        try:
-            tensors, _ = map_shard(folder.local / bucket / shard.file)
-        except PixArtError:
-            return False
-        if content_hash(tensors) != shard.content:
-            return False
-    return True
+    try:
+        return all(
+            content_hash(map_shard(folder.local / bucket / shard.file)[0]) == shard.content
+            for bucket, shard in record.shards.items()
+        )
+    except PixArtError:
+        return False
 
 
-def _same_data(folder: Folder, batch: Batch, record: BatchRecord, *, rewrite: bool) -> BatchRecord:
+def _same_data(folder: Folder, batch: Batch, record: BatchRecord) -> BatchRecord:
     """The record, if its batch is still what it was made from; touched files are read and compared by content."""
     stat = batch.stat()
     if record.stat == stat:
@@ -573,82 +503,46 @@ def _same_data(folder: Folder, batch: Batch, record: BatchRecord, *, rewrite: bo
     if record.data != batch.content():
         first, last = (printable(pair.key) for pair in (batch.pairs[0], batch.pairs[-1]))
         raise _changed(folder, f"something among {first} to {last} is not what it was")
-    record = replace(record, stat=stat)
-    if rewrite:
-        write_record(folder, record)
-    return record
+    return replace(record, stat=stat)
 
 
 def _changed(folder: Folder, what: str) -> PixArtError:
     return PixArtError(f"The data has changed since {folder} was made: {what}. Extract into another folder.")
 
 
-def _refuse_missing_sources(settings: Settings, batch: Batch, dataset: Dataset) -> None:
-    """Captions of the wanted sources are missing from the first images: refuse now, not after hours."""
-    if not settings.caption_sources or any(pair.captions for pair in batch.pairs):
-        return
-    found: dict[str, None] = {}
-    for pair, _ in zip(dataset.pairs(), range(len(batch.pairs)), strict=False):
-        found |= dict.fromkeys(caption.source for caption in getattr(pair, "captions", ()))
-    there, wanted = ", ".join(found) or "none", " and ".join(settings.caption_sources)
-    raise UsageError(f"None of the first {len(batch.pairs):,} images has a caption of {wanted}; they have: {there}.")
-
-
 def _stop_early(account: Account, allowed: float, hint: int | None) -> None:
-    """Stop once it is sure that too many are dropped, whatever is still to come."""
+    """Stop once it is sure that too many are dropped, or when none of the first images can be used."""
     total = max(account.images, hint or 0)
-    if account.skipped > allowed * total and hint:
+    if account.skipped > allowed * total and (hint or account.skipped == account.images):
         check_dropped(account.skipped, total, allowed=allowed, examples=account.examples)
 
 
-def _finish(job: Job, records: list[BatchRecord], dataset: Dataset, labels: dict, sources: list[str]) -> None:
-    """Write the manifest; from then on the folder is finished."""
+def _finish(
+    folder: Folder, origin: Origin, encoders: Encoders, records: list[BatchRecord], dataset: Dataset, batches: Batches
+) -> None:
+    """Write the manifest, which makes the folder whole."""
     import diffusers
     import transformers
+    from safetensors.torch import load as parse
 
     import pixart
 
-    folder, encoders = job.folder, job.encoders
     vae = read_json_object(encoders.vae / "config.json")
-    null_text = text_dim = None
-    if encoders.text_encoder is not None:
-        null_text, text_dim = _null_text(folder)
-    versions = {module.__name__: module.__version__ for module in (pixart, torch, diffusers, transformers)}
-    about = {
-        "origin": job.origin,
-        "data": str(dataset.path),
-        "encoders": {name: str(Path(path).absolute()) for name, path in vars(encoders).items() if path is not None},
-        "latent_channels": vae.get("latent_channels", 4),
-        "scaling_factor": vae.get("scaling_factor") or 1.0,
-        "shift_factor": vae.get("shift_factor") or 0.0,
-        "text_dim": text_dim,
-        "null_text": null_text,
-        "caption_sources": tuple(sources),
-        "labels": {kind: tuple(names) for kind, names in labels.items() if names},
-        "versions": versions,
-    }
-    write_manifest(folder, records, about)
-
-
-def _null_text(folder: Folder) -> tuple[str, int]:
-    """Content hash and width of the states of the empty prompt that a worker has written."""
-    if folder.local is not None:
-        tensors, _ = map_shard(folder.local / NULL_TEXT)
-    else:
-        from safetensors.torch import load as parse
-
-        tensors = parse(folder.read(NULL_TEXT) or b"")
-    return content_hash(tensors), tensors["states"].shape[1]
-
-
-@contextlib.contextmanager
-def _fixed_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    unconditional = parse(folder.read(UNCONDITIONAL) or b"") if encoders.text_encoder is not None else None
+    manifest = Manifest(
+        origin=origin,
+        data=str(dataset.path),
+        encoders={name: str(Path(path).absolute()) for name, path in vars(encoders).items() if path is not None},
+        latent_channels=vae.get("latent_channels", 4),
+        scaling_factor=vae.get("scaling_factor") or 1.0,
+        shift_factor=vae.get("shift_factor") or 0.0,
+        batches=tuple(sorted(records, key=lambda record: record.number)),
+        text_dim=unconditional["states"].shape[1] if unconditional else None,
+        unconditional=content_hash(unconditional) if unconditional else None,
+        labels={kind: tuple(names) for kind, names in batches.classes.items() if names},
+        versions={module.__name__: module.__version__ for module in (pixart, torch, diffusers, transformers)},
+    )
+    folder.write(MANIFEST, (json.dumps(plain(manifest), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def _digest(batch: Batch, images: Sequence[object]) -> str:
@@ -661,9 +555,9 @@ def _digest(batch: Batch, images: Sequence[object]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_hash(pair: Pair, read: Callable[[Location], bytes]) -> tuple[bytes | ImageProblem, str]:
+def _bytes_hash(pair: Pair) -> tuple[bytes | ImageProblem, str]:
     try:
-        data = read(pair.image)
+        data = read_bytes(pair.image)
     except ImageProblem as problem:
         return problem, problem.kind
     return data, hashlib.sha256(data).hexdigest()

@@ -1,7 +1,7 @@
 """The feature store: what training needs of images and captions, computed once and read through a memory map.
 
     <folder>/features.json                 the manifest; written last, so a folder without it is not finished
-    <folder>/null_text.safetensors         the text encoder's states of the empty prompt
+    <folder>/unconditional.safetensors     the text encoder's states of the empty prompt
     <folder>/<WxH>/00012.safetensors       the rows of batch 12 of the data set that fell into the bucket WxH
 
 A shard holds, for N rows with V views, latents of (C, h, w) = (C, H/8, W/8) and text states of width T:
@@ -11,14 +11,13 @@ A shard holds, for N rows with V views, latents of (C, h, w) = (C, H/8, W/8) and
     states                  (tokens, T) fp16      all captions of all rows, one after the other, without padding
     starts                  (captions + 1,) int64 caption c has the tokens starts[c] to starts[c + 1]
     first_caption           (N + 1,) int64        row n has the captions first_caption[n] to first_caption[n + 1]
-    caption_source          (captions,) int64     index into the manifest's caption_sources
     label                   (N, K) int64          class of each of the K kinds, -1 where the data has none
     original_size           (N, 2) int64          height and width of the upright image
-    weight                  (N,) fp64             how often a row is drawn, relative to the others
+    weight                  (N,) fp64             how often a row is chosen, relative to the others
     key_bytes, key_starts   uint8, (N + 1,) int64 each row's key in the data set, UTF-8
     key_hash                (N,) int64            orders rows at random, the same at every base size
 
-Views are crops, each followed by its mirror image where the folder has mirrored ones. Without a text encoder, the four
+Views are crops, each followed by its mirror image where the folder has mirrored ones. Without a text encoder, the three
 columns of captions are left out. The manifest says what everything was made from and lists each shard with the hash of
 its content, so nothing foreign or damaged is read as features.
 """
@@ -28,11 +27,12 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,13 +43,12 @@ from torch import Tensor
 from pixart.config import plain, structure
 from pixart.data.storage import Folder
 from pixart.errors import PixArtError, UsageError
-from pixart.files import parse_json, read_json_object
+from pixart.files import file_hash, parse_json, read_json_object
 
 MANIFEST = "features.json"
-NULL_TEXT = "null_text.safetensors"
+UNCONDITIONAL = "unconditional.safetensors"
 RECORDS = "progress"
-SKIPPED = "skipped.jsonl"
-FORMAT = "pixart-features-2"
+FORMAT = "pixart-features-3"
 HEADER = "pixart_features"  # the one entry of a shard's metadata: safetensors writes several in a random order
 CODE = 2  # raise this when the numbers that extraction computes change: older folders are then refused
 OPEN_SHARDS = 4096  # memory maps held at a time; Linux allows a process 65,530
@@ -75,14 +74,14 @@ class Settings:
     max_tokens: int
     step: int | None = None
     square: bool = False
-    crop: str = "centre"
+    crop: Literal["centre", "random", "clever"] = "centre"
     crops: int = 1
     seed: int | None = None
     flip: bool = False
     caption_sources: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     rows: int = 1024
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     encoded_pixels: int = 1 << 20
     threads: int = 1
 
@@ -139,18 +138,8 @@ class BatchRecord:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Number, images, data and stat of a batch's record, as the manifest keeps them."""
-
-    number: int
-    images: int
-    data: str
-    stat: str
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """`features.json`. `encoders` are the folders; `labels` kind -> class names."""
+    """`features.json`. `encoders` are the folders; `labels` kind -> class names; `unconditional` is a content hash."""
 
     origin: Origin
     data: str
@@ -158,28 +147,29 @@ class Manifest:
     latent_channels: int
     scaling_factor: float
     shift_factor: float
-    buckets: dict[str, tuple[Shard, ...]]
-    batches: tuple[Batch, ...] = ()
+    batches: tuple[BatchRecord, ...]
     text_dim: int | None = None
-    null_text: str | None = None
-    caption_sources: tuple[str, ...] = ()
+    unconditional: str | None = None
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    cut_captions: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     format: str = FORMAT
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many images of the data set were left out, by kind of reason."""
+        return dict(Counter(reason.split(":")[0] for batch in self.batches for _, reason in batch.skipped))
 
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """One image's features: per view mean and std (C, h, w) and crop (top, left); per caption its source's index and
-    states (tokens, T); per kind a class index, -1 for none; original size (height, width).
+    """One image's features: per view mean and std (C, h, w) and crop (top, left); per caption its states (tokens, T);
+    per kind a class index, -1 for none; original size (height, width).
     """
 
     key: str
     moments: tuple[tuple[Tensor, Tensor], ...]
     crops: tuple[tuple[int, int], ...] = ((0, 0),)
-    captions: tuple[tuple[int, Tensor], ...] = ()
+    captions: tuple[Tensor, ...] = ()
     labels: tuple[int, ...] = ()
     original_size: tuple[int, int] = (0, 0)
     weight: float = 1.0
@@ -212,17 +202,17 @@ class Features:
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest, self.settings = folder, manifest, manifest.origin.settings
-        self.bucket_names = sorted(manifest.buckets)
-        shards = [(name, shard) for name in self.bucket_names for shard in manifest.buckets[name]]
-        self._shards = shards
+        shards = [(name, shard) for batch in manifest.batches for name, shard in batch.shards.items()]
+        self._shards = shards = sorted(shards, key=lambda each: (each[0], each[1].file))
+        self.bucket_names = sorted({name for name, _ in shards})
         counts = np.array([shard.count for _, shard in shards], dtype=np.int64)
         self._ends = np.cumsum(counts)
         numbers = np.array([self.bucket_names.index(name) for name, _ in shards], dtype=np.int64)
         self.bucket = np.repeat(numbers, counts)
         self.has_text = manifest.origin.text_encoder is not None
         self.views = self.settings.crops * (2 if self.settings.flip else 1)
-        self.null_text = _read_null_text(folder, manifest) if self.has_text else None
-        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self.unconditional = _read_unconditional(folder, manifest) if self.has_text else None
+        self._open: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.bucket)
@@ -282,12 +272,8 @@ class Features:
 
     def dropped(self) -> tuple[int, list[str]]:
         """How many images of the data set are not in here, and up to three of them as "key: reason"."""
-        count, path = sum(self.manifest.skipped.values()), self.folder / SKIPPED
-        if not count or not path.is_file():
-            return count, []
-        with path.open(encoding="utf-8") as file:
-            rows = [parse_json(line, str(path)) for _, line in zip(range(3), file, strict=False)]
-        return count, [f"{row['key']}: {row['reason']}" for row in rows if "reason" in row]
+        skipped = [f"{key}: {reason}" for batch in self.manifest.batches for key, reason in batch.skipped]
+        return len(skipped), skipped[:3]
 
     def check(self, *, vae: Path | None = None, text_encoder: Path | None = None) -> None:
         """Raises PixArtError where the features were made with other encoders than those in these folders."""
@@ -301,7 +287,7 @@ class Features:
 
     def fingerprint(self) -> str:
         """Hash over the contents of all shards and what they were made with."""
-        shards = {name: [shard.content for shard in shards] for name, shards in self.manifest.buckets.items()}
+        shards = [(name, shard.content) for name, shard in self._shards]
         return hashlib.sha256(json.dumps([shards, plain(self.manifest.origin)], sort_keys=True).encode()).hexdigest()
 
     def verify(self) -> None:
@@ -312,21 +298,20 @@ class Features:
                 raise PixArtError(f"{path} is damaged: remove {self.folder} and extract again.")
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        known = self._open.get(number)
-        if known is not None:
-            return known
+        if number in self._open:
+            return self._open[number]
         bucket, shard = self._shards[number]
         tensors, header = map_shard(self.folder / bucket / shard.file)
         if header.get("content") != shard.content or len(tensors.get("label", ())) != shard.count:
             raise PixArtError(f"{self.folder / bucket / shard.file} is not the shard that {MANIFEST} names.")
+        if len(self._open) >= OPEN_SHARDS:
+            self._open.clear()
         self._open[number] = tensors
-        if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)
         return tensors
 
     def _states(self, part: dict[str, Tensor], row: int, caption: int) -> Tensor:
         if caption < 0:
-            return self.null_text
+            return self.unconditional
         first = int(part["first_caption"][row]) + caption
         start, end = part["starts"][first : first + 2].tolist()
         return part["states"][start:end]
@@ -352,21 +337,14 @@ def open_features(path: Path) -> Features:
         raise PixArtError(f"{error} The manifest is damaged; extract the features again.") from None
     if manifest.origin.code != CODE:
         raise PixArtError(f"{path} was made by another version of the extraction; extract it again.")
-    for bucket, shards in manifest.buckets.items():
-        for shard in shards:
+    for batch in manifest.batches:
+        for bucket, shard in batch.shards.items():
             if not re.fullmatch(r"\d+x\d+", bucket) or not re.fullmatch(r"\d+\.safetensors", shard.file):
                 raise PixArtError(f"{path / MANIFEST} names {bucket}/{shard.file}, which is no shard.")
-            if not shard_is_there(path / bucket, shard):
-                raise PixArtError(f"{path / bucket / shard.file} is missing or truncated; extract the features again.")
+            file = path / bucket / shard.file
+            if not file.is_file() or file.stat().st_size != shard.bytes:
+                raise PixArtError(f"{file} is missing or truncated; extract the features again.")
     return Features(path, manifest)
-
-
-def shard_is_there(folder: Path, shard: Shard) -> bool:
-    """Whether a shard's file has the length that it was written with."""
-    try:
-        return (folder / shard.file).stat().st_size == shard.bytes
-    except OSError:
-        return False
 
 
 def pad(states: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -391,13 +369,9 @@ def write_batch(folder: Folder, record: BatchRecord, rows: Mapping[str, Sequence
         metadata = {HEADER: json.dumps(header, sort_keys=True)}
         size = folder.write_with(f"{bucket}/{file}", lambda path, t=tensors, m=metadata: save_file(t, path, metadata=m))
         shards[bucket] = Shard(file, len(rows[bucket]), size, content)
-    record = BatchRecord(**{**vars(record), "shards": shards})
-    write_record(folder, record)
-    return record
-
-
-def write_record(folder: Folder, record: BatchRecord) -> None:
+    record = replace(record, shards=shards)
     folder.write(f"{RECORDS}/{record.number:05d}.json", json.dumps(plain(record), ensure_ascii=False).encode())
+    return record
 
 
 def read_records(folder: Folder) -> dict[int, BatchRecord]:
@@ -412,35 +386,9 @@ def read_records(folder: Folder) -> dict[int, BatchRecord]:
     return records
 
 
-def write_null_text(folder: Folder, states: Tensor) -> str:
-    """Write the states of the empty prompt (tokens, T); returns their content hash, which the manifest holds."""
-    tensors = {"states": states.half().contiguous()}
-    folder.write_with(NULL_TEXT, lambda path: save_file(tensors, path))
-    return content_hash(tensors)
-
-
-def write_manifest(folder: Folder, records: Sequence[BatchRecord], about: dict) -> Manifest:
-    """Write the list of skipped images and then the manifest, which makes the folder whole.
-
-    `about`: those fields of the manifest that do not come from the records.
-    """
-    records = sorted(records, key=lambda record: record.number)
-    buckets: dict[str, tuple[Shard, ...]] = {}
-    for record in records:
-        for bucket, shard in record.shards.items():
-            buckets[bucket] = (*buckets.get(bucket, ()), shard)
-    skipped = [{"key": key, "reason": reason} for record in records for key, reason in record.skipped]
-    remarks = [{"key": key, "caption": reason} for record in records for key, reason in record.remarks]
-    folder.write(SKIPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped + remarks).encode())
-    manifest = Manifest(
-        **about,
-        buckets=dict(sorted(buckets.items())),
-        batches=tuple(Batch(r.number, r.images, r.data, r.stat) for r in records),
-        skipped=dict(Counter(line["reason"].split(":")[0] for line in skipped).most_common()),
-        cut_captions=sum(record.cut for record in records),
-    )
-    folder.write(MANIFEST, (json.dumps(plain(manifest), ensure_ascii=False, indent=1) + "\n").encode())
-    return manifest
+def write_unconditional(folder: Folder, states: Tensor) -> None:
+    """Write the states of the empty prompt (tokens, T)."""
+    folder.write_with(UNCONDITIONAL, lambda path: save_file({"states": states.half().contiguous()}, path))
 
 
 def map_shard(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -506,11 +454,7 @@ def files_hash(files: Sequence[Path]) -> str:
     """SHA-256 over the contents of files, one after the other."""
     digest = hashlib.sha256()
     for path in files:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise PixArtError(f"{path} cannot be read: {error.strerror or error}.") from None
+        digest.update(bytes.fromhex(file_hash(path)))
     return digest.hexdigest()
 
 
@@ -530,10 +474,9 @@ def _tensors(rows: Sequence[FeatureRow]) -> dict[str, Tensor]:
     }
     captions = [caption for row in rows for caption in row.captions]
     if captions:
-        tensors["states"] = torch.cat([states for _, states in captions]).half()
-        tensors["starts"] = _starts([len(states) for _, states in captions])
+        tensors["states"] = torch.cat(captions).half()
+        tensors["starts"] = _starts([len(states) for states in captions])
         tensors["first_caption"] = _starts([len(row.captions) for row in rows])
-        tensors["caption_source"] = torch.tensor([source for source, _ in captions])
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
@@ -541,10 +484,10 @@ def _starts(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
-def _read_null_text(folder: Path, manifest: Manifest) -> Tensor:
-    tensors, _ = map_shard(folder / NULL_TEXT)
-    if content_hash(tensors) != manifest.null_text:
-        raise PixArtError(f"{folder / NULL_TEXT} is not the one that {MANIFEST} names; extract the features again.")
+def _read_unconditional(folder: Path, manifest: Manifest) -> Tensor:
+    tensors, _ = map_shard(folder / UNCONDITIONAL)
+    if content_hash(tensors) != manifest.unconditional:
+        raise PixArtError(f"{folder / UNCONDITIONAL} is not the one that {MANIFEST} names; extract the features again.")
     return tensors["states"]
 
 

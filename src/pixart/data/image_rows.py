@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, kept_share, square_table
-from pixart.data.buckets import fit
+from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, fit, kept_share, square_table
 from pixart.data.dataset import open_dataset
 from pixart.data.dropped import ALLOWED, check_dropped
 from pixart.data.images import open_image
-from pixart.data.pairs import ImageProblem, Pair, Problem, printable, read_bytes
+from pixart.data.pairs import ImageProblem, Pair, Problem, key_hash, printable, read_bytes
 from pixart.errors import PixArtError
 from pixart.runtime.device import threads
 
@@ -24,7 +23,7 @@ class ImageRows:
     """All images of a data set that can be read, with their captions.
 
     Each is opened once, in the beginning, so that a damaged one is found before training. `sizes` (N, 2) height and
-    width; `weights` (N,) how often each is drawn, relative to the others; `fingerprint` changes with any image or
+    width; `weights` (N,) how often each is trained on, relative to the others; `fingerprint` changes with any image or
     caption.
     """
 
@@ -60,7 +59,12 @@ class ImageRows:
             sizes.append(size)
             digest.update(json.dumps([pair.key, [c.text for c in pair.captions], detail]).encode() + b"\n")
         check_dropped(
-            len(dropped), len(pairs) + len(lost), allowed=allow_dropped, examples=dropped, flag="--TASK.allow-dropped"
+            len(dropped),
+            len(pairs) + len(lost),
+            allowed=allow_dropped,
+            examples=dropped,
+            unknown=[f"{problem.key}: {problem.reason}" for problem in lost if problem.lost is None],
+            flag="--TASK.allow-dropped",
         )
         self.sizes, self.fingerprint = np.array(sizes), digest.hexdigest()
         self.weights = np.array([pair.repeats for pair in self.pairs], dtype=np.float64)
@@ -75,8 +79,7 @@ class ImageRows:
 
     def split(self, validation: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and to validate on: `validation` of them, a tenth at most, chosen by their keys."""
-        hashes = [hashlib.blake2b(p.key.encode("utf-8", "surrogatepass"), digest_size=8).digest() for p in self.pairs]
-        order = np.argsort(np.array(hashes), kind="stable")
+        order = np.argsort(np.array([key_hash(pair.key) for pair in self.pairs]), kind="stable")
         count = min(validation, len(self) // 10)
         return np.sort(order[count:]), np.sort(order[:count])
 

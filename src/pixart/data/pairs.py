@@ -1,27 +1,26 @@
-"""A picture and its captions, wherever they come from: what every reader gives and everything after it takes.
+"""An image and its captions, wherever they come from: what every reader gives and everything after it takes.
 
-A data set is a stream of `Pair` and `Problem` (`pixart.data.dataset`). A pair does not hold the picture, only where its
-bytes are: `read_bytes(pair.image)` fetches them, `pixart.data.images.open_image` makes a picture of them. Both raise
-`ImageProblem` for one bad picture, and nothing else for anything that a data set can contain.
+A data set is a stream of `Pair` and `Problem` (`pixart.data.dataset`). A pair does not hold the image, only where its
+bytes are: `read_bytes(pair.image)` fetches them, `pixart.data.images.open_image` makes an image of them. Both raise
+`ImageProblem` for one bad image, and nothing else for anything that a data set can contain.
 """
 
 import hashlib
 import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from pixart import files
+from pixart.data.storage import Folder, is_url
 from pixart.errors import PixArtError
 
 ORIGINAL = "original"  # the source of captions that the data set came with
-METADATA = "metadata"  # the source of captions written from what is known about a picture
 MAX_IMAGE_BYTES = 512 * 1024**2  # a larger file is not read: no decoder here takes one within its pixel limit
 
 
 class ImageProblem(PixArtError):
-    """One picture cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
+    """One image cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
 
     def __init__(self, kind: str, reason: str):
         reason = printable(reason)
@@ -35,7 +34,7 @@ class ImageProblem(PixArtError):
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """`text` is not empty, has no NUL and no outer spaces; `source` is ORIGINAL, METADATA or a captioner's name."""
+    """`text` is not empty, has no NUL and no outer spaces; `source` is ORIGINAL or a captioner's name."""
 
     text: str
     source: str
@@ -99,14 +98,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One picture with its captions.
+    """One image with its captions.
 
     `key` is unique and stable inside the data set: the file's path from the data set's folder with "/", or
     `shard.tar/sample`, or `table.parquet:row`. It is valid Unicode but may hold any character that a file name may:
     `printable(key)` before it goes to a terminal. `label` is the class for stage 1. `width` and `height` are what a
-    manifest declares; nobody has checked them. `repeats` is how often kohya's folder name wants it drawn.
+    manifest declares; nobody has checked them. `repeats` is how often kohya's folder name wants it trained on.
 
-    A picture without a usable caption is a pair too, because a captioner can still write one: `captions` is then empty
+    An image without a usable caption is a pair too, because a captioner can still write one: `captions` is then empty
     and `caption_problem` says why (kinds: caption-missing, caption-empty, caption-encoding, caption-nul,
     caption-long). Whoever needs captions drops such a pair and reports `caption_problem`; it may also be set beside
     captions of other sources. More kinds: caption-type, caption-unreadable, caption-shared.
@@ -137,7 +136,7 @@ def printable(text: str) -> str:
 
 
 def read_bytes(location: Location) -> bytes:
-    """The bytes of a picture. Raises ImageProblem (missing, unreadable, not-a-file, too-large, empty, truncated).
+    """The bytes of an image. Raises ImageProblem (missing, unreadable, not-a-file, too-large, empty, truncated).
 
     Reads of an `InTable` are quick in the order of the rows: the row group that was read last is kept in memory.
     """
@@ -147,14 +146,14 @@ def read_bytes(location: Location) -> bytes:
         case InTar(path, offset, length):
             return read_file(path, offset=offset, length=length)
         case InTable():
-            from pixart.data.layouts.columns import read_cell
+            from pixart.data.layouts.parquet import read_cell
 
             return read_cell(location)
 
 
 def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: int = MAX_IMAGE_BYTES) -> bytes:
-    """`length` bytes of a regular file from `offset`, or all of it; never more than `limit`. Raises ImageProblem."""
-    name = printable(Path(path).name)
+    """`length` bytes of a file from `offset`, or all of it; never more than `limit`. Raises ImageProblem."""
+    name = os.path.basename(path)
     file, size = open_regular(path)
     with file:
         length = size if length is None else length
@@ -165,37 +164,27 @@ def read_file(path: str, *, offset: int = 0, length: int | None = None, limit: i
         try:
             file.seek(offset)
             data = file.read(length)
-        except OSError as error:
-            raise ImageProblem("unreadable", f"{name} cannot be read: {error.strerror}.") from None
+        except (OSError, ValueError) as error:
+            raise ImageProblem("unreadable", f"{name} cannot be read: {error}.") from None
     if len(data) < length:
         raise ImageProblem("truncated", f"{name} ends too early: {len(data):,} of {length:,} bytes are there.")
     return data
 
 
 def open_regular(path: str) -> tuple[BinaryIO, int]:
-    """A regular file, opened, and its size. Raises ImageProblem (missing, unreadable, not-a-file)."""
-    name = printable(Path(path).name)
+    """A regular file, or one in the cloud, and its size. Raises ImageProblem (missing, unreadable, not-a-file)."""
+    name = os.path.basename(path)
     try:
+        if is_url(path):
+            filesystem, place = Folder(path).filesystem()
+            file = filesystem.open(place, "rb", cache_type="none")
+            return file, file.size
         file = files.open_regular(Path(path))
+        return file, os.fstat(file.fileno()).st_size
     except PixArtError:
-        raise ImageProblem("not-a-file", f"{name} is a {kind_of_file(os.stat(path).st_mode)}, not a file.") from None
+        raise ImageProblem("not-a-file", f"{name} is a folder, pipe or device, not a file.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ImageProblem("missing", f"{name} is not there.") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = getattr(error, "strerror", None) or error
         raise ImageProblem("unreadable", f"{name} cannot be opened: {reason}.") from None
-    return file, os.fstat(file.fileno()).st_size
-
-
-def kind_of_file(mode: int) -> str:
-    """What a file is that is not a regular file, for people."""
-    for test, name in (
-        (stat.S_ISDIR, "folder"),
-        (stat.S_ISFIFO, "pipe"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISCHR, "device"),
-        (stat.S_ISBLK, "device"),
-    ):
-        if test(mode):
-            return name
-    return "special file"

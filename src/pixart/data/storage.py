@@ -1,4 +1,4 @@
-"""A folder on this machine or in the cloud: the few things that extraction and captioning do with the files they make.
+"""A folder on this machine or in the cloud: the few things that extraction does with the files it makes.
 
 In the cloud an upload is what makes a file appear; those who write there count a file only when a record, uploaded
 after it, names it.
@@ -6,8 +6,6 @@ after it, names it.
 
 import contextlib
 import errno
-import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +27,7 @@ class Folder:
     at: str
 
     def __post_init__(self):
-        if self.at.startswith("file://"):
-            object.__setattr__(self, "at", self.at.removeprefix("file://"))
+        object.__setattr__(self, "at", self.at.removeprefix("file://"))
 
     def __str__(self) -> str:
         return self.at
@@ -42,10 +39,8 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, None where there is none. Raises PixArtError where it cannot be read."""
+        filesystem, root = self.filesystem()
         try:
-            if self.local is not None:
-                return (self.local / name).read_bytes()
-            filesystem, root = self.filesystem()
             return filesystem.cat_file(f"{root}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -54,18 +49,16 @@ class Folder:
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder within this one, sorted; empty where there is none."""
+        filesystem, root = self.filesystem()
+        filesystem.invalidate_cache()
         try:
-            if self.local is not None:
-                return sorted(entry.name for entry in os.scandir(self.local / folder))
-            filesystem, root = self.filesystem()
-            filesystem.invalidate_cache()
             found = filesystem.ls(f"{root}/{folder}", detail=False)
-            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file. Raises PixArtError where it cannot be written, `DiskFull` for want of space."""
+        """Replace a file. Raises PixArtError where it cannot be written."""
         self.write_with(name, lambda path: path.write_bytes(content))
 
     def write_with(self, name: str, write: Callable[[Path], object]) -> int:
@@ -85,19 +78,14 @@ class Folder:
                 return partial.stat().st_size
         except Exception as error:
             # safetensors has an error of its own for what the system refused
-            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-                raise _refused(target, error) from None
-            raise
+            if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+                raise
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                error = "there is no room left; make room and run the same command again, which goes on"
+            raise PixArtError(f"{target} cannot be written: {error}.") from None
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
-        if self.local is not None:
-            path = self.local / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            return
         filesystem, root = self.filesystem()
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm(f"{root}/{name}", recursive=True)
@@ -111,16 +99,3 @@ class Folder:
         except (ValueError, ImportError) as error:
             raise UsageError(f"{self.at} is no place that can be reached: {error}.") from None
         return filesystem, root.rstrip("/")
-
-
-class DiskFull(PixArtError):
-    """No room is left where features or captions are written."""
-
-
-def _refused(path: Path, error: Exception) -> PixArtError:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or "No space left" in str(
-        error
-    )
-    if full:
-        return DiskFull(f"There is no room left to write {path}. Make room and run the same command again: it goes on.")
-    return PixArtError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")

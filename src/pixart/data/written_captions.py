@@ -1,20 +1,19 @@
 """Captions that were written later, beside a data set: `captions/<source>.jsonl`, found by key in any order."""
 
-import json
 import os
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from pixart.data.layouts.layout import Notes
-from pixart.data.layouts.lines import MAX_LINE
+from pixart.data.layouts.lines import MAX_ROW, parse_object
 from pixart.data.layouts.texts import as_caption
-from pixart.data.pairs import Caption, Pair, Problem, key_hash, printable
+from pixart.data.pairs import Caption, Pair, Problem, key_hash
 from pixart.errors import PixArtError
 
 
@@ -28,17 +27,17 @@ class WrittenCaptions:
     def __init__(self, folder: Path):
         try:
             names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+            with ExitStack() as stack:
+                self._sources = [_Source(folder / name, stack) for name in names if name.endswith(".jsonl")]
+                self._files = stack.pop_all()
         except OSError as error:
-            raise PixArtError(f"{folder} cannot be read: {error.strerror}.") from None
-        paths = [folder / name for name in names if name.endswith(".jsonl")]
-        self._sources = [_Source(path) for path in paths if os.path.isfile(path)]
+            raise PixArtError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
     def __enter__(self) -> "WrittenCaptions":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for source in self._sources:
-            source.file.close()
+        self._files.close()
 
     def problems(self) -> Iterator[Problem]:
         """Lines that are no captions, by file and line."""
@@ -48,16 +47,13 @@ class WrittenCaptions:
     def merged(self, pair: Pair) -> Pair:
         """`pair` with the captions that were written for its key, behind its own."""
         new = [caption for source in self._sources for caption in source.of(pair.key)]
-        if not new:
-            return pair
-        return replace(pair, captions=(*pair.captions, *new))
+        return replace(pair, captions=(*pair.captions, *new)) if new else pair
 
-    def say_strangers(self, notes: Notes) -> None:
-        """After a whole pass: lines whose key no picture has."""
+    def count_strangers(self, notes: Notes) -> None:
+        """After a whole pass: captions whose key no image has."""
         for source in self._sources:
-            if source.strangers():
-                what = f"captions in {source.path.name} of pictures that are not in this data set"
-                notes.say(f"{what}: {source.strangers():,}")
+            for key in source.strangers():
+                notes.count(f"captions in {source.name}.jsonl of images that are not in this data set", key)
 
 
 def _number(key: str) -> int:
@@ -65,19 +61,18 @@ def _number(key: str) -> int:
 
 
 class _Source:
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, stack: ExitStack):
+        self.name = sys.intern(path.stem)
         self.problems: list[Problem] = []
-        try:
-            self.file: BinaryIO = path.open("rb")
-        except OSError as error:
-            raise PixArtError(f"{path} cannot be read: {error.strerror}.") from None
+        self._file = stack.enter_context(path.open("rb"))
         hashes, offsets = array("Q"), array("Q")
         number = offset = 0
-        while line := self.file.readline(MAX_LINE):
+        while line := self._file.readline(MAX_ROW):
             number += 1
-            row = self._row(line, number)
-            if row is not None:
+            row = self._row(line, f"captions/{path.name}:{number}")
+            if isinstance(row, Problem):
+                self.problems.append(row)
+            elif row is not None:
                 hashes.append(_number(row[0]))
                 offsets.append(offset)
             offset += len(line)
@@ -87,40 +82,36 @@ class _Source:
         self._used = np.zeros(len(order), bool)
 
     def of(self, key: str) -> list[Caption]:
-        """The captions of one picture, in the order of the lines, equal ones once."""
+        """The captions of one image, in the order of the lines, equal ones once."""
         value = np.uint64(_number(key))
-        begin = int(np.searchsorted(self._hashes, value, "left"))
+        first, last = (int(np.searchsorted(self._hashes, value, side)) for side in ("left", "right"))
         captions: dict[str, Caption] = {}
-        while begin < len(self._hashes) and self._hashes[begin] == value:
-            self.file.seek(int(self._offsets[begin]))
-            row = self._row(self.file.readline(MAX_LINE), None)
-            if row is not None and row[0] == key:  # else another key with the same hash
-                captions.setdefault(row[1].text, row[1])
-                self._used[begin] = True
-            begin += 1
+        for place in range(first, last):
+            found, caption = self._at(place)
+            if found == key:  # else another key with the same hash
+                captions.setdefault(caption.text, caption)
+                self._used[place] = True
         return list(captions.values())
 
-    def strangers(self) -> int:
-        return int((~self._used).sum())
+    def strangers(self) -> Iterator[str]:
+        return (self._at(int(place))[0] for place in np.flatnonzero(~self._used))
 
-    def _row(self, line: bytes, number: int | None) -> tuple[str, Caption] | None:
-        """Key and caption of a line; None where there is none, with a problem unless `number` is None."""
-        place = f"captions/{self.path.name}:{number}"
+    def _at(self, place: int) -> tuple[str, Caption]:
+        self._file.seek(int(self._offsets[place]))
+        row = self._row(self._file.readline(MAX_ROW), "")
+        return row if isinstance(row, tuple) else ("", Caption("", self.name))  # if the file was changed meanwhile
+
+    def _row(self, line: bytes, where: str) -> tuple[str, Caption] | Problem | None:
+        """Key and caption of a line; None for an empty one, and for the captioner's own note of a failure."""
         try:
-            row = json.loads(line) if line.strip() else {"caption": None}
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and row.get("caption", "") is None:
-            return None  # the captioner's own note of a refusal or a failure
-        if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-            self._problem(number, place, "caption-row", "The line is not a JSON object with key and caption.")
+            row = parse_object(line) if line.strip() else {"caption": None}
+        except ValueError:
+            row = {}
+        if row.get("caption", "") is None:
             return None
-        caption = as_caption(row.get("caption"), row["key"], sys.intern(self.path.stem))
+        if not isinstance(row.get("key"), str):
+            return Problem(where, "caption-row", "The line is not a JSON object with key and caption.")
+        caption = as_caption(row.get("caption"), row["key"], self.name)
         if isinstance(caption, Problem):
-            self._problem(number, place, caption.kind, f"{printable(row['key'])}: {caption.reason}")
-            return None
+            return Problem(where, caption.kind, f"{row['key']}: {caption.reason}")
         return row["key"], caption
-
-    def _problem(self, number: int | None, place: str, kind: str, reason: str) -> None:
-        if number is not None:
-            self.problems.append(Problem(printable(place), kind, reason))

@@ -1,7 +1,7 @@
 """The official objective: predict eps at a whole timestep, and learn the variance of the step back beside it.
 
 Ho et al. 2006.11239 (the process, eps prediction) and Nichol and Dhariwal 2102.09672 (the learned variance), with the
-figures of PixArt-alpha `diffusion/iddpm.py`: 1000 steps, linear betas, mean squared error plus the variational bound
+constants of PixArt-alpha `diffusion/iddpm.py`: 1000 steps, linear betas, mean squared error plus the variational bound
 in bits, not rescaled. x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, abar_t the product of 1 - beta up to step t.
 """
 
@@ -18,7 +18,7 @@ BETA_START, BETA_END = 1e-4, 0.02
 
 @dataclass(frozen=True)
 class Process:
-    """Figures of the forward process, (1000,) fp64 each; row t belongs to timestep t.
+    """Constants of the forward process, (1000,) fp64 each; row t belongs to timestep t.
 
     `posterior_*` describe q(x_{t-1} | x_t, x_0): mean = x_0_weight x_0 + x_t_weight x_t (2006.11239, eq. 7). The log
     variance of its first row, which is minus infinity, is replaced by the second's (2102.09672, section 3.1).
@@ -65,7 +65,7 @@ def add_noise(x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
 def losses(
     prediction: Tensor, x_0: Tensor, x_t: Tensor, eps: Tensor, timestep: Tensor, *, min_snr_gamma: float | None = None
 ) -> Tensor:
-    """The loss of every picture, (B,) fp32: squared error of eps, plus the variational bound in bits per dimension.
+    """The loss of every image, (B,) fp32: squared error of eps, plus the variational bound in bits per dimension.
 
     The bound teaches only the variance: the eps in it is detached (2102.09672, section 3.1). It is there only when
     `prediction` has twice the channels of `x_0`; the second half says where between its two bounds the log variance
@@ -128,6 +128,6 @@ def _cumulative(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def _at(figures: Tensor, timestep: Tensor) -> Tensor:
-    """Figures (1000,) at timesteps (B,) as fp32 (B, 1, 1, 1)."""
-    return figures[timestep].float().view(-1, 1, 1, 1)
+def _at(values: Tensor, timestep: Tensor) -> Tensor:
+    """Values (1000,) at timesteps (B,) as fp32 (B, 1, 1, 1)."""
+    return values[timestep].float().view(-1, 1, 1, 1)

@@ -1,6 +1,6 @@
 """Rectified flow (Liu et al. 2209.03003; Esser et al. 2403.03206): x_t = (1 - sigma) x_0 + sigma eps.
 
-The network predicts the velocity, eps - x_0. sigma runs from 0 (picture) to 1 (noise); the network sees
+The network predicts the velocity, eps - x_0. sigma runs from 0 (image) to 1 (noise); the network sees
 timestep = 1000 sigma.
 """
 
@@ -14,5 +14,5 @@ def add_noise(x_0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torc
 
 
 def losses(velocity: torch.Tensor, x_0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each picture's predicted velocity against eps - x_0, (B,) fp32."""
+    """Mean squared error of each image's predicted velocity against eps - x_0, (B,) fp32."""
     return (velocity.float() - (eps - x_0)).square().mean(dim=(1, 2, 3))

@@ -9,7 +9,7 @@ from pixart.errors import PixArtError
 
 # What we can do, field by field; a value outside this list would silently give another image than stock Diffusers.
 SUPPORTED = {
-    "_class_name": ("DPMSolverMultistepScheduler",),  # and LCMScheduler: see `read_scheduler`
+    "_class_name": ("DPMSolverMultistepScheduler",),  # and LCMScheduler, DDPMScheduler: see `read_scheduler`
     "prediction_type": ("flow_prediction", "epsilon"),
     "algorithm_type": ("dpmsolver++",),
     "solver_type": ("midpoint",),
@@ -30,6 +30,7 @@ SUPPORTED = {
     "lower_order_final": (True, False),
     "lambda_min_clipped": (-np.inf, "-inf"),
     "num_train_timesteps": (1000,),  # the scale of the timesteps that the denoiser takes
+    "clip_sample": (True, False),
     "steps_offset": (0, 1),  # with more, the first of many steps would lie beyond the last training timestep
 }
 # Fields that are numbers: the lowest and the highest with which no noise level is 0, infinite or equal to the next.
@@ -48,22 +49,38 @@ LCM_SUPPORTED = {
     "rescale_betas_zero_snr": (False,),
     "num_train_timesteps": (1000,),
 }
+# Of DDPMScheduler the same; `clip_sample` is kept, since only its own samplers clip.
+DDPM_DEFAULTS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": True}
+DDPM_SUPPORTED = {
+    "prediction_type": ("epsilon",),
+    "clip_sample_range": (1.0,),
+    "variance_type": ("fixed_small", "learned_range"),
+    "thresholding": (False,),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False,),
+    "num_train_timesteps": (1000,),
+}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Noise levels from the first to the last step: x_t = alpha x_0 + sigma eps.
 
-    `alphas` and `sigmas` have steps + 1 entries (the last is that of the image), `timesteps` has one whole number
-    in 0..1000 per step, an input of the denoiser. Python floats throughout, so that multiplying by them
+    `alphas` and `sigmas` have steps + 1 entries (the last is that of the image), `timesteps` has one number from 0
+    to 1000 per step, an input of the denoiser. Python floats throughout, so that multiplying by them
     leaves float32 arrays and tensors float32.
     """
 
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     prediction: Literal["velocity", "eps"]
     first_order_last: bool
+    clip: bool = False  # x_0 to [-1, 1]
+
+    def noised(self, x_0, eps, step: int):
+        """A clean latent at the noise level of `step`."""
+        return self.alphas[step] * x_0 + self.sigmas[step] * eps
 
     def x_0(self, prediction, x_t, step: int):
         """Turn the denoiser's prediction for x_t at `step` into the clean latent that it implies.
@@ -73,25 +90,32 @@ class Schedule:
         prediction = prediction[:, : x_t.shape[1]]
         if self.prediction == "velocity":
             return x_t - self.sigmas[step] * prediction
-        return (x_t - self.sigmas[step] * prediction) / self.alphas[step]
+        x_0 = (x_t - self.sigmas[step] * prediction) / self.alphas[step]
+        return x_0.clip(-1, 1) if self.clip else x_0
 
 
 def read_scheduler(config: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A checked scheduler config as one of DPMSolverMultistepScheduler, and the sampling defaults that it implies.
 
-    An LCMScheduler's noise schedule is kept, and "lcm" becomes the sampler that suits the model.
+    Of an LCMScheduler and a DDPMScheduler the noise schedule is kept, and "lcm" or "ddpm" is the sampler that suits the
+    model.
 
     Raises:
         PixArtError: names the field that asks for something we do not do.
     """
-    if config.get("_class_name") != "LCMScheduler":
+    others = {
+        "LCMScheduler": (LCM_SUPPORTED, LCM_DEFAULTS, "lcm"),
+        "DDPMScheduler": (DDPM_SUPPORTED, DDPM_DEFAULTS, "ddpm"),
+    }
+    if config.get("_class_name") not in others:
         check_config(config, name)
         return config, {}
-    _refuse_others(config, LCM_SUPPORTED, name)
-    noise = LCM_DEFAULTS | {field: config[field] for field in LCM_DEFAULTS if field in config}
+    supported, defaults, sampler = others[config["_class_name"]]
+    _refuse_others(config, supported, name)
+    noise = defaults | {field: config[field] for field in defaults if field in config}
     plain = {"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "epsilon", **noise}
     check_config(plain, name)
-    return plain, {"sampler": "lcm"}
+    return plain, {"sampler": sampler}
 
 
 def check_config(config: dict[str, Any], name: str) -> None:
@@ -137,13 +161,26 @@ def make_schedule(config: dict[str, Any], steps: int) -> Schedule:
         alphas = [1.0 - sigma for sigma in sigmas]
         prediction = "velocity"
     else:
-        timesteps = _ddpm_timesteps(config, train_steps, steps)
         # Diffusers keeps sigma / alpha, the noise level of x_t / alpha.
-        ratios = [float(np.float32(trained[t])) for t in timesteps] + [end]
+        if config.get("use_karras_sigmas"):
+            levels = _karras(float(trained[0]), float(trained[-1]), steps)
+            timesteps = np.interp(np.log(levels), np.log(trained), np.arange(train_steps)).round()
+        else:
+            timesteps = _ddpm_timesteps(config, train_steps, steps)
+            levels = np.interp(timesteps, np.arange(train_steps), trained)
+        ratios = [float(level) for level in levels.astype(np.float32)] + [end]
         alphas = [(ratio**2 + 1) ** -0.5 for ratio in ratios]
         sigmas = [ratio * alpha for ratio, alpha in zip(ratios, alphas, strict=True)]
         prediction = "eps"
-    return Schedule(tuple(alphas), tuple(sigmas), tuple(int(t) for t in timesteps), prediction, first_order_last)
+    clip = bool(config.get("clip_sample")) and config.get("timestep_spacing") in ("ends", "dmd")
+    return Schedule(
+        tuple(alphas), tuple(sigmas), tuple(t.item() for t in timesteps), prediction, first_order_last, clip
+    )
+
+
+def _karras(low: float, high: float, steps: int) -> np.ndarray:
+    """Noise levels (steps,) from `high` to `low`, more of them at low noise (Karras et al. 2206.00364, eq. 5)."""
+    return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
 
 
 def _trained_sigmas(config: dict[str, Any], train_steps: int) -> np.ndarray:
@@ -162,6 +199,10 @@ def _ddpm_timesteps(config: dict[str, Any], train_steps: int, steps: int) -> np.
     spacing = config.get("timestep_spacing", "linspace")
     if spacing == "ends":  # both ends of the chain are among the steps, as IDDPM spaces them
         return np.linspace(0, train_steps - 1, steps).round()[::-1].astype(np.int64)
+    if spacing == "even":  # the same, not rounded, as Diffusers' Euler schedulers do
+        return np.linspace(0, train_steps - 1, steps)[::-1]
+    if spacing == "dmd":  # the one at which a DMD model was distilled (`one_step_maxt` of the official script)
+        return np.array([400])
     if spacing == "lcm":  # a subset of the 50 timesteps at which a consistency model was distilled
         distilled = np.arange(1, min(50, train_steps) + 1) * (train_steps // 50) - 1
         return distilled[::-1][np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(np.int64)]

@@ -7,10 +7,12 @@ in place.
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pixart.config import unknown
 from pixart.diffusion.schedule import Schedule, make_schedule
 from pixart.errors import UsageError
 
@@ -42,7 +44,7 @@ class Solver:
         return self.position == len(self.schedule.timesteps)
 
     @property
-    def timestep(self) -> int:
+    def timestep(self) -> float:
         """The timestep of the next step, an input of the network."""
         return self.schedule.timesteps[self.position]
 
@@ -76,6 +78,21 @@ class Euler(Solver):
         alpha, sigma, alpha_next, sigma_next = self.level
         keep = sigma_next / sigma
         return x_0, keep * x_t + (alpha_next - keep * alpha) * x_0
+
+
+class EulerAncestral(Solver):
+    """Euler's method to a lower noise level than the next, then noise up to that (k-diffusion's `euler_ancestral`).
+
+    In x_t / alpha, whose noise level is sigma / alpha, as there; so it serves flows too.
+    """
+
+    def advance(self, x_t, x_0, prediction):
+        alpha, sigma, alpha_next, sigma_next = self.level
+        ratio, ratio_next = sigma / alpha, sigma_next / alpha_next
+        up = ratio_next * math.sqrt(1 - (ratio_next / ratio) ** 2)
+        down = math.sqrt(ratio_next**2 - up**2)
+        x_next = x_0 + (down / ratio) * (x_t / alpha - x_0)
+        return x_0, alpha_next * (x_next if self.last else x_next + up * self.fresh_noise())
 
 
 @dataclass(eq=False)
@@ -226,6 +243,7 @@ class Sampler:
 
     Attributes:
         title: its name in the `parameters` text that other tools read.
+        aliases: what Diffusers, A1111, ComfyUI and InvokeAI call it; see `find_sampler`.
         steps, guidance_scale: what suits it where the model folder does not say.
         overrides: fields of the folder's scheduler config that this sampler needs otherwise.
         eps_only: it is defined for eps models (a DDPM's chain), not for flows.
@@ -234,6 +252,7 @@ class Sampler:
 
     solver: type[Solver]
     title: str
+    aliases: tuple[str, ...] = ()
     steps: int = 20
     guidance_scale: float = 4.5
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -242,14 +261,42 @@ class Sampler:
     most: int = 500
 
 
+TO_ZERO = {"final_sigmas_type": "zero"}
 SAMPLERS = {
-    "dpm-solver": Sampler(DpmSolver, "DPM++ 2M"),
-    "sa-solver": Sampler(SaSolver, "SA-Solver", 25, 3.0, {"final_sigmas_type": "sigma_min"}),
-    "euler": Sampler(Euler, "Euler", 25),
-    "ddim": Sampler(Euler, "DDIM", 50, 4.5, {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}, True),
-    "ddpm": Sampler(Ddpm, "DDPM", 100, 4.5, {"timestep_spacing": "ends", "final_sigmas_type": "zero"}, True, 2),
-    "lcm": Sampler(Lcm, "LCM", 4, 1.0, {"timestep_spacing": "lcm", "final_sigmas_type": "zero"}, True, 1, 50),
+    "dpm-solver": Sampler(DpmSolver, "DPM++ 2M", ("dpmpp 2m", "DPMSolverMultistep")),
+    "dpm-solver-karras": Sampler(
+        DpmSolver,
+        "DPM++ 2M Karras",
+        ("dpmpp 2m karras", "dpmpp 2m k"),
+        overrides={"use_karras_sigmas": True},
+        eps_only=True,
+    ),
+    "sa-solver": Sampler(SaSolver, "SA-Solver", (), 25, 3.0, {"final_sigmas_type": "sigma_min"}),
+    "euler": Sampler(Euler, "Euler", (), 25),
+    "euler-ancestral": Sampler(EulerAncestral, "Euler a", (), 25, overrides={"timestep_spacing": "even"} | TO_ZERO),
+    "ddim": Sampler(Euler, "DDIM", (), 50, 4.5, {"timestep_spacing": "trailing"} | TO_ZERO, True),
+    "ddpm": Sampler(Ddpm, "DDPM", (), 100, 4.5, {"timestep_spacing": "ends"} | TO_ZERO, True, 2),
+    "lcm": Sampler(Lcm, "LCM", (), 4, 1.0, {"timestep_spacing": "lcm"} | TO_ZERO, True, 1, 50),
+    "dmd": Sampler(Euler, "DMD", (), 1, 1.0, {"timestep_spacing": "dmd"} | TO_ZERO, True, 1, 1),
 }
+
+
+def find_sampler(name: str) -> str:
+    """Our name of a sampler, which may be given by its name in Diffusers, A1111, ComfyUI or InvokeAI.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    for key, sampler in SAMPLERS.items():
+        if _plain(name) in map(_plain, (key, sampler.title, *sampler.aliases)):
+            return key
+    raise UsageError(unknown("sampler", str(name), SAMPLERS))
+
+
+def _plain(name: Any) -> str:
+    """Without what tools write differently: capitals, blanks, hyphens, Diffusers' "DiscreteScheduler"."""
+    plain = re.sub(r"[\s_-]", "", str(name)[:100]).lower()
+    return plain.removesuffix("scheduler").removesuffix("discrete")
 
 
 def schedule_for(name: str, config: dict[str, Any], steps: int) -> Schedule:

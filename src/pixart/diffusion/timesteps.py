@@ -1,4 +1,4 @@
-"""At which noise levels training looks: one small config for both objectives."""
+"""The noise levels that training samples: one small config for both objectives."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from pixart.errors import UsageError
 
 @dataclass(frozen=True)
 class Timesteps:
-    """How training draws its noise levels, from 0 (picture) to 1 (noise).
+    """How training samples its noise levels, from 0 (image) to 1 (noise).
 
     `sampler`: "logit_normal" (2403.03206, section 3.1) spends steps where the prediction is hard; "uniform" is the
-    official recipe. `uniform_share` of the logit-normal draws are uniform instead, so that both ends stay trained.
-    `shift` above 1 moves levels towards noise (2403.03206, eq. 23), as larger pictures need. With a side in pixels as
-    `shift_base`, the shift also grows with the picture: by the root of its area over that of a square of this side.
+    official recipe. `uniform_share` of the logit-normal samples are uniform instead, so that both ends stay trained.
+    `shift` above 1 moves levels towards noise (2403.03206, eq. 23), as larger images need. With a side in pixels as
+    `shift_base`, the shift also grows with the image: by the root of its area over that of a square of this side.
     """
 
     sampler: Literal["logit_normal", "uniform"] = "logit_normal"
@@ -31,12 +31,12 @@ class Timesteps:
             raise UsageError(f"timesteps: shift_base {self.shift_base} must be a side in pixels, such as 256.")
 
     def shift_for(self, height: int, width: int) -> float:
-        """The shift for pictures of so many pixels."""
+        """The shift for images of so many pixels."""
         return self.shift * (math.sqrt(height * width) / self.shift_base if self.shift_base else 1.0)
 
 
 def draw_levels(rng, count: int, timesteps: Timesteps, shift: float = 1.0) -> "torch.Tensor":  # noqa: F821
-    """Noise levels (count,) fp32 in (0, 1); `shift` is `timesteps.shift_for` the picture.
+    """Noise levels (count,) fp32 in (0, 1); `shift` is `timesteps.shift_for` the image.
 
     `rng` has the methods `random` and `standard_normal` of numpy's Generator.
     """

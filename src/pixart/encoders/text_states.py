@@ -4,6 +4,7 @@ A safetensors file: for the text number i `states.<i>` (L, T) fp32 and `mask.<i>
 padded it, so that an image is the same as with the encoder. Its head says what made it.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,18 +45,10 @@ def normalised(text: str) -> str:
 
 def write_text_states(path: Path, head: StatesHead, encoded: "list[EncodedText]") -> None:
     """Write the states of the head's texts, completely or not at all. Raises PixArtError if the disk refuses."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {}
     for number, text in enumerate(encoded):
-        tensors[f"states.{number}"] = text.states[0].float().cpu().contiguous()
-        tensors[f"mask.{number}"] = text.mask[0].cpu().contiguous()
-    try:
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"format": FORMAT, "head": json.dumps(asdict(head))})
-    except (SafetensorError, OSError) as error:
-        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from None
+        tensors |= {f"states.{number}": text.states[0].float(), f"mask.{number}": text.mask[0]}
+    _save(tensors, path, {"format": FORMAT, "head": json.dumps(asdict(head))})
 
 
 def read_head(path: Path) -> tuple[StatesHead, int]:
@@ -133,3 +126,42 @@ class StoredTexts:
         if not states.isfinite().all() or not mask.any():
             raise PixArtError(f'{self.path} is damaged: the states of "{normalised(text)}" cannot be; write it again.')
         return EncodedText(states.float()[None], mask.bool()[None], self.head.cut[number])
+
+
+class TextCache:
+    """States of texts in a folder: a file each, named by a hash of the text and of all that decides its states."""
+
+    def __init__(self, folder: Path, made_by: dict[str, str]):
+        """`made_by`: hashes of the text encoder's weights, dtypes and whatever else changes a number."""
+        self.folder, self.made_by = folder, made_by
+
+    def read(self, text: str) -> "EncodedText | None":
+        """What `write` has kept; None where there is nothing, or it is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        from pixart.encoders.text import EncodedText
+
+        try:
+            with safe_open(self._path(text), "pt") as file:
+                return EncodedText(file.get_tensor("states"), file.get_tensor("mask"), file.metadata()["cut"])
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+
+    def write(self, text: str, encoded: "EncodedText") -> None:
+        """Raises PixArtError if the disk refuses."""
+        _save({"states": encoded.states, "mask": encoded.mask}, self._path(text), {"cut": encoded.cut})
+
+    def _path(self, text: str) -> Path:
+        what = json.dumps([normalised(text), self.made_by], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()}.safetensors"
+
+
+def _save(tensors: dict, path: Path, metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with replacing(path) as part:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise PixArtError(f"{path} cannot be written ({error}); make room or choose another place.") from None

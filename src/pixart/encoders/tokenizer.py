@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pixart.encoders.sentencepiece_file import read_sentencepiece
 from pixart.errors import PixArtError
 from pixart.files import read_json_object
 
@@ -82,13 +81,25 @@ def _load(folder: Path):
     if file.is_file():
         _check_growth(read_json_object(file), file)
     with _panics(folder):
-        tokenizer = Loaded.from_file(str(file)) if file.is_file() else read_sentencepiece(folder / "spiece.model")
+        tokenizer = Loaded.from_file(str(file)) if file.is_file() else _from_sentencepiece(folder)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         for text in PROBES:  # what is wrong with the rules shows at the first text
             if len(tokenizer.encode(text).ids) > 10 * len(text) + 100:
                 raise PixArtError(f"The tokenizer in {folder} makes far too many tokens of a text; copy it again.")
     return tokenizer
+
+
+def _from_sentencepiece(folder: Path) -> Any:
+    """The conversion of transformers: what stock Diffusers reads `spiece.model` with, T5's only tokenizer file."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import T5TokenizerFast
+
+    if not (folder / "spiece.model").is_file():
+        raise PixArtError(f"{folder / 'tokenizer.json'} is missing, and there is no spiece.model either.")
+    if not SentencePieceProcessor(model_file=str(folder / "spiece.model")).get_piece_size():
+        raise PixArtError("spiece.model is empty")  # transformers makes a tokenizer without a vocabulary of it
+    return T5TokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
 def _check_growth(value: Any, file: Path) -> None:

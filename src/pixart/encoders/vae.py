@@ -1,4 +1,4 @@
-"""The frozen autoencoder: latents to pixels."""
+"""The frozen autoencoder: latents to pixels, and back."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pixart.errors import PixArtError
 
 
 class Decoder:
-    """Diffusers' AutoencoderKL from a folder, used from latents to pixels only. Holds no state between calls."""
+    """Diffusers' AutoencoderKL from a folder, its means as latents. Holds no state between calls."""
 
     def __init__(self, folder: Path, *, dtype: str = "float32", tiled: bool = False):
         """Load from disk only; with `tiled` large images are decoded in overlapping tiles that are blended.
@@ -51,6 +51,16 @@ class Decoder:
             latents = latents.to(self.model.device, self.model.dtype) / self.model.config.scaling_factor
             pixels = self.model.decode(latents, return_dict=False)[0].float().cpu().numpy()
         return to_bytes(pixels, self.folder)
+
+
+    def encode(self, pixels: np.ndarray):
+        """uint8 RGB (H, W, 3) -> the mean of its latent, fp32 tensor (1, C, h, w), times `scaling_factor`."""
+        import torch
+
+        with torch.inference_mode():
+            image = torch.tensor(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+            image = image.to(self.model.device, self.model.dtype)
+            return self.model.encode(image).latent_dist.mean.float() * self.model.config.scaling_factor
 
 
 def to_bytes(pixels: np.ndarray, folder: Path) -> np.ndarray:

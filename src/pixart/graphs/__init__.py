@@ -1,1 +1,1 @@
-"""The networks of a model folder as ONNX graphs, which draw without torch."""
+"""The networks of a model folder as ONNX graphs, which need no torch."""

@@ -5,8 +5,6 @@ one copy of the weights serves torch and ONNX Runtime. The runtime refuses files
 is why the graphs lie at the root of the model folder.
 """
 
-import json
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pixart.checkpoints.fast import FAST
 from pixart.errors import PixArtError
+from pixart.weights import Stored, read_header
 
 OPSET = 20  # the first with Gelu and its tanh form
-FLOATS = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
+FLOATS = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float32": TensorProto.FLOAT}
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 
 
@@ -34,7 +33,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
-        self._headers: dict[str, tuple[int, dict]] = {}
+        self._headers: dict[str, dict[str, Stored]] = {}
         self._weights: dict[tuple[str, str, bool], str] = {}
         self._constants: dict[tuple, str] = {}
 
@@ -84,20 +83,17 @@ class Graph:
         key = (file, tensor, as_stored)
         if key in self._weights:
             return self._weights[key]
-        start, header = self._header(file)
-        dtype = header[tensor]["dtype"] if tensor in header else None
-        if dtype not in FLOATS:
-            holds = "lacks" if dtype is None else f"holds, as {dtype},"
+        stored = self._header(file).get(tensor)
+        kind = None if stored is None else FLOATS.get(stored.dtype)
+        if kind is None:
+            holds = "lacks" if stored is None else f"holds, as {stored.dtype},"
             raise PixArtError(
                 f"{self.folder / self._place(file)} {holds} {tensor}; graphs need it in {' or '.join(sorted(FLOATS))}."
             )
-        entry = header[tensor]
-        kind = FLOATS[entry["dtype"]]
-        first, end = entry["data_offsets"]
         name = f"{Path(file).parent}/{tensor}"
         if not any(other[:2] == key[:2] for other in self._weights):
-            proto = TensorProto(name=name, data_type=kind, dims=entry["shape"], data_location=TensorProto.EXTERNAL)
-            for field, value in (("location", self._place(file)), ("offset", start + first), ("length", end - first)):
+            proto = TensorProto(name=name, data_type=kind, dims=stored.shape, data_location=TensorProto.EXTERNAL)
+            for field, value in (("location", self._place(file)), ("offset", stored.start), ("length", stored.size)):
                 proto.external_data.add(key=field, value=str(value))
             self.initializers.append(proto)
         if not as_stored and kind != TensorProto.FLOAT:
@@ -107,13 +103,12 @@ class Graph:
 
     def shape_of(self, file: str, tensor: str) -> list[int]:
         """The stored shape of a weight; PixArtError where there is none."""
-        header = self._header(file)[1]
-        if tensor not in header:
+        if not self.has(file, tensor):
             raise PixArtError(f"{self.folder / file} has no tensor {tensor}.")
-        return header[tensor]["shape"]
+        return list(self._header(file)[tensor].shape)
 
     def has(self, file: str, tensor: str) -> bool:
-        return tensor in self._header(file)[1]
+        return tensor in self._header(file)
 
     def model(self) -> onnx.ModelProto:
         """The finished graph, checked by ONNX for operators, arity and names."""
@@ -157,12 +152,9 @@ class Graph:
     def silu(self, x: str) -> str:
         return self.op("Mul", [x, self.op("Sigmoid", [x])])
 
-    def _header(self, file: str) -> tuple[int, dict]:
-        """Where the tensors of a safetensors file begin, and what its header says of them."""
+    def _header(self, file: str) -> dict[str, Stored]:
         if file not in self._headers:
-            with (self.folder / self._place(file)).open("rb") as stream:
-                length = struct.unpack("<Q", stream.read(8))[0]
-                self._headers[file] = 8 + length, json.loads(stream.read(length))
+            self._headers[file] = read_header(self.folder / self._place(file))
         return self._headers[file]
 
     def _place(self, file: str) -> str:

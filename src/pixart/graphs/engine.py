@@ -1,20 +1,26 @@
 """ONNX Runtime: the networks of a model folder that has graphs, on the CPU, without torch."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pixart.checkpoints.adapters import Lora, changes, diffusers_layers, in_dtype, read_tensor
 from pixart.checkpoints.model_folder import ModelFolder, fingerprint
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import to_bytes
 from pixart.errors import PixArtError, UsageError
+from pixart.model.deltas import merged
 from pixart.model.positions import sincos_positions
 from pixart.runtime.batch import rows_at_once
 from pixart.runtime.device import find_cpu, threads
 from pixart.runtime.memory import PLAIN
+from pixart.weights import read_headers
+
+ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto's numbers
 
 
 class Text(NamedTuple):
@@ -31,17 +37,19 @@ class GraphNetworks:
     memory = PLAIN  # everything is loaded
 
     def __init__(self, folder: ModelFolder, *, int8: bool = False, graphs: tuple[str, ...] | None = None):
-        """Load from disk only, the three graphs that are needed, side by side.
+        """Load from disk only, the three graphs that are needed, side by side; the encoder when an image is given.
 
-        `graphs` are the file names in the folder, None its own: text, denoiser, decoder and the denoiser in int8.
+        `graphs` are the file names in the folder, None its own: text, denoiser, decoder, denoiser in int8, encoder.
 
         Raises:
             PixArtError: the graphs were made for other weights, or cannot be loaded.
         """
         self.folder, self.int8, self.threads = folder, int8, threads()
-        text, denoiser, decoder, denoiser_int8 = graphs or folder.graphs
+        text, denoiser, decoder, denoiser_int8, self.encoder = graphs or folder.graphs
+        self.loras: tuple[Lora, ...] = ()
         own, shared = fingerprint(folder.path, fast=folder.fast), fingerprint(folder.path)
         wanted = {text: own, denoiser_int8 if int8 else denoiser: own, decoder: shared}
+        self._adaptable = list(wanted.items())[:2]
         with ThreadPoolExecutor(len(wanted) + 1) as pool:
             loading: list[Future] = [pool.submit(self._load, *graph) for graph in wanted.items()]
             tokenizer = pool.submit(
@@ -51,7 +59,14 @@ class GraphNetworks:
         self.max_tokens = self.tokenizer.max_tokens
         self.text, self.denoiser, self.decoder = (future.result() for future in loading)
 
-    def _load(self, name: str, fingerprint_now: str):
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        if tuple(loras) != self.loras:
+            weights = merged_weights(self.folder, loras)
+            self.text, self.denoiser = (self._load(*graph, weights) for graph in self._adaptable)
+            self.loras = tuple(loras)
+
+    def _load(self, name: str, fingerprint_now: str, weights: Mapping[str, Any] = MappingProxyType({})):
+        """A graph; `weights` take the place of those that it would read from its files."""
         import onnxruntime
 
         path = self.folder.path / name
@@ -65,7 +80,11 @@ class GraphNetworks:
         again = f"Write the graphs again with: pixart convert {self.folder.path} --to onnx"
         try:
             # A graph holds no weights: with others beside it, it would read wrong numbers from right places.
-            if fingerprint_now.encode() not in path.read_bytes():
+            graph = path.read_bytes()
+            taken = {key: value for key, value in weights.items() if key.encode() in graph}
+            if taken:
+                options.add_external_initializers(list(taken), list(taken.values()))
+            if fingerprint_now.encode() not in graph:
                 raise PixArtError(f"{path} was made for other weights or configs than those beside it. {again}")
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except PixArtError:
@@ -73,6 +92,9 @@ class GraphNetworks:
         except Exception as error:  # the runtime has its own exception classes, one for each kind of damage
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise PixArtError(f"{path} cannot be loaded: {reason} {again}") from None
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        pass  # each is encoded alone, so that its states do not depend on the others
 
     def encode(self, text: str) -> tuple[Text, str]:
         ids, mask, cut = self.tokenizer.padded(text)
@@ -134,6 +156,11 @@ class GraphNetworks:
         pixels = [self.decoder.run(["pixels"], {"latent": latent[None]})[0] for latent in latents]
         return [to_bytes(each, self.folder.path / "vae")[0] for each in pixels]
 
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        encoder = self._load(self.encoder, fingerprint(self.folder.path))
+        pixels = np.float32(1 / 127.5) * pixels.transpose(2, 0, 1) - np.float32(1)
+        return encoder.run(["latent"], {"pixels": pixels[None]})[0]
+
     def provenance(self) -> dict[str, Any]:
         import onnxruntime
 
@@ -149,6 +176,27 @@ class GraphNetworks:
                 "numpy": np.__version__,
             },
         }
+
+
+def merged_weights(folder: ModelFolder, loras: Sequence[Lora]) -> dict[str, Any]:
+    """The weights that adapters change, by their names in graphs, in the dtype of the folder, as the runtime's arrays.
+
+    Products of the few changed weights are so as fast as those of the model.
+    """
+    from onnxruntime import OrtValue
+
+    result = {}
+    for part, text in (("transformer", False), ("text_encoder", True)):
+        place = folder.path / part if text else folder.transformer_folder
+        stored = read_headers(path for path in folder.weights if path.parent == place)
+        for layer, deltas in changes(loras, text=text).items():
+            names = [f"{name}.weight" for name in ([layer] if text else diffusers_layers(layer))]
+            new = merged(np.concatenate([read_tensor(stored[name]) for name in names]), deltas)
+            for name, rows in zip(names, np.split(new, len(names)), strict=True):
+                dtype = stored[name].dtype
+                array = OrtValue.ortvalue_from_numpy_with_onnx_type(in_dtype(rows, dtype), ONNX_TYPES[dtype])
+                result[f"{part}/{name}"] = array
+    return result
 
 
 def _lengthened(text: Text, length: int) -> Text:

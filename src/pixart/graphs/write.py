@@ -8,7 +8,7 @@ import onnx
 
 from pixart.checkpoints.model_folder import ModelFolder, fingerprint
 from pixart.errors import PixArtError
-from pixart.graphs.decoder import build_decoder
+from pixart.graphs.autoencoder import build_decoder, build_encoder
 from pixart.graphs.denoiser import build_denoiser
 from pixart.graphs.text import build_text
 
@@ -25,27 +25,28 @@ def build_graphs(folder: ModelFolder) -> dict[str, onnx.ModelProto]:
     if size > MAX_BYTES:
         raise PixArtError(
             f"{folder.path} has {size / 1e9:.1f} GB of weights; graphs are for models of up to {MAX_BYTES / 1e9:.0f} "
-            "GB. Draw it with --engine torch."
+            "GB. Use it with --engine torch."
         )
     if len(folder.weights) != 3:
         raise PixArtError(
-            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; draw it "
+            f"{folder.path} has a text encoder or transformer in several files, and graphs need each in one; use it "
             "with --engine torch."
         )
     configs = {
         part: json.loads((folder.path / part / "config.json").read_text(encoding="utf-8"))
         for part in ("text_encoder", "vae")
     }
-    text, denoiser, decoder, denoiser_int8 = folder.graphs
+    text, denoiser, decoder, denoiser_int8, encoder = folder.graphs
     fast = folder.fast
     graphs = {
         text: build_text(folder.path, configs["text_encoder"], folder.transformer, fast=fast),
         denoiser: build_denoiser(folder.path, folder.transformer, fast=fast),
         decoder: build_decoder(folder.path, configs["vae"]),
         denoiser_int8: build_denoiser(folder.path, folder.transformer, int8=True, fast=fast),
+        encoder: build_encoder(folder.path, configs["vae"]),
     }
     if fast:
-        del graphs[decoder]  # the model's own
+        del graphs[decoder], graphs[encoder]  # the model's own
     made_for = fingerprint(folder.path, fast=fast)
     for graph in graphs.values():
         graph.metadata_props.add(key="fingerprint", value=made_for)

@@ -14,7 +14,7 @@ def bins_of(folder: ModelFolder) -> BucketTable | None:
     """The official table for sampling at the model's own size, 33 shapes (40 at 2048 px); None where there is none."""
     if folder.vae_factor != 8 or folder.native_size not in OFFICIAL_SIZES:
         return None
-    return official_table(folder.native_size, drawing=True)
+    return official_table(folder.native_size, sampling=True)
 
 
 def bins_by_itself(folder: ModelFolder) -> bool:

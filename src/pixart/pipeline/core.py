@@ -11,7 +11,7 @@ independent, so a batch may hold images of different prompts, at different steps
 need latents of one shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pixart.diffusion.guidance import guided
 from pixart.diffusion.noise import noise_stream
 from pixart.diffusion.solvers import SAMPLERS, Solver, Step, schedule_for
 from pixart.errors import PixArtError
+from pixart.pipeline.image_input import FittedImage
 from pixart.pipeline.networks import Networks
 from pixart.pipeline.request import Request
 
@@ -38,6 +39,19 @@ class Conditioning:
     unconditional_cut: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A clean latent (1, C, h, w) to start from, noised to the level of the step `first`, with which sampling begins.
+
+    Where `mask` (1, 1, h, w) is 0, it is put back at the noise level of every step.
+    """
+
+    latent: Any
+    first: int
+    mask: Any | None = None
+    image: FittedImage | None = None
+
+
 @dataclass(eq=False)
 class State:
     """One image on its way from noise (`x_t` of shape (1, C, h, w)) to a clean latent."""
@@ -47,6 +61,8 @@ class State:
     seed: int
     x_t: Any
     solver: Solver
+    source: Source | None = None
+    noise: Any = None  # with a source: what it was noised with
 
     @property
     def done(self) -> bool:
@@ -73,6 +89,7 @@ class Core:
     def encode_prompt(self, request: Request, index: int, negative: tuple[Any, str] | None = None) -> Conditioning:
         """One prompt of a request. `negative` is the negative prompt, where an earlier call has encoded it."""
         resolved = request.resolved_prompts[index]
+        self.networks.prepare([*request.resolved_prompts, request.resolved_negative_prompt])
         text, cut = self.networks.encode(resolved)
         unconditional, unconditional_cut = None, ""
         # The same text on both sides of the guidance would cancel out; so would scale 1.
@@ -84,34 +101,48 @@ class Core:
             unconditional, unconditional_cut = negative
         return Conditioning(request.prompts[index], resolved, text, unconditional, cut, unconditional_cut)
 
-    def start(
-        self,
-        request: Request,
-        conditioning: Conditioning,
-        seed: int,
-        *,
-        latent: np.ndarray | None = None,
-        first: int = 0,
-    ) -> State:
-        """A new image: noise of the request's size from `seed`.
-
-        Args:
-            latent: a clean latent (C, h, w) to start from in place of pure noise, for image-to-image; it is noised to
-                the level of the step `first`, with which sampling then begins.
-        """
+    def start(self, request: Request, conditioning: Conditioning, seed: int, source: Source | None = None) -> State:
+        """A new image: noise of the request's size from `seed`; with a `source`, that latent with the noise."""
         factor = self.folder.vae_factor
         shape = (self.folder.transformer["in_channels"], request.image_height // factor, request.image_width // factor)
         noise = noise_stream(seed, shape)
-        x_t = noise()
         schedule = schedule_for(request.sampler, self.folder.scheduler, request.steps)
-        if latent is not None:
-            x_t = np.float32(schedule.alphas[first]) * latent + np.float32(schedule.sigmas[first]) * x_t
 
         def fresh_noise() -> Any:
             return self.networks.latents(noise()[None])
 
+        x_t = eps = fresh_noise()
+        first = 0 if source is None else source.first
+        if source is not None and (first or source.mask is None):  # as in Diffusers: with a mask, all of it anew
+            x_t = schedule.noised(source.latent, eps, first)
         solver = SAMPLERS[request.sampler].solver(schedule, fresh_noise, first)
-        return State(request, conditioning, seed, self.networks.latents(x_t[None]), solver)
+        return State(request, conditioning, seed, x_t, solver, source, None if source is None else eps)
+
+    def source(self, request: Request, image: FittedImage) -> Source:
+        """The image that a request starts from, encoded. Raises PixArtError where it does not fit the device."""
+        mask = image.latent_mask(self.folder.vae_factor)
+        mask = None if mask is None else self.networks.latents(mask)
+        return Source(self._encode_image(image.pixels), request.first_step, mask, image)
+
+    def enlarged(self, states: Sequence[State], larger: Request) -> Iterator[State]:
+        """Finished states as new ones of a larger size, for a second pass."""
+        from PIL import Image
+
+        for state, pixels in zip(states, self.decode(states), strict=True):
+            size = (larger.image_width, larger.image_height)
+            image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+            given = None if state.source is None else state.source.image
+            source = Source(self._encode_image(np.asarray(image)), larger.first_step, image=given)
+            yield self.start(larger, state.conditioning, state.seed, source)
+
+    def _encode_image(self, pixels: np.ndarray) -> Any:
+        try:
+            return self.networks.encode_image(pixels)
+        except MemoryError:
+            height, width = pixels.shape[:2]
+            raise PixArtError(
+                f"An image of {width} x {height} pixels does not fit the memory of this device."
+            ) from None
 
     def step(self, states: Sequence[State]) -> list[Step]:
         """One denoising step of every state, in one pass of the network; returns what the solvers give, in order.
@@ -140,6 +171,12 @@ class Core:
         steps = []
         for state, prediction in zip(states, predictions, strict=True):
             step = state.solver.step(state.x_t, prediction)
+            source = state.source
+            if source is not None and source.mask is not None:
+                known = source.latent
+                if not state.done:
+                    known = state.solver.schedule.noised(known, state.noise, state.solver.position)
+                step = step._replace(x_t=source.mask * step.x_t + (1 - source.mask) * known)
             state.x_t = step.x_t
             steps.append(step)
         return steps

@@ -1,24 +1,24 @@
-"""A picture on white -> the thing alone, on nothing: RGBA, as stickers want it.
+"""An image of something on white -> the thing alone, on nothing: RGBA, as stickers need it.
 
-The shipped model draws on white, so what is white and reaches the border is ground. At the thing's edge a pixel is a
-mixture, `alpha · colour + (1 - alpha) · white`; the colour is taken from just inside, and alpha follows. White that
+The shipped model generates on white, so what is white and reaches the border is ground. At the thing's edge a pixel is
+a mixture, `alpha · colour + (1 - alpha) · white`; the colour is taken from just inside, and alpha follows. White that
 does not reach the border, an eye or a window, stays.
 """
 
 import numpy as np
 from PIL import Image
 
-NEAR_WHITE = 12  # a channel may be so far below 255 and still be ground: a decoder does not draw exact white
+NEAR_WHITE = 12  # a channel may be so far below 255 and still be ground: a decoder does not give exact white
 EDGE = 3  # pixels from the ground inwards that may be mixtures
 LEAST = 0.02  # alpha below which a pixel is ground
 PALEST = 225  # of the border's median colour, every channel: what is darker is no white ground with a tint
 
 
 def cut_out(image: Image.Image) -> Image.Image:
-    """An RGB picture drawn on white -> RGBA of the same size, colours not premultiplied.
+    """An RGB image on white -> RGBA of the same size, colours not premultiplied.
 
-    A picture without white at its border comes back opaque. Where a thing without an outline is itself white, it
-    cannot be told from the ground.
+    An image without white at its border comes back opaque. Where a thing without an outline is itself white, it
+    cannot be distinguished from the ground.
     """
     pixels = _whitened(np.asarray(image.convert("RGB")).astype(np.float32))
     ground = _reached(pixels.min(axis=2) >= 255 - NEAR_WHITE)
@@ -27,7 +27,7 @@ def cut_out(image: Image.Image) -> Image.Image:
     below, full = 255 - pixels, 255 - colour  # how far from white a pixel is, and its colour
     strength = (full * full).sum(axis=2)
     alpha = (below * full).sum(axis=2) / np.maximum(strength, 1)
-    # Thin lines have no inside to take a colour from, and on a light thing white says nothing: they stay as drawn.
+    # Thin lines have no inside to take a colour from, and on a light thing white says nothing: they stay as they are.
     alpha = np.where(known & (strength > 30**2), alpha.clip(0, 1), 1.0)
     alpha = np.where(inner, 1.0, alpha)
     alpha[ground | (alpha < LEAST)] = 0

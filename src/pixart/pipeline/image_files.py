@@ -2,18 +2,21 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import tempfile
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
-from pixart.pipeline.image_metadata import ImageTexts, parse_json, read_texts
+from pixart.files import parse_json, write_whole
+from pixart.pipeline.image_metadata import ImageTexts, read_texts
+from pixart.pixels import on_white
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}
@@ -79,7 +82,7 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
     """Write an RGB or RGBA PIL image with its settings and return the path used: `path`, or a free name beside it.
 
     PNG, JPEG (quality 95) or WebP (lossless), by the suffix. An existing file is never overwritten: name.png,
-    name-1.png, name-2.png, ... is tried in turn. The file appears under its name only when all of it is on disk.
+    name-1.png, name-2.png, ... is tried in turn. The image takes its name only when all of it is on disk.
 
     Args:
         settings: None for sheets of several images, which have no settings of their own but are marked as AI-made.
@@ -91,25 +94,42 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG" and image.mode != "RGB":
         raise UsageError("JPEG has no transparency; write a .png or .webp file.")
-    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
-    if metadata:
-        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
-        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
-    temporary = None
+    buffer = io.BytesIO()
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixart-", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            image.save(file, format=kind, **options)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        return _take_free_name(temporary, path)
+        save_image(buffer, image, settings, kind, metadata=metadata)
+        target = _take_free_name(path)
+        try:
+            write_whole(target, buffer.getvalue())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return target
     except (OSError, ValueError) as error:  # ValueError: more metadata than a JPEG segment holds
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise PixArtError(f"The image cannot be written to {path}: {reason}.") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+
+def save_image(
+    file: BinaryIO,
+    image,
+    settings: dict[str, Any] | None,
+    kind: str,
+    *,
+    quality: int | None = None,
+    metadata: bool = True,
+) -> None:
+    """What `write_image` writes, into an open file. `kind` is PNG, JPEG or WEBP; `quality` 0 to 100 of JPEG and WebP.
+
+    Raises:
+        ValueError: more metadata than the format holds.
+    """
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    if quality is not None and kind != "PNG":
+        options = {"quality": quality}
+    if metadata:
+        record = None if settings is None else {**settings, "pixels_sha256": pixel_hash(image)}
+        options |= {"pnginfo": _png_texts(record)} if kind == "PNG" else {"exif": _exif(record), "xmp": XMP.encode()}
+    image.save(file, format=kind, **options)
 
 
 def _png_texts(record: dict[str, Any] | None):
@@ -149,10 +169,7 @@ def read_record(texts: ImageTexts) -> dict[str, Any] | None:
     """Our JSON record among the texts of an image file, or None; raises PixArtError if it is damaged."""
     if CHUNK not in texts.texts:
         return None
-    try:
-        record = parse_json(texts.texts[CHUNK])
-    except ValueError as error:
-        raise PixArtError(f"The settings that pixart wrote are damaged ({error}).") from None
+    record = parse_json(texts.texts[CHUNK], "The text that pixart wrote into the image", nonfinite=True)
     if not isinstance(record, dict):
         raise PixArtError("The settings that pixart wrote are damaged (they are not a JSON object).")
     return record
@@ -161,18 +178,6 @@ def read_record(texts: ImageTexts) -> dict[str, Any] | None:
 def pixel_hash(image) -> str:
     """SHA-256 of the raw RGB bytes, row by row; of an image with transparent parts, as it looks on white."""
     return hashlib.sha256(on_white(image).tobytes()).hexdigest()
-
-
-def on_white(image):
-    """A PIL image of any mode as RGB, with white where it is transparent."""
-    from PIL import Image
-
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
 
 
 def parameters_text(record: dict[str, Any]) -> str:
@@ -200,23 +205,13 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
 
 
-def _take_free_name(temporary: Path, path: Path) -> Path:
-    number = 0
+def _take_free_name(path: Path) -> Path:
+    """An empty file under `path` or a free name beside it, which nobody else can take any more."""
+    target, number = path, 0
     while True:
-        target = path if number == 0 else path.with_stem(f"{path.stem}-{number}")
         try:
-            os.link(temporary, target)  # fails if the name is taken, even by someone else this very moment
+            target.touch(exist_ok=False)
             return target
         except FileExistsError:
             number += 1
-        except OSError:
-            # A file system without hard links: look first, then rename.
-            if not target.exists():
-                return temporary.replace(target)
-            number += 1
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+            target = path.with_stem(f"{path.stem}-{number}")

@@ -2,14 +2,15 @@
 
 PNG keeps texts in tEXt, zTXt and iTXt chunks (PNG specification, third edition, 11.3.3); JPEG and WebP in EXIF (TIFF
 6.0, section 2; EXIF 2.32, 4.6.5), JPEG also in comments. Only what image tools write settings into is looked at.
+Pillow would do, but it reads every EXIF entry before one can say no, and many may point at the same megabytes.
 """
 
-import json
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import open_regular
@@ -81,17 +82,15 @@ def read_texts(path: str | Path) -> ImageTexts:
         with open_regular(Path(path)) as file:
             start = file.read(12)
             if start.startswith(b"\x89PNG\r\n\x1a\n"):
-                file.seek(8)
-                found, read = ImageTexts("PNG"), _read_png
+                found, parts = ImageTexts("PNG"), _png_parts
             elif start.startswith(b"\xff\xd8\xff"):
-                file.seek(2)
-                found, read = ImageTexts("JPEG"), _read_jpeg
+                found, parts = ImageTexts("JPEG"), _jpeg_parts
             elif start.startswith(b"RIFF") and start[8:] == b"WEBP":
-                found, read = ImageTexts("WebP"), _read_webp
+                found, parts = ImageTexts("WebP"), _webp_parts
             else:
                 raise UsageError(f"{name} is not a PNG, JPEG or WebP file, which are those that can hold settings.")
             try:
-                read(file, found)
+                _read(file, parts(file), found)
             except _Spent as spent:
                 found.notices.append(str(spent))
             return found
@@ -105,28 +104,47 @@ def read_texts(path: str | Path) -> ImageTexts:
         raise UsageError(f"{name} is no file with an image in it; give an image file.") from None
 
 
-def parse_json(text: str) -> Any:
-    """A JSON value; NaN and Infinity, which some tools write, become None. Raises ValueError, also for deep nesting."""
-    try:
-        return json.loads(text, parse_constant=lambda name: None)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _read_png(file: BinaryIO, found: ImageTexts) -> None:
-    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+def _read(file: BinaryIO, parts: Iterator[tuple[bytes, int, int]], found: ImageTexts) -> None:
+    """Take the texts out of the parts of a file: (kind, length, bytes between it and the next)."""
+    for kind, length, after in parts:
         found.count_part()
-        length, kind = struct.unpack(">I4s", head)
-        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"eXIf") or not found.charge(length):
-            file.seek(length + 4, 1)
-            continue
-        data, check_sum = file.read(length), file.read(4)
-        if len(data) < length or zlib.crc32(kind + data) != int.from_bytes(check_sum, "big"):
-            found.notice("A text in the file is damaged and was not read.")
-        elif kind == b"eXIf":
-            _read_exif(data, found)
+        end = file.tell() + length + after
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"EXIF", b"\xe1", b"\xfe") and found.charge(length):
+            data = file.read(length)
+            if len(data) < length or (
+                found.format == "PNG" and zlib.crc32(kind + data) != int.from_bytes(file.read(4), "big")
+            ):
+                found.notice("A text in the file is damaged and was not read.")
+            elif kind == b"\xfe":
+                found.add("comment", data.decode("utf-8", "replace").rstrip("\0"))
+            elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+                _read_chunk(kind, data, found)
+            elif kind != b"\xe1" or data.startswith(EXIF_HEAD):
+                _read_exif(data.removeprefix(EXIF_HEAD), found)
+        file.seek(end)
+
+
+def _png_parts(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        yield head[4:], int.from_bytes(head[:4], "big"), 4
+
+
+def _jpeg_parts(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Segments up to the start of the scan, after which only pixels follow."""
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != 0xDA:
+        if head[1] == 0xFF:  # a fill byte
+            file.seek(-3, 1)
+            yield b"", 0, 0
         else:
-            _read_chunk(kind, data, found)
+            yield head[1:2], max(int.from_bytes(head[2:], "big") - 2, 0), 0
+
+
+def _webp_parts(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[4:], "little")
+        yield head[:4], length, length % 2
 
 
 def _read_chunk(kind: bytes, data: bytes, found: ImageTexts) -> None:
@@ -151,43 +169,10 @@ def _read_chunk(kind: bytes, data: bytes, found: ImageTexts) -> None:
     found.add(name, data.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
 
 
-def _read_jpeg(file: BinaryIO, found: ImageTexts) -> None:
-    """Segments up to the start of the scan, after which only pixels follow."""
-    has_exif = False
-    while len(head := file.read(2)) == 2 and head[0] == 0xFF and head[1] != 0xDA:
-        found.count_part()
-        if head[1] == 0xFF:  # a fill byte
-            file.seek(-1, 1)
-            continue
-        length = max(int.from_bytes(file.read(2), "big") - 2, 0)
-        if head[1] not in (0xE1, 0xFE) or not found.charge(length):
-            file.seek(length, 1)
-            continue
-        data = file.read(length)
-        if head[1] == 0xFE:
-            found.add("comment", data.decode("utf-8", "replace").rstrip("\0"))
-        elif data.startswith(EXIF_HEAD) and not has_exif:
-            has_exif = True
-            _read_exif(data, found)
-
-
-def _read_webp(file: BinaryIO, found: ImageTexts) -> None:
-    while len(head := file.read(8)) == 8:
-        found.count_part()
-        kind, length = struct.unpack("<4sI", head)
-        if kind == b"EXIF" and found.charge(length):
-            _read_exif(file.read(length), found)
-            return
-        file.seek(length + length % 2, 1)
-
-
 def _read_exif(data: bytes, found: ImageTexts) -> None:
     """The texts of the first TIFF folder and of the EXIF folder. Entries that share their bytes pay for them each."""
-    data = data.removeprefix(EXIF_HEAD)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4], "<")
     try:
-        if order is None:
-            raise ValueError
         folders, seen = [struct.unpack_from(order + "I", data, 4)[0]], set()
         for at in folders:
             (count,) = struct.unpack_from(order + "H", data, at)
@@ -199,12 +184,11 @@ def _read_exif(data: bytes, found: ImageTexts) -> None:
                     folders.append(start)
                 if kind not in (1, 2, 7) or tag in seen:  # bytes, ASCII, undefined: all of them one byte each
                     continue
-                inside = value[:length] if length <= 4 else None
                 label = next((one for one in LABELS if data[start : start + len(one)].lower() == one), None)
                 if (tag in TAGS or label) and found.charge(min(length, len(data))):
                     seen.add(tag)
-                    _add_tag(tag, data[start : start + length] if inside is None else inside, found)
-    except (struct.error, ValueError):
+                    _add_tag(tag, value[:length] if length <= 4 else data[start : start + length], found)
+    except struct.error:
         found.notice("The EXIF data in the file is damaged and was not read.")
 
 

@@ -4,17 +4,24 @@ Which engine, device and dtype a model gets is decided here, before anything hea
 """
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import unknown
 from pixart.errors import PixArtError, UsageError
+from pixart.files import read_json_object
+from pixart.progress import Progress
 from pixart.runtime.device import DEVICES, Device, Precision, choose_device, choose_precision, find_cpu, find_devices
 from pixart.runtime.memory import PLAIN, Memory, check_memory
+from pixart.runtime.plan import DECODER_NUMBERS, Sizes, choose_plan
+from pixart.weights import Stored, read_header
 
 ENGINES = ("auto", "onnx", "torch")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -27,6 +34,12 @@ class Networks(Protocol):
     name: str
     max_tokens: int
     memory: Memory
+
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        """Generate with these adapters, which fit the model, and no others from now on; the model stays loaded."""
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Encode texts that are soon needed, where together they cost little more than one."""
 
     def encode(self, text: str) -> tuple[Any, str]:
         """A text as `denoise` takes it, and the words over the limit. Once per text."""
@@ -56,6 +69,9 @@ class Networks(Protocol):
     def images_at_once(self, rows: int, height: int, width: int) -> int:
         """How many images, with so many rows each, of height x width pixels to denoise in one pass."""
 
+    def encode_image(self, pixels: np.ndarray) -> Any:
+        """An image, uint8 RGB (H, W, 3), as a latent (1, C, h, w) of this engine. Raises MemoryError."""
+
     def to_numpy(self, array: Any) -> np.ndarray:
         """An array of this engine as fp32 numpy."""
 
@@ -75,6 +91,7 @@ class Runtime:
     precision: Precision
     int8: bool = False
     memory: Memory = PLAIN
+    held: str = ""  # how the networks are held in memory, in words
 
     @property
     def dtype(self) -> str:
@@ -84,20 +101,32 @@ class Runtime:
     def line(self) -> str:
         engine = "ONNX Runtime" if self.engine == "onnx" else "torch"
         offload = " Offloading does nothing on a CPU." if self.memory.offload and self.device.type == "cpu" else ""
-        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason}).{offload}"
+        held = f"; {self.held}" if self.held else ""
+        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason}){held}.{offload}"
 
 
 def choose_runtime(
-    folder: ModelFolder, engine: str = "auto", dtype: str = "auto", memory: Memory = PLAIN, device: str = "auto"
+    folder: ModelFolder,
+    engine: str = "auto",
+    dtype: str = "auto",
+    memory: Memory = PLAIN,
+    device: str = "auto",
+    *,
+    size: tuple[int, int] | None = None,
+    once: bool = False,
 ) -> Runtime:
-    """Engine, device and dtype for a model; loads no network.
+    """Engine, device, dtype and memory plan for a model; loads no network.
 
     Left to itself it is ONNX Runtime on the CPU where the folder has graphs, which starts at once; with memory options,
     another dtype or a device it is torch, on the fastest device here.
 
+    Args:
+        size: height and width in pixels of the largest image, which decides what fits; None: the model's own.
+        once: the model is loaded for one request.
+
     Raises:
         UsageError: no such engine, dtype or device, or not together.
-        PixArtError: the folder has no graphs, or torch is not installed.
+        PixArtError: the folder has no graphs, torch is not installed, or the model does not fit the memory here.
     """
     for kind, name, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
         if name not in known:
@@ -121,18 +150,56 @@ def choose_runtime(
         why = "" if folder.has_graphs else f" ({folder.path} has no graphs for ONNX Runtime)"
         raise PixArtError(f"This needs torch, which is not installed: pip install 'pixart[torch]'{why}")
     found = choose_device(find_devices(), device)
-    return Runtime("torch", found, choose_precision(found, dtype), memory=memory)
+    precision = choose_precision(found, dtype)
+    sizes = sizes_of(folder, *(size or (folder.native_size, folder.native_size)))
+    plan = choose_plan(sizes, found, precision, find_cpu().free_bytes, memory, once=once)
+    return Runtime("torch", found, precision, memory=plan.memory, held=plan.reason)
 
 
-def load_networks(folder: ModelFolder, runtime: Runtime) -> Networks:
-    """Load a checked model folder as `choose_runtime` decided. Raises PixArtError, naming the file, for damage."""
+def sizes_of(folder: ModelFolder, height: int, width: int) -> Sizes:
+    """What a memory plan needs to know of a model and an image of it, from configs and the headers of the weights."""
+    config, vae = folder.transformer, read_json_object(folder.path / "vae" / "config.json")
+    stored: dict[Path, list[tuple[str, Stored]]] = {}
+    for path in (path for path in folder.weights if path.is_relative_to(folder.path)):
+        stored.setdefault(path.parent, []).extend(read_header(path).items())
+    text = stored[folder.path / "text_encoder"]
+    looked_up = ("shared", "embed", "relative_attention_bias")
+    linear = [
+        math.prod(each.shape) for name, each in text if len(each.shape) == 2 and not any(w in name for w in looked_up)
+    ]
+    if folder.checkpoint is None:
+        denoiser = sum(math.prod(each.shape) for _, each in stored[folder.transformer_folder])
+    else:
+        denoiser = sum(tensor.numel() for tensor in folder.checkpoint.state.values())
+    channels, tile = vae["block_out_channels"], vae.get("sample_size") or 512
+    per_pixel = DECODER_NUMBERS * channels[min(1, len(channels) - 1)]
+    return Sizes(
+        text_linear=sum(linear),
+        text_other=sum(math.prod(each.shape) for _, each in text) - sum(linear),
+        text_layer=max(linear, default=0),
+        text_file=sum(each.size for _, each in text),
+        denoiser=denoiser,
+        decoder=sum(math.prod(each.shape) for _, each in stored[folder.path / "vae"]),
+        tokens=height * width // folder.size_multiple**2,
+        width=config["num_attention_heads"] * config["attention_head_dim"],
+        decoded=per_pixel * height * width,
+        decoded_tile=per_pixel * min(height, tile) * min(width, tile),
+    )
+
+
+def load_networks(folder: ModelFolder, runtime: Runtime, progress: Progress | None = None) -> Networks:
+    """Load a checked model folder as `choose_runtime` decided; `progress` shows what is read, now and on first use.
+
+    Raises:
+        PixArtError: a file is damaged, and named.
+    """
     if runtime.engine == "onnx":
         from pixart.graphs.engine import GraphNetworks
 
         return GraphNetworks(folder, int8=runtime.int8)
     from pixart.pipeline.torch_networks import TorchNetworks
 
-    return TorchNetworks(folder, runtime.device, runtime.precision, runtime.memory)
+    return TorchNetworks(folder, runtime.device, runtime.precision, runtime.memory, progress)
 
 
 def _installed(library: str) -> bool:

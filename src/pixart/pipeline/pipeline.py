@@ -1,13 +1,15 @@
 """`pixart.Pipeline`: a loaded model that turns prompts into images."""
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pixart
+from pixart.checkpoints.adapters import Lora, check_loras
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
+from pixart.config import plain
 from pixart.diffusion.solvers import Step
 from pixart.encoders.text_states import read_head
 from pixart.encoders.tokenizer import Tokenizer
@@ -17,10 +19,14 @@ from pixart.pipeline.core import Conditioning, Core, State
 from pixart.pipeline.image_files import pixel_hash
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
 from pixart.pipeline.request import Request, check_text_states, make_request
+from pixart.pipeline.settings import Settings
 from pixart.runtime.memory import PLAIN, Memory
 
+LoraPath = str | Path | tuple[str | Path, float]
 OnStep = Callable[[int, Step], None]
 T = TypeVar("T")
+# Of a request, in an image's settings: each image has one seed of its own.
+RECORDED = tuple(field.name for field in fields(Settings) if field.name != "num_images")
 MAX_SHOWN = 300  # characters of cut text that a notice repeats
 
 
@@ -50,6 +56,7 @@ class Pipeline:
         """Of a checked model folder and its networks; see `from_pretrained` and `load_networks`."""
         self.folder, self.networks = folder, networks
         self.core = Core(folder, networks)
+        self.loras: tuple[Lora, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -65,6 +72,7 @@ class Pipeline:
         dtype: str = "auto",
         memory: Memory = PLAIN,
         device: str = "auto",
+        loras: Iterable[LoraPath] = (),
     ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
@@ -77,6 +85,7 @@ class Pipeline:
             dtype: "float32"; "bfloat16" or "float16" (torch); "int8" (onnx: faster, not quite the same image); "auto":
                 float32 for graphs, else what suits the device.
             memory: ways to generate in less memory, with torch; see `pixart.runtime.memory.Memory`.
+            loras: adapters to generate with, see `set_loras`.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
 
         Raises:
@@ -85,62 +94,54 @@ class Pipeline:
         """
         given = {"parts": parts, "ema": ema, "num_heads": num_heads, "image_size": image_size}
         folder = open_model_folder(model, fast=fast, **given)
-        return cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
+        found = check_loras(folder, loras)
+        pipeline = cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
+        pipeline.use(found)
+        return pipeline
+
+    def set_loras(self, loras: Iterable[LoraPath]) -> None:
+        """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors files or folders) and no others.
+
+        Each is a path, "path:strength" or (path, strength); the model stays loaded. docs/lora.md lists the dialects.
+
+        Raises:
+            PixArtError: one cannot be read, or is for another model; those that were in use stay.
+        """
+        self.use(check_loras(self.folder, loras))
+
+    def use(self, loras: tuple[Lora, ...]) -> None:
+        """As `set_loras`, of adapters that `check_loras` has read."""
+        if self.networks.memory.text_states is not None and any(lora.adapter.text_layers for lora in loras):
+            raise UsageError("An adapter changes the text encoder, which a file of text states takes the place of.")
+        if loras or self.loras:
+            self.networks.set_loras(loras)
+        self.loras = loras
 
     def __call__(
         self,
         prompt: str | list[str],
         *,
-        negative_prompt: str | None = "",
-        style: str | None = None,
-        seed: int | None = None,
-        num_images: int = 1,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: tuple[int, int] = (0, 1000),
-        guidance_rescale: float = 0.0,
-        guidance_channels: int | None = None,
-        null_text: str = "encoded",
-        width: int | None = None,
-        height: int | None = None,
-        binning: bool | None = None,
-        sampler: str | None = None,
+        image: Any = None,
+        mask: Any = None,
+        outpaint: bool = False,
         on_step: OnStep | None = None,
+        **settings: Any,
     ) -> Result:
         """Generate `num_images` images of each prompt, with the seeds `seed`, `seed + 1`, ...
 
-        None means: the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale
-        4.5), and the model's native size; for the seed, a random one. Guidance acts at timesteps inside
-        `guidance_interval` only (0 is clean, 1000 noise; arXiv 2404.07724); `guidance_rescale` from 0 to 1 brings the
-        guided prediction back to the deviation of the conditional one (arXiv 2305.08891, section 3.4).
-        `guidance_channels` guides the first channels of the latent only, as the official IDDPM script does with 3;
-        `null_text` "caption" or "caption-all" guides away from the null caption of an official checkpoint, under the
-        prompt's mask or all of it, and not from the encoded empty text. `binning` generates the official size of the
-        nearest shape and fits the image to the requested size, as stock Diffusers does; None does so for models that
-        predict eps, and not for flow models. `on_step(index of the image, Step)` is called after every step, and may
-        raise to stop.
+        Args:
+            image: a path or PIL image to start from; `strength` says how far from it.
+            mask: a path or PIL image, white where `image` is to be generated anew; the rest stays.
+            outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
+            on_step: `on_step(index of the image, Step)` is called after every step, and may raise to stop.
+            settings: the fields of `pixart.pipeline.request.Settings`, where each is described: negative_prompt, style,
+                seed, num_images, steps, guidance_scale, width, height, sampler and others. What is left out or None is
+                the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale 4.5).
 
         Raises:
             UsageError: this model cannot generate that.
         """
-        request = make_request(
-            self.folder,
-            prompt,
-            negative_prompt=negative_prompt,
-            style=style,
-            seed=seed,
-            num_images=num_images,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            guidance_channels=guidance_channels,
-            null_text=null_text,
-            width=width,
-            height=height,
-            binning=binning,
-            sampler=sampler,
-        )
+        request = make_request(self.folder, prompt, image=image, mask=mask, outpaint=outpaint, **settings)
         notices: list[str] = []
         images = list(self.generate(request, on_step, notices.append))
         return Result(
@@ -155,6 +156,26 @@ class Pipeline:
     ) -> Iterator[Generated]:
         """The images of a checked request, as many at once as the device takes, each yielded as soon as it is done."""
         say = on_notice or (lambda notice: None)
+        finished = self._in_stages(self._finished(self._started(request, say), request, on_step, say))
+        if request.upscale > 1:
+            larger = request.enlarged
+            again = self._in_stages(state for some in finished for state in self.core.enlarged(some, larger))
+            finished = self._in_stages(self._finished(again, larger, on_step, say))
+        for some in finished:
+            for state, pixels in zip(some, self.core.decode(some), strict=True):
+                yield self._generated(request, state, pixels)
+
+    def begin(self, request: Request, say: Callable[[str], None]) -> list[State]:
+        """All images of a request, prompt by prompt and seed by seed, for `Core.step` in any batches; then `finish`."""
+        return list(self._started(request, say))
+
+    def finish(self, request: Request, state: State) -> Generated | State:
+        """The image of a state after its last step; or a new, larger state, where there is a second pass to come."""
+        if state.request.upscale > 1:
+            return next(self.core.enlarged([state], request.enlarged))
+        return self._generated(request, state, self.core.decode([state])[0])
+
+    def _started(self, request: Request, say: Callable[[str], None]) -> Iterator[State]:
         self._check_text_states(request)
         if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
             say(
@@ -166,10 +187,12 @@ class Pipeline:
                 f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
                 "nothing; give a larger --guidance-scale."
             )
-        conditionings = self._in_stages(self._conditionings(request, say))
-        for states in self._in_stages(self._finished(request, conditionings, on_step, say)):
-            for state, pixels in zip(states, self.core.decode(states), strict=True):
-                yield self._generated(state, pixels)
+        source = None
+        if request.image is not None:
+            source = self.core.source(request, request.image.fitted(request.image_height, request.image_width, say))
+        for conditioning in self._in_stages(self._conditionings(request, say)):
+            for seed in request.seeds:
+                yield self.core.start(request, conditioning, seed, source)
 
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
@@ -182,22 +205,22 @@ class Pipeline:
 
     def _conditionings(self, request: Request, say: Callable[[str], None]) -> Iterator[Conditioning]:
         negative: tuple[Any, str] | None = None
-        told = False
+        reported = False
         for index, prompt in enumerate(request.prompts):
             conditioning = self.core.encode_prompt(request, index, negative)
-            self._tell_of_text(conditioning.resolved, conditioning.cut, "prompt", say)
+            self._report_text(conditioning.resolved, conditioning.cut, "prompt", say)
             if not conditioning.resolved.strip():
                 say("The prompt is empty: this image is generated without any text.")
             elif not prompt.strip():
                 say(f'The prompt is empty: only the words of the style count, "{conditioning.resolved}".')
             if conditioning.unconditional is not None and request.null_text == "encoded":
                 negative = conditioning.unconditional, conditioning.unconditional_cut
-                if not told:
-                    self._tell_of_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
-                    told = True
+                if not reported:
+                    self._report_text(request.resolved_negative_prompt, negative[1], "negative prompt", say)
+                    reported = True
             yield conditioning
 
-    def _tell_of_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
+    def _report_text(self, text: str, cut: str, what: str, say: Callable[[str], None]) -> None:
         if cut:
             shown = cut if len(cut) <= MAX_SHOWN else cut[:MAX_SHOWN] + " ..."
             say(
@@ -214,19 +237,14 @@ class Pipeline:
         return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens)
 
     def _finished(
-        self,
-        request: Request,
-        conditionings: Iterator[Conditioning],
-        on_step: OnStep | None,
-        say: Callable[[str], None],
+        self, started: Iterator[State], request: Request, on_step: OnStep | None, say: Callable[[str], None]
     ) -> Iterator[list[State]]:
-        """Batches of finished states, prompt by prompt and seed by seed; one batch may hold several prompts."""
-        images = ((conditioning, seed) for conditioning in conditionings for seed in request.seeds)
+        """The states, finished, in batches; one batch may hold several prompts."""
         first, at_once = 0, None
         while True:
             states = []
-            for conditioning, seed in images:
-                states.append(self.core.start(request, conditioning, seed))
+            for state in started:
+                states.append(state)
                 at_once = at_once or self.core.images_at_once(request)
                 if len(states) >= at_once:
                     break
@@ -256,31 +274,25 @@ class Pipeline:
                 "with pixart encode --model."
             )
 
-    def _generated(self, state: State, pixels: Any) -> Generated:
+    def _generated(self, request: Request, state: State, pixels: Any) -> Generated:
         from PIL import Image
 
-        request = state.request
-        image = fit(Image.fromarray(pixels), request.height, request.width)
+        image = Image.fromarray(pixels)
+        start = None if state.source is None else state.source.image
+        if start is not None:
+            image = start.pasted(image)
+        image = fit(image, request.height * request.upscale, request.width * request.upscale)
         settings = {
             "format": 1,
             "prompt": state.conditioning.prompt,
-            "negative_prompt": request.negative_prompt,
-            "style": request.style,
             "resolved_prompt": state.conditioning.resolved,
             "resolved_negative_prompt": request.resolved_negative_prompt,
+            **{name: plain(getattr(request, name)) for name in RECORDED},
             "seed": state.seed,
-            "steps": request.steps,
-            "guidance_scale": request.guidance_scale,
-            "guidance_interval": list(request.guidance_interval),
-            "guidance_rescale": request.guidance_rescale,
-            "guidance_channels": request.guidance_channels,
-            "null_text": request.null_text,
-            "width": request.width,
-            "height": request.height,
-            "binning": request.bin is not None,
-            "bin": asdict(request.bin) if request.bin else None,
-            "sampler": request.sampler,
+            "bin": plain(request.bin),
+            "image": None if start is None else start.hashes,
             **self.provenance,
+            **({"loras": [lora.for_images() for lora in self.loras]} if self.loras else {}),
             "pixels_sha256": pixel_hash(image),
         }
         return Generated(image, state.seed, settings)

@@ -39,12 +39,12 @@ def find_style(name: str | None, styles: dict[str, Style], listed: Iterable[str]
     return by_folded[name.casefold()]
 
 
-def check_text(text: Any, what: str) -> None:
+def check_text(text: Any, what: str, most: int = MAX_CHARACTERS) -> None:
     """Raise UsageError for what no tokenizer can read."""
     if not isinstance(text, str):
         raise UsageError(f"The {what} must be a text, not {shortened(text)}.")
-    if len(text) > MAX_CHARACTERS:
-        raise UsageError(f"The {what} is {len(text):,} characters long; at most {MAX_CHARACTERS:,} are read.")
+    if len(text) > most:
+        raise UsageError(f"The {what} is {len(text):,} characters long; at most {most:,} are read.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,58 +1,74 @@
-"""A request for images, checked and with every default filled in, before any heavy library is loaded."""
+"""A request for images, checked for its model and with every default filled in, before any heavy library is loaded."""
 
 import json
-import math
-import numbers
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pixart.buckets import Bucket
 from pixart.checkpoints.fast import DISTILLED
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.checkpoints.styles import known_styles
-from pixart.config import shortened, unknown
+from pixart.config import shortened
 from pixart.diffusion.noise import MAX_SEED
 from pixart.diffusion.solvers import SAMPLERS, schedule_for
 from pixart.encoders.text_states import check_texts
 from pixart.errors import UsageError
 from pixart.pipeline.bins import bins_by_itself, choose_bin
+from pixart.pipeline.image_input import ImageInput, read_image_input
 from pixart.pipeline.prompts import apply_style, check_text, find_style
-
-MIN_SIZE = 64
-MAX_IMAGES = 100
-MAX_GUIDANCE = 50.0
-# The unconditional text of guidance: the empty or negative prompt, encoded; or the null caption of an official
-# checkpoint, under the mask of the prompt (as the official code does it) or whole (as it did until November 2023).
-NULL_TEXTS = ("encoded", "caption", "caption-all")
+from pixart.pipeline.settings import MAX_SIDE, MIN_SIZE, RANDOM_SEED, Settings, whole_number
 
 
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides the pixels, apart from the model and the engine. `prompts` are the user's own words."""
+@dataclass(frozen=True, kw_only=True)
+class Request(Settings):
+    """Settings without any None: everything that decides the pixels, apart from the model and the engine.
+
+    `prompts` are the user's own words, `resolved_...` what the text encoder gets. Every prompt starts from the same
+    seed. With a `bin`, that size is generated and then fitted to width x height. `strength` is None without `image`.
+    """
 
     prompts: tuple[str, ...]
-    negative_prompt: str
-    style: str | None
     resolved_prompts: tuple[str, ...]
     resolved_negative_prompt: str
-    seeds: tuple[int, ...]  # one per image of a prompt; every prompt starts from the same seed
-    steps: int
-    guidance_scale: float
-    guidance_interval: tuple[int, int]  # timesteps, 0 (clean) to 1000 (noise), at which guidance acts
-    guidance_rescale: float
-    guidance_channels: int  # of the latent, the first of them that are guided
-    null_text: str  # one of NULL_TEXTS
-    width: int
-    height: int
-    bin: Bucket | None  # the size that is generated and then fitted to width x height
-    sampler: str
+    bin: Bucket | None
+    image: ImageInput | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the images of a prompt."""
+        return tuple(range(self.seed, self.seed + self.num_images))
 
     @property
     def texts(self) -> list[str]:
         """All texts that are encoded for it."""
         alone = self.guidance_scale == 1.0 or self.null_text != "encoded"
         return [*self.resolved_prompts, *(() if alone else (self.resolved_negative_prompt,))]
+
+    @property
+    def first_step(self) -> int:
+        """The denoising step to begin with: from an image, only the last ones are taken, as in Diffusers."""
+        return 0 if self.strength is None else self.steps - max(1, int(self.steps * self.strength))
+
+    @property
+    def steps_in_all(self) -> int:
+        """Of one image, in both passes."""
+        own = self.steps - self.first_step
+        return own if self.upscale == 1 else own + self.enlarged.steps_in_all
+
+    @property
+    def enlarged(self) -> "Request":
+        """The second pass."""
+        times = self.upscale
+        larger = self.bin and Bucket(self.bin.ratio, self.bin.height * times, self.bin.width * times)
+        size = {"width": self.width * times, "height": self.height * times, "bin": larger}
+        return replace(self, **size, upscale=1, strength=self.upscale_strength, image=None)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width that are generated, in the second pass if there is one."""
+        return self.image_height * self.upscale, self.image_width * self.upscale
 
     @property
     def image_height(self) -> int:
@@ -67,90 +83,79 @@ def make_request(
     folder: ModelFolder,
     prompt: str | list[str],
     *,
-    negative_prompt: str | None = "",
-    style: str | None = None,
-    seed: int | None = None,
-    num_images: int = 1,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    guidance_interval: tuple[int, int] = (0, 1000),
-    guidance_rescale: float = 0.0,
-    guidance_channels: int | None = None,
-    null_text: str = "encoded",
-    width: int | None = None,
-    height: int | None = None,
-    binning: bool | None = None,
-    sampler: str | None = None,
+    image: Any = None,
+    mask: Any = None,
+    outpaint: bool = False,
+    **given: Any,
 ) -> Request:
     """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first.
 
-    `guidance_channels` and `null_text` repeat what official code does otherwise than Diffusers (docs/drawing.md).
-    `binning`: generate at the nearest bin (`pixart.pipeline.bins`), or not; None means as the model is used to.
+    Args:
+        image: a path or PIL image to start from.
+        mask: a path or PIL image, white where `image` is to be generated anew; the rest stays.
+        outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
+        given: fields of `Settings`, None meaning not given.
     """
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
     if not isinstance(prompt, str | list | tuple):
         raise UsageError(f"The prompt must be a text or a list of texts, not {shortened(prompt)}.")
-    negative_prompt = "" if negative_prompt is None else negative_prompt
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise UsageError("There is no prompt in the list; give at least one.")
-    # None means not given, as for the seed.
-    num_images = 1 if num_images is None else num_images
-    guidance_interval = (0, 1000) if guidance_interval is None else guidance_interval
-    guidance_rescale = 0.0 if guidance_rescale is None else guidance_rescale
-    null_text = "encoded" if null_text is None else null_text
     for text in prompts:
         check_text(text, "prompt")
-    check_text(negative_prompt, "negative prompt")
     styles = known_styles(folder.styles)
-    style = find_style(style, styles, folder.styles)
-    num_images = _whole(num_images, "The number of images", 1, MAX_IMAGES)
-    if seed is None:
+    style = find_style(settings.style, styles, folder.styles)
+    resolved = [apply_style(text, settings.negative_prompt, styles.get(style))[0] for text in prompts]
+    negative = apply_style("", settings.negative_prompt, styles.get(style))[1]
+    seed = settings.seed
+    if seed in (None, RANDOM_SEED):
         seed = secrets.randbelow(1_000_000)  # short enough to type again
-    seed = _whole(seed, "The seed", 0, MAX_SEED)
-    if seed + num_images - 1 > MAX_SEED:
-        raise UsageError(
-            f"The last of {num_images} images would have the seed {seed + num_images - 1}, over {MAX_SEED}."
-        )
+    last = seed + settings.num_images - 1
+    if last > MAX_SEED:
+        raise UsageError(f"The last of {settings.num_images} images would have the seed {last}, over {MAX_SEED}.")
     own = folder.defaults.get("sampler", "dpm-solver")
-    sampler = own if sampler is None else sampler
-    if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise UsageError(unknown("sampler", str(sampler), SAMPLERS))
+    sampler = settings.sampler or own
     suited = SAMPLERS[sampler]
     # What the model folder says suits its own sampler; another one brings its own habits.
     defaults = folder.defaults if sampler == own else {}
-    steps = defaults.get("steps", suited.steps) if steps is None else steps
-    steps = _whole(steps, "The number of steps", suited.fewest, suited.most)
+    steps = settings.steps or defaults.get("steps", suited.steps)
+    steps = whole_number(steps, "The number of steps", suited.fewest, suited.most)
     schedule_for(sampler, folder.scheduler, steps)  # says now whether the sampler fits the model
-    scale = defaults.get("guidance_scale", suited.guidance_scale) if guidance_scale is None else guidance_scale
-    scale = _number(scale, "The guidance scale", 0, MAX_GUIDANCE, "; 1 means no guidance")
-    rescale = _number(guidance_rescale, "The guidance rescale", 0, 1, "; 0 means none")
+    scale = settings.guidance_scale
     channels = folder.transformer["in_channels"]
-    guided = channels if guidance_channels is None else guidance_channels
-    guided = _whole(guided, "The number of guided channels", 1, channels)
-    if binning is not None and not isinstance(binning, bool):
-        raise UsageError(f"binning must be True, False or None, not {shortened(binning)}.")
-    binning = bins_by_itself(folder) if binning is None else binning
-    width, height = (_size(folder, value, what, binning) for value, what in ((width, "width"), (height, "height")))
-    negative_resolved = apply_style("", negative_prompt, styles.get(style))[1]
-    _check_null_text(null_text, folder, negative_resolved)
+    binning = bins_by_itself(folder) if settings.binning is None else settings.binning
+    start = read_image_input(image, mask, outpaint)
+    if start is not None and settings.width is None and settings.height is None:
+        settings = replace(settings, **_size_like(folder, start, binning))
+    width, height = (_size(folder, settings, side, binning) for side in ("width", "height"))
+    strength = settings.strength
+    if start is not None and strength is None:
+        strength = 0.8 if mask is None and not outpaint else 1.0
+    _check_passes(settings, start, steps, strength, folder.max_size // max(width, height))
+    _check_null_text(settings.null_text, folder, negative)
+    filled = {
+        "style": style,
+        "seed": seed,
+        "steps": steps,
+        "guidance_scale": defaults.get("guidance_scale", suited.guidance_scale) if scale is None else scale,
+        "guidance_channels": whole_number(settings.guidance_channels or channels, "The guided channels", 1, channels),
+        "width": width,
+        "height": height,
+        "binning": binning,
+        "sampler": sampler,
+        "strength": strength,
+    }
     request = Request(
+        **asdict(settings) | filled,
         prompts=tuple(prompts),
-        negative_prompt=negative_prompt,
-        style=style,
-        resolved_prompts=tuple(apply_style(text, negative_prompt, styles.get(style))[0] for text in prompts),
-        resolved_negative_prompt=negative_resolved,
-        seeds=tuple(range(seed, seed + num_images)),
-        steps=steps,
-        guidance_scale=scale,
-        guidance_interval=_interval(guidance_interval),
-        guidance_rescale=rescale,
-        guidance_channels=guided,
-        null_text=null_text,
-        width=width,
-        height=height,
+        resolved_prompts=tuple(resolved),
+        resolved_negative_prompt=negative,
         bin=choose_bin(folder, height, width) if binning else None,
-        sampler=sampler,
+        image=start,
     )
+    if outpaint and start.fills(request.image_height, request.image_width):
+        raise UsageError("Outpainting needs a size that is larger than the image or of another shape; give --size.")
     if folder.fast:
         _check_fast(request, folder)
     return request
@@ -161,25 +166,29 @@ def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None
     check_texts(path, request.texts, max_tokens=folder.max_tokens, width=folder.transformer["caption_channels"])
 
 
-def _whole(value: int, what: str, low: int, high: int, hint: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):  # numpy's integers too
-        raise UsageError(f"{what} must be a whole number, not {shortened(value)}.")
-    if not low <= value <= high:
-        raise UsageError(f"{what} must be from {low} to {high}, not {shortened(int(value))}{hint}.")
-    return int(value)
+def _check_passes(settings: Settings, image: ImageInput | None, steps: int, strength: float | None, most: int) -> None:
+    """Whether the image to start from and the second pass are what can be; `most` is the largest enlargement."""
+    if image is None and strength is not None:
+        raise UsageError("The strength says how much an image is changed; give --image too.")
+    if settings.upscale > 1 and image is not None and (image.mask is not None or image.outpaint):
+        raise UsageError("A second pass would change what the mask keeps; leave --upscale out, and enlarge the result.")
+    if settings.upscale > most:
+        raise UsageError(f"This model can enlarge that size at most {most} times, not {settings.upscale} times.")
+    if strength is not None and int(steps * strength) < 1:
+        raise UsageError(
+            f"With {steps} steps, the strength {strength:g} is less than one step; give at least {1 / steps:.2g}."
+        )
 
 
-def _number(value: float, what: str, low: float, high: float, hint: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"{what} must be a number, not {shortened(value)}.")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise UsageError(f"{what} must be from {low:g} to {high:g}, not {value}{hint}.")
-    return float(value)
+def _size_like(folder: ModelFolder, image: ImageInput, binning: bool) -> dict[str, int]:
+    """The shape of the image in about as many pixels as the model's own size has."""
+    width, height = image.size
+    scale = folder.native_size / (width * height) ** 0.5
+    step = 1 if binning else None
+    return {"width": nearest_side(folder, width * scale, step), "height": nearest_side(folder, height * scale, step)}
 
 
 def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None:
-    if null_text not in NULL_TEXTS:
-        raise UsageError(unknown("null text", str(null_text), NULL_TEXTS))
     if null_text == "encoded":
         return
     if not folder.null_tokens:
@@ -216,28 +225,24 @@ def _check_fast(request: Request, folder: ModelFolder) -> None:
             )
 
 
-def _interval(value: tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise UsageError(f"The guidance interval must be two timesteps, from and to, not {shortened(value)}.")
-    low, high = (_whole(end, "The guidance interval's timestep", 0, 1000) for end in value)
-    if low > high:
-        raise UsageError(f"The guidance interval must go from the lower timestep to the higher, not {low} to {high}.")
-    return low, high
-
-
-def _size(folder: ModelFolder, value: int | None, what: str, binning: bool) -> int:
+def _size(folder: ModelFolder, settings: Settings, side: str, binning: bool) -> int:
+    value = getattr(settings, side)
     if value is None:
         return folder.native_size
     step = 1 if binning else folder.size_multiple
-    low, high = -(-MIN_SIZE // step) * step, folder.max_size // step * step
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise UsageError(f"The {what} must be a whole number of pixels, not {shortened(value)}.")
-    value = int(value)
-    if low <= value <= high and value % step == 0:
+    nearest = nearest_side(folder, value, step)
+    if value == nearest:
         return value
-    nearest = min(max((value + step // 2) // step * step, low), high)
+    low, high = nearest_side(folder, 0, step), nearest_side(folder, MAX_SIDE, step)
     multiple = f"a multiple of {step} " if step > 1 else ""
     raise UsageError(
-        f"This model cannot generate a {what} of {shortened(value)} pixels: it must be {multiple}from {low} to {high}; "
+        f"This model cannot generate a {side} of {value} pixels: it must be {multiple}from {low} to {high}; "
         f"the nearest is {nearest}."
     )
+
+
+def nearest_side(folder: ModelFolder, pixels: float, step: int | None = None) -> int:
+    """The multiple of `step` (None: what the model patches) nearest to so many pixels that this model generates."""
+    step = step or folder.size_multiple
+    low, high = -(-MIN_SIZE // step) * step, folder.max_size // step * step
+    return min(max(round(pixels / step) * step, low), high)

@@ -1,27 +1,39 @@
 """torch: the networks of any model that pixart reads, on any device, and when each of them is in memory."""
 
 import ctypes
+import functools
 import gc
 import platform
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pixart.checkpoints.adapters import Lora
+from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
-from pixart.encoders.text import TextEncoder
-from pixart.encoders.text_states import StoredTexts, read_head
+from pixart.encoders.text import EncodedText, TextEncoder
+from pixart.encoders.text_states import StoredTexts, TextCache, read_head
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import Decoder
+from pixart.model.adapters import attach, detach
 from pixart.model.pixart import PixArt, TextContext
+from pixart.progress import Progress
 from pixart.runtime.batch import images_to_decode, rows_at_once
-from pixart.runtime.device import Device, Precision, find_cpu, text_precision
+from pixart.runtime.device import Device, Precision, find_cpu
 from pixart.runtime.memory import PLAIN, Memory
+from pixart.runtime.plan import LARGE, decoder_dtype, encoder_precision
 from pixart.runtime.storage import compute_in
+from pixart.weights import OnBytes, read_headers
+
+MB = 1_000_000
+KEPT_TEXTS = 64  # whose states are remembered
 
 
 @dataclass(eq=False)
@@ -42,14 +54,24 @@ class TorchNetworks:
 
     name = "torch"
 
-    def __init__(self, folder: ModelFolder, device: Device, precision: Precision, memory: Memory = PLAIN):
-        """Load from disk only. Raises PixArtError, naming the file, for damage."""
+    def __init__(
+        self,
+        folder: ModelFolder,
+        device: Device,
+        precision: Precision,
+        memory: Memory = PLAIN,
+        progress: Progress | None = None,
+    ):
+        """Load from disk only; `progress` shows what is read. Raises PixArtError, naming the file, for damage."""
         self.folder, self.place, self.precision, self.memory = folder, device, precision, memory
+        self.progress = progress
         self.device = torch.device(device.type, device.index) if device.type == "cuda" else torch.device(device.type)
         self.arithmetic = getattr(torch, precision.arithmetic)  # of the denoiser; the solvers' x_t is always fp32
         self._loaded: dict[str, Any] = {}
+        self.loras: tuple[Lora, ...] = ()
         self._lock = threading.Lock()
         self._batch: tuple[tuple[Text, ...], TextContext] | None = None  # the texts of the last pass, as one context
+        self._encoded: dict[str, EncodedText] = {}  # the latest texts
         if not memory.staged:
             for load in (self._load_text_encoder, self._load_denoiser, self._load_decoder):
                 self._get(load)
@@ -71,6 +93,21 @@ class TorchNetworks:
         """The names of the networks that are in memory now."""
         return tuple(self._loaded)
 
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        self.loras, self._batch = tuple(loras), None
+        self._encoded.clear()
+        for name, network in self._loaded.items():
+            self._adapt(name, network)
+
+    def _adapt(self, name: str, network: Any) -> None:
+        """Put the adapters onto a network, in place of those that were on it."""
+        model = network if name == "denoiser" else getattr(network, "model", None)
+        if name == "decoder" or model is None:  # which no adapter changes, or a file of text states
+            return
+        detach(model)
+        for lora in self.loras:
+            attach(model, lora.adapter.layers if name == "denoiser" else lora.adapter.text_layers, lora.strength)
+
     @property
     def max_tokens(self) -> int:
         if "text_encoder" in self._loaded:
@@ -78,9 +115,41 @@ class TorchNetworks:
         path = self.folder.path
         return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens).max_tokens
 
-    @torch.inference_mode()
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Encode texts in one pass over the file of a streamed text encoder, but for those that are cached."""
+        streamed = self.memory.text_encoder == "streamed"
+        adapted = any(lora.adapter.text_layers for lora in self.loras)
+        cache = None if adapted else self._text_cache  # which is of the text encoder as it is
+        if self.memory.text_states is not None or not (streamed or cache):
+            return
+        new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+        cached = {text: cache.read(text) for text in new} if cache else {}
+        self._encoded |= {text: encoded for text, encoded in cached.items() if encoded}
+        new = [text for text in new if text not in self._encoded]
+        if new:
+            encoder = self.text_encoder
+            size = encoder.file_bytes * -(-len(new) // encoder.at_once)
+            with self._reading("text encoder", size) as encoder.on_bytes:
+                self._encoded |= zip(new, encoder.encode_all(new), strict=True)
+        for text in new if cache else ():
+            cache.write(text, self._encoded[text])
+        for old in list(self._encoded)[: -max(KEPT_TEXTS, len(texts))]:
+            del self._encoded[old]
+
+    @functools.cached_property
+    def _text_cache(self) -> TextCache | None:
+        memory, path = self.memory, self.folder.path
+        if memory.text_cache is None:
+            return None
+        files = [file for file in self.folder.weights if file.parent == path / "text_encoder"]
+        precision = encoder_precision(self.precision, memory.text_encoder_dtype)
+        how = {"storage": precision.storage, "arithmetic": precision.arithmetic, "device": self.place.type}
+        how |= {"held": f"{memory.text_encoder} {memory.text_encoder_8bit}", "tokens": str(self.folder.max_tokens)}
+        return TextCache(memory.text_cache, hashes_of(path, files) | how)
+
     def encode(self, text: str) -> tuple[Text, str]:
-        encoded = self.text_encoder.encode(text)
+        self.prepare([text])
+        encoded = self._encoded.get(text) or self.text_encoder.encode(text)
         return Text(encoded.states, encoded.mask), encoded.cut
 
     def unconditional(self, text: Text, full: bool) -> Text:
@@ -156,6 +225,13 @@ class TorchNetworks:
                     raise MemoryError(str(error)) from None
                 count //= 2
 
+    def encode_image(self, pixels: np.ndarray) -> torch.Tensor:
+        try:
+            return self.decoder.encode(pixels).to(self.device)
+        except torch.OutOfMemoryError as error:
+            release_memory()
+            raise MemoryError(str(error)) from None
+
     def provenance(self) -> dict[str, Any]:
         import diffusers
         import transformers
@@ -194,6 +270,7 @@ class TorchNetworks:
                     self._batch = None
                     release_memory()
                 self._loaded[name] = load()
+                self._adapt(name, self._loaded[name])
             if self.memory.offload:
                 for other, network in self._loaded.items():
                     if other != name:
@@ -201,38 +278,57 @@ class TorchNetworks:
             _move(self._loaded[name], self.device)
             return self._loaded[name]
 
+    @contextmanager
+    def _reading(self, what: str, size: int) -> Iterator[OnBytes | None]:
+        """Show for the block how many of `size` bytes have been read; the block calls what it is given."""
+        if self.progress is None or size < LARGE:
+            yield None
+            return
+        done = 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress.update(done // MB)
+
+        with self.progress.aside(f"reading the {what}", size // MB, unit="MB"):
+            yield on_bytes
+
+    def _file_bytes(self, folder: Path) -> int:
+        paths = [path for path in self.folder.weights if path.parent == folder]
+        return sum(stored.size for stored in read_headers(paths).values())
+
     def _load_text_encoder(self) -> TextEncoder | StoredTexts:
         memory, path = self.memory, self.folder.path
         if memory.text_states is not None:
             return StoredTexts(memory.text_states)
-        precision = text_precision(self.precision)
-        if memory.text_encoder_dtype != "auto":
-            precision = text_precision(Precision(memory.text_encoder_dtype, memory.text_encoder_dtype, "as given"))
-        encoder = TextEncoder(
-            path / "text_encoder",
-            path / "tokenizer",
-            self.folder.text_encoder_class,
-            self.folder.max_tokens,
-            dtype=precision.storage,
-            eight_bit=memory.text_encoder_8bit,
-        )
-        self._compute(encoder.model, precision)
-        return encoder
+        precision = encoder_precision(self.precision, memory.text_encoder_dtype)
+        streamed = memory.text_encoder == "streamed"
+        with self._reading("text encoder", 0 if streamed else self._file_bytes(path / "text_encoder")) as on_bytes:
+            return TextEncoder(
+                path / "text_encoder",
+                path / "tokenizer",
+                self.folder.text_encoder_class,
+                self.folder.max_tokens,
+                dtype=precision.storage,
+                arithmetic=precision.arithmetic,
+                device="cpu" if memory.offload else str(self.device),
+                eight_bit=memory.text_encoder_8bit,
+                streamed=streamed,
+                on_bytes=on_bytes,
+            )
 
     def _load_denoiser(self) -> PixArt:
-        denoiser = load_denoiser(self.folder, getattr(torch, self.precision.storage)).requires_grad_(False)
-        return self._compute(denoiser, self.precision)
+        storage, device = getattr(torch, self.precision.storage), "cpu" if self.memory.offload else self.device
+        with self._reading("denoiser", self._file_bytes(self.folder.transformer_folder)) as on_bytes:
+            denoiser = load_denoiser(self.folder, storage, device, on_bytes).requires_grad_(False)
+        if self.precision.arithmetic != self.precision.storage:
+            compute_in(denoiser, self.arithmetic)
+        return denoiser
 
     def _load_decoder(self) -> Decoder:
-        half = self.place.type == "cuda" and self.place.bfloat16 and self.precision.storage != "float32"
-        dtype = self.memory.vae_dtype
-        dtype = ("bfloat16" if half else "float32") if dtype == "auto" else dtype
+        dtype = decoder_dtype(self.place, self.precision, self.memory.vae_dtype)
         return Decoder(self.folder.path / "vae", dtype=dtype, tiled=self.memory.decode == "tiled")
-
-    def _compute(self, model: torch.nn.Module, precision: Precision) -> Any:
-        if precision.arithmetic != precision.storage:
-            compute_in(model, getattr(torch, precision.arithmetic))
-        return model
 
 
 def release_memory() -> None:
@@ -247,7 +343,9 @@ def release_memory() -> None:
 
 
 def device_of(network: Any) -> torch.device | None:
-    """Where the weights of a network lie; None for a file of text states, which has none."""
+    """Where the weights of a network lie; None for one that keeps them in a file."""
+    if isinstance(network, TextEncoder):
+        return None if network.streamed else network.device
     module = network if isinstance(network, torch.nn.Module) else getattr(network, "model", None)
     return None if module is None else next(module.parameters()).device
 
@@ -255,4 +353,4 @@ def device_of(network: Any) -> torch.device | None:
 def _move(network: Any, device: torch.device) -> None:
     place = device_of(network)
     if place is not None and place.type != device.type:
-        (network if isinstance(network, torch.nn.Module) else network.model).to(device)
+        network.to(device) if isinstance(network, torch.nn.Module | TextEncoder) else network.model.to(device)

@@ -12,6 +12,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_THREADS = 1024
+CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def choose_device(devices: list[Device], wanted: str = "auto") -> Device:
         if of_kind:
             return max(of_kind, key=lambda device: device.free_bytes)
     there = ", ".join(sorted({device.type for device in devices}))
+    fix = f"leave --device out, or install a build of torch for your GPU: {CUDA_TORCH}" if wanted == "cuda" else ""
     raise UsageError(
-        f"There is no {wanted} device for this installation of torch; it has {there}. "
-        "Leave --device out, or install a build of torch for your GPU (see README.md)."
+        f"There is no {wanted} device for this installation of torch, which has {there}; {fix or 'leave --device out'}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Ways to generate in less memory: options, and checks that need no torch. docs/memory.md says what each saves."""
+"""How networks are held in memory: options, and checks that need no torch. docs/memory.md says what each saves."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,17 +10,20 @@ from pixart.config import unknown
 from pixart.errors import UsageError
 from pixart.runtime.device import DTYPES
 
-DECODE = ("whole", "tiled")
+DECODE = ("auto", "whole", "tiled")
+TEXT_ENCODER = ("auto", "loaded", "streamed")
+PATHS = ("text_states", "text_cache")
 PART_DTYPES = ("auto", *DTYPES)
 # Besides dtypes: these round differently from the networks as they are, so pixels may differ.
-CHANGE_PIXELS = ("text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
+CHANGE_PIXELS = ("text_encoder", "text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
+USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image metadata
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Ways to generate in less memory; the default is none of them.
+    """How the networks are held in memory. What is left out is decided for the machine: `pixart.runtime.plan`.
 
-    `staged`, `offload` and `text_states` change no pixel, the others may.
+    `staged`, `offload`, `text_states` and `text_cache` change no pixel, the others may.
     """
 
     staged: bool = False
@@ -28,22 +31,26 @@ class Memory:
     largest of them instead of their sum. The images come together, at the end."""
     offload: bool = False
     """On a GPU: keep the networks in the computer's memory, and move each to the GPU while it works."""
+    text_encoder: Annotated[str, arg(metavar="NAME")] = "auto"
+    """loaded; streamed, which reads it from its file layer by layer for every few texts; or auto: what fits."""
     text_encoder_8bit: bool = False
     """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same image."""
-    decode: Annotated[str, arg(metavar="NAME")] = "whole"
-    """How to decode: whole, or tiled, in overlapping tiles that are blended, whose tones differ a little."""
+    decode: Annotated[str, arg(metavar="NAME")] = "auto"
+    """whole; tiled, in overlapping tiles that are blended, whose tones differ a little; or auto: what fits."""
     text_encoder_dtype: Annotated[str, arg(metavar="NAME")] = "auto"
     """float32, bfloat16, float16, or auto: by the dtype of the denoiser."""
     vae_dtype: Annotated[str, arg(metavar="NAME")] = "auto"
     """float32, bfloat16, float16, or auto: bfloat16 on a GPU that computes in it, else float32."""
     text_states: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Take the encoded texts from a file of `pixart encode`, and load no text encoder."""
+    text_cache: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Keep the encoded texts in this folder, and take from it what an earlier run has encoded."""
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What is not the default, for image metadata; without `text_states`, which changes no pixel."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "text_states"}
-        return {name: value for name, value in values.items() if value != getattr(Memory, name)}
+        """What is not the default, for image metadata; without paths, which change no pixel."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in PATHS}
+        return {name: value for name, value in values.items() if value not in (getattr(Memory, name), USUAL.get(name))}
 
     @property
     def changes_pixels(self) -> tuple[str, ...]:
@@ -58,9 +65,12 @@ def check_memory(memory: Memory) -> Memory:
     """The same, if all its values can be; else UsageError with one sentence."""
     for name, value, known in (
         ("way to decode", memory.decode, DECODE),
+        ("way to hold the text encoder", memory.text_encoder, TEXT_ENCODER),
         ("dtype of the text encoder", memory.text_encoder_dtype, PART_DTYPES),
         ("dtype of the autoencoder", memory.vae_dtype, PART_DTYPES),
     ):
         if value not in known:
             raise UsageError(unknown(name, str(value), known))
+    if memory.text_encoder == "streamed" and memory.text_encoder_8bit:
+        raise UsageError("A streamed text encoder is not kept in memory, in 8 bits or otherwise; leave one out.")
     return memory

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixart.weights import for_product
+
 
 class StoredLinear(nn.Linear):
     """x (..., in) -> (..., out) in the dtype of `arithmetic`, whatever the weights are kept in."""
@@ -15,8 +17,8 @@ class StoredLinear(nn.Linear):
     arithmetic: torch.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(self.arithmetic)
-        return F.linear(x.to(self.arithmetic), self.weight.to(self.arithmetic), bias)
+        bias, x = None if self.bias is None else self.bias.to(self.arithmetic), x.to(self.arithmetic)
+        return F.linear(x, for_product(self.weight, x), bias)
 
 
 class StoredEmbedding(nn.Embedding):

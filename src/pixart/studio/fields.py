@@ -9,8 +9,9 @@ from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import UsageError
 from pixart.pipeline.bins import bins_of
 from pixart.pipeline.prompts import NO_STYLE
-from pixart.pipeline.request import MAX_IMAGES, MIN_SIZE, Request, make_request
-from pixart.pipeline.restore import FIELDS, Restored, fit_to_model
+from pixart.pipeline.request import Request, make_request, nearest_side
+from pixart.pipeline.restore import Restored, checked_settings, fit_to_model
+from pixart.pipeline.settings import MAX_IMAGES
 
 ASPECTS = {"1:1": 1.0, "4:3": 4 / 3, "3:4": 3 / 4, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 BINNING = {"As the model is used to": None, "Nearest trained size": True, "Exactly this size": False}
@@ -72,9 +73,7 @@ def restored(stored: Any, folder: ModelFolder) -> dict[str, Any]:
         return defaults(folder)
     interval = [stored.get("guidance_from"), stored.get("guidance_to")]
     settings = {**stored, "guidance_interval": interval, "binning": BINNING.get(str(stored.get("binning")))}
-    settings = {name: check(settings[name]) for name, (check, _) in FIELDS.items() if settings.get(name) is not None}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    settings = fit_to_model(Restored("the browser", {"prompt": "", **settings}, []), folder).request
+    settings = fit_to_model(Restored("the browser", checked_settings(settings, []), []), folder).request
     switches = {name: stored[name] for name in ("use_negative", "random_seed") if isinstance(stored.get(name), bool)}
     number = stored.get("num_images")
     number = number if isinstance(number, int) and 1 <= number <= MAX_IMAGES else 1
@@ -106,8 +105,5 @@ def size_for(folder: ModelFolder, aspect: str) -> tuple[int, int]:
     if table is not None:
         bucket = table.buckets[table.nearest(round(1000 / ratio), 1000)]
         return bucket.width, bucket.height
-    step, side = folder.size_multiple, folder.native_size
-    low, high = -(-MIN_SIZE // step) * step, folder.max_size // step * step
-    lengths = (side * math.sqrt(ratio), side / math.sqrt(ratio))
-    width, height = (min(max(round(length / step) * step, low), high) for length in lengths)
-    return width, height
+    side = folder.native_size
+    return nearest_side(folder, side * math.sqrt(ratio)), nearest_side(folder, side / math.sqrt(ratio))

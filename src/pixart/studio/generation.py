@@ -106,7 +106,7 @@ class Generation:
             model=self.studio.models.folder.name,
             seconds=time.monotonic() - self.began,
             form=self.form,
-            pictures=tuple({"file": tile.path.name, "seed": tile.seed, "label": tile.label} for tile in saved),
+            images=tuple({"file": tile.path.name, "seed": tile.seed, "label": tile.label} for tile in saved),
             notices=tuple(self.notices),
             grid=self.grid,
         )

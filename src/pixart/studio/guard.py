@@ -214,7 +214,7 @@ class Guard:
         if os.path.realpath(path) != str(path) or not path.is_file() or path.parent.parent != self.studio.runs.folder:
             return None
         run = self.studio.runs.get(path.parent.name)
-        return path if run is not None and path.name in [image["file"] for image in run.pictures] else None
+        return path if run is not None and path.name in [image["file"] for image in run.images] else None
 
 
 def _name_of(url: str) -> str | None:

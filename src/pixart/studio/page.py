@@ -18,8 +18,8 @@ from pixart.errors import PixArtError
 from pixart.pipeline.image_files import read_settings
 from pixart.pipeline.networks import DTYPES, ENGINES
 from pixart.pipeline.prompts import NO_STYLE
-from pixart.pipeline.request import MAX_IMAGES, NULL_TEXTS
 from pixart.pipeline.restore import fit_to_model, restore_settings
+from pixart.pipeline.settings import MAX_IMAGES, NULL_TEXTS
 from pixart.runtime.device import DEVICES
 from pixart.runtime.memory import DECODE, Memory, check_memory
 from pixart.studio import fields, grid, markup
@@ -281,11 +281,11 @@ class Page:
             return self._from_image(path)
         except PixArtError:  # written without metadata, perhaps: the run remembers the fields
             values = fields.restored(run.form, self.studio.models.folder)
-            return [*self._filled(values | {"random_seed": False, "seed": run.pictures[index]["seed"]}), ""]
+            return [*self._filled(values | {"random_seed": False, "seed": run.images[index]["seed"]}), ""]
 
     def _keep_seed(self, name: str, index: int) -> list:
         run, _ = self._image(name, index)
-        seed = run.pictures[index]["seed"]
+        seed = run.images[index]["seed"]
         return [False, seed, markup.lines([f"The next image starts from the seed {seed}."])]
 
     def _image(self, name: str, index: int) -> tuple[Any, Path]:
@@ -307,7 +307,7 @@ class Page:
         self.gallery.select(self._pick, self.run, [self.picked, self.details, self.maps], **QUIET)
 
     async def _generate(self, request: gr.Request, *values: Any) -> AsyncIterator[list]:
-        """What the stage shows until the images are saved, and then these; `values`: axes of a grid, then the fields."""
+        """The stage until the images are saved, and then these; `values`: axes of a grid, then the fields."""
         axes, values = values[: -len(fields.NAMES)], values[-len(fields.NAMES) :]
         form, folder = dict(zip(fields.NAMES, values, strict=True)), self.studio.models.folder
         with _errors_shown():
@@ -336,14 +336,14 @@ class Page:
         run = self.studio.runs.get(name)
         if run is None:
             return [markup.lines(["Stopped."]), "", *self._no_images()]
-        seeds = sorted({image["seed"] for image in run.pictures})
-        words = _count(len(run.pictures), "image")
+        seeds = sorted({image["seed"] for image in run.images})
+        words = _count(len(run.images), "image")
         seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
         status = (
             f'<div data-state="done">{markup.lines([f"{words} · {run.seconds:.1f} s · {seeds}", *run.notices])}</div>'
         )
         files = self.studio.runs.files(run)
-        captions = [image.get("label") or f"seed {image['seed']}" for image in run.pictures]
+        captions = [image.get("label") or f"seed {image['seed']}" for image in run.images]
         columns = run.grid or (1 if len(files) == 1 else 2 if len(files) <= 4 else 4)
         gallery = gr.Gallery(list(zip(map(str, files), captions, strict=False)), columns=columns, visible=True)
         return [status, "", gallery, gr.Column(visible=True), "", self._details(name, 0), name, 0]
@@ -362,7 +362,7 @@ class Page:
         try:
             settings = read_settings(path)
         except PixArtError:
-            settings = {**run.form, "seed": run.pictures[index]["seed"], "model": run.model}
+            settings = {**run.form, "seed": run.images[index]["seed"], "model": run.model}
         return markup.details(settings, f"{run.name}/{path.name}")
 
     async def _inspect(self, request: gr.Request, name: str, index: int) -> AsyncIterator[str]:
@@ -477,7 +477,7 @@ def _count(number: int, what: str) -> str:
 
 def _caption(run: Any) -> str:
     words = run.prompt[:60] + ("..." if len(run.prompt) > 60 else "") or "(no prompt)"
-    return f"{words} · {len(run.pictures)}" if len(run.pictures) > 1 else words
+    return f"{words} · {len(run.images)}" if len(run.images) > 1 else words
 
 
 def theme() -> gr.themes.Base:

@@ -24,7 +24,7 @@ class Run:
         name: the folder's.
         created: seconds since 1970.
         form: the settings as keyword arguments of `make_request`, to use them again.
-        pictures: for each file in the folder its name "file", "seed" and "label".
+        images: for each file in the folder its name "file", "seed" and "label".
         grid: how many columns, where the images are the cells of a grid.
     """
 
@@ -34,7 +34,7 @@ class Run:
     model: str = ""
     seconds: float = 0.0
     form: dict[str, Any] = field(default_factory=dict)
-    pictures: tuple[dict[str, Any], ...] = ()
+    images: tuple[dict[str, Any], ...] = ()
     notices: tuple[str, ...] = ()
     grid: int = 0
 
@@ -86,7 +86,7 @@ class Runs:
                 model=str(record["model"]),
                 seconds=float(record["seconds"]),
                 form=dict(record["form"]),
-                pictures=tuple(image for image in record["pictures"] if _is_plain(image["file"])),
+                images=tuple(image for image in record["images"] if _is_plain(image["file"])),
                 notices=tuple(map(str, record["notices"])),
                 grid=int(record["grid"]),
             )
@@ -95,7 +95,7 @@ class Runs:
 
     def files(self, run: Run) -> list[Path]:
         """The images of a run, in order, without those that somebody has removed."""
-        paths = [self.folder / run.name / image["file"] for image in run.pictures]
+        paths = [self.folder / run.name / image["file"] for image in run.images]
         return [path for path in paths if path.is_file()]
 
     def image(self, name: str, index: int) -> tuple[Run, Path] | None:

@@ -5,19 +5,17 @@ images at "Generated-Image/Pipeline-Call-n" and a table at "Result-Table/Pipelin
 it show ours. It drops all but the first image of a prompt; here, each has its place and its row.
 """
 
-import contextlib
-import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pixart.errors import UsageError
-from pixart.tracking.tracker import Cell, Tracker, TrackingConfig
+from pixart.tracking.tracker import Cell, Images, Setting, Table, Tracker, TrackingConfig
 
 TOOLS = ("wandb", "trackio")
+WAITING = 16  # calls with their images that wait for a slow service; more are dropped and counted
 RESULT_COLUMNS = ["Prompt", "Negative-Prompt", "Generated-Image"]
 # Of a second table, so that the first has W&B's columns only; and what stands there, by the names of our settings.
 SETTINGS_COLUMNS = {
@@ -30,12 +28,6 @@ SETTINGS_COLUMNS = {
     "Width": "width",
     "Height": "height",
     "Pixels-SHA256": "pixels_sha256",
-}
-# What Diffusers calls it in a pipeline's call, where it has a name there.
-PARAMETERS = {
-    "steps": "num_inference_steps",
-    "resolved_prompt": "prompt",
-    "resolved_negative_prompt": "negative_prompt",
 }
 # Of an image's settings: what belongs to the model and the machine, not to the call.
 PIPELINE = ("model", "model_hash", "weights", "source", "engine", "device", "dtype", "threads", "memory", "versions")
@@ -75,64 +67,49 @@ class GenerationTracker:
         """
         if tool not in TOOLS:
             raise UsageError(f'There is no tracker "{tool}" for generations; choose one of: {", ".join(TOOLS)}.')
-        self.report = report or (lambda line: print(line, file=sys.stderr, flush=True))
         self.calls = 0
-        self.copies: Path | None = None
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.copies = Path(tempfile.mkdtemp(prefix=".tracking-", dir=folder))
-        config = TrackingConfig(to=tool, close_timeout=close_timeout)
-        self.tracker = Tracker(config, folder, say=self.report, identity=uuid.uuid4().hex[:8])
+        self.tracker = Tracker(
+            TrackingConfig(to=tool, close_timeout=close_timeout),
+            folder,
+            say=report or (lambda line: print(line, file=sys.stderr, flush=True)),
+            identity=uuid.uuid4().hex[:8],
+            queue_size=WAITING,
+        )
 
     def log(self, images: Sequence[Generated], seconds: float) -> None:
         """Record one call, which took `seconds` for all its images: configuration, texts, seeds, time, images."""
         if not images:
             return
         self.calls += 1
-        call, step = f"Pipeline-Call-{self.calls}", self.calls
-        self.tracker.call(step, {**describe([image.settings for image in images]), "stage": call})
-        count = len(images)
-        metrics = {"seconds": seconds, "seconds-per-image": seconds / count, "images": count}
-        self.tracker.metrics(step, {f"Generation/{name}": value for name, value in metrics.items()})
-        files = self._write(images)
-        if not files:
-            return
-        texts = [image.settings["resolved_prompt"] for image in images]
-        negatives = [image.settings["resolved_negative_prompt"] for image in images]
-        results: list[list[Cell]] = [list(row) for row in zip(texts, negatives, files, strict=True)]
-        self.tracker.images(step, f"Generated-Image/{call}", list(zip(files, texts, strict=True)))
-        self.tracker.table(step, f"Result-Table/{call}", RESULT_COLUMNS, results)
-        settings = [[image.settings.get(key) for key in SETTINGS_COLUMNS.values()] for image in images]
-        self.tracker.table(step, f"Settings-Table/{call}", list(SETTINGS_COLUMNS), settings)
+        call, count = f"Pipeline-Call-{self.calls}", len(images)
+        kept = [one.image.copy() for one in images]  # the service reads them later than now
+        texts = [one.settings["resolved_prompt"] for one in images]
+        negatives = [one.settings["resolved_negative_prompt"] for one in images]
+        settings = [[one.settings.get(key) for key in SETTINGS_COLUMNS.values()] for one in images]
+        values = {
+            "workflow": Setting({**describe([one.settings for one in images]), "stage": call}),
+            "Generation/seconds": seconds,
+            "Generation/seconds-per-image": seconds / count,
+            "Generation/images": count,
+            f"Generated-Image/{call}": Images(list(zip(kept, texts, strict=True))),
+            f"Result-Table/{call}": Table(RESULT_COLUMNS, [list(r) for r in zip(texts, negatives, kept, strict=True)]),
+            f"Settings-Table/{call}": Table(list(SETTINGS_COLUMNS), settings),
+        }
+        self.tracker.log(self.calls, values)
 
     def table(self, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
         """Record a table of one's own; a path in it is an image file, which must stay until `close`."""
-        self.tracker.table(max(self.calls, 1), name, columns, rows)
+        self.tracker.log(max(self.calls, 1), {name: Table(columns, rows)})
 
     def close(self) -> None:
         """Let the service finish what it has, then end it, and say what it did not get."""
         self.tracker.close()
-        if self.copies is not None:
-            shutil.rmtree(self.copies, ignore_errors=True)
 
     def __enter__(self) -> "GenerationTracker":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _write(self, images: Sequence[Generated]) -> list[Path]:
-        """Copies for the service, which reads them later than now."""
-        if self.copies is None:
-            return []
-        files = [self.copies / f"{self.calls}-{number}.png" for number in range(len(images))]
-        try:
-            for file, generated in zip(files, images, strict=True):
-                generated.image.save(file, compress_level=1)
-        except OSError as error:
-            self.report(f"The images cannot be tracked: {error.strerror or error}.")
-            return []
-        return files
 
 
 def describe(settings: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import queue
 import sys
@@ -13,12 +14,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL.Image import Image
+
 from pixart.errors import PixArtError, UsageError
 from pixart.extras import missing_extra
 from pixart.files import read_json_object, write_json
 
 QUEUE_SIZE = 256  # records that wait for a slow service; more are dropped and counted
-Cell = str | int | float | Path | None  # of a table; a Path is an image file
+Cell = str | int | float | Path | Image | None  # of a table; a path is an image file
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, or their files, with captions."""
+
+    images: list[tuple[Path | Image, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """For Weights & Biases and trackio; TensorBoard has none."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One more entry of a list in the run's configuration; among the records where the service keeps that fixed."""
+
+    value: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,7 @@ class Tracker:
         settings: dict[str, Any] | None = None,
         say: Callable[[str], None] = print,
         identity: str | None = None,
+        queue_size: int = QUEUE_SIZE,
     ):
         """Start the service; a folder that was tracked before is the same run again, unless `identity` names one.
 
@@ -61,27 +87,19 @@ class Tracker:
         self.config, self.folder, self.say = config, folder, say
         self.offered = self.delivered = 0
         self.failed = False
-        self.queue: queue.Queue[tuple[str, tuple] | None] = queue.Queue(QUEUE_SIZE)
+        self.queue: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue(queue_size)
         self.thread: threading.Thread | None = None
         if config.to != "none":
             opening = (identity or _identity(folder), settings or {})
             self.thread = threading.Thread(target=self._deliver, args=opening, daemon=True)
             self.thread.start()
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self._offer("metrics", step, metrics)
-
-    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
-        """Image files with their captions, under one name such as "validation"."""
-        self._offer("images", step, name, images)
-
-    def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
-        """Weights & Biases and trackio only."""
-        self._offer("table", step, name, columns, rows)
-
-    def call(self, step: int, entry: dict[str, Any]) -> None:
-        """Add a generation to `workflow` in the run's configuration. Weights & Biases and trackio only."""
-        self._offer("call", step, entry)
+    def log(self, step: int, values: dict[str, float | Images | Table | Setting]) -> None:
+        """Record values by name; those of one step may come in several calls."""
+        if self.thread is not None:
+            self.offered += 1
+            with contextlib.suppress(queue.Full):  # lost, and counted in the end
+                self.queue.put_nowait((step, values))
 
     def close(self) -> None:
         """Let the service finish, for at most `close_timeout` seconds."""
@@ -104,23 +122,18 @@ class Tracker:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _offer(self, kind: str, *record: Any) -> None:
-        if self.thread is not None:
-            self.offered += 1
-            with contextlib.suppress(queue.Full):  # lost, and counted in the end
-                self.queue.put_nowait((kind, record))
-
     def _deliver(self, identity: str, settings: dict[str, Any]) -> None:
         """The thread. After a failure it goes on taking records, so that nobody waits for it."""
         service = None
         try:
-            service = SERVICES[self.config.to](self.config, self.folder.resolve(), identity, settings)
+            kind = TensorBoard if self.config.to == "tensorboard" else Dashboard
+            service = kind(self.config, self.folder.resolve(), identity, settings)
         except BaseException as error:  # a service may raise anything, SystemExit too
             self._fail(error)
         while (record := self.queue.get()) is not None:
             if service is not None:
                 try:
-                    getattr(service, record[0])(*record[1])
+                    service.log(*record)
                     self.delivered += 1
                 except BaseException as error:
                     self._fail(error)
@@ -136,78 +149,55 @@ class Tracker:
         self.failed = True
 
 
-class Wandb:
-    """Weights & Biases. Its files go into the run folder, where `wandb sync` finds them if the network was away."""
+class Dashboard:
+    """Weights & Biases, whose files go into the run folder, where `wandb sync` finds them if the network was away;
+    or trackio, which has its calls and is local: `trackio show --project pixart`."""
 
     def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
-        import wandb
-
-        self.wandb, self.workflow = wandb, []
-        self.run = wandb.init(
-            project=config.project,
-            name=f"{folder.name}-{identity}",
-            id=identity,
-            resume="allow",
-            dir=folder,
-            config=settings,
-            # wandb reads the environment once in a process, perhaps for another run before this one.
-            mode="offline" if config.offline else os.environ.get("WANDB_MODE"),
-            settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True, init_timeout=60),
-        )
+        self.library, self.wandb = importlib.import_module(config.to), config.to == "wandb"
+        self.lists: dict[str, list[dict[str, Any]]] = {}
+        given = {"project": config.project, "name": f"{folder.name}-{identity}", "config": settings, "resume": "allow"}
+        if not self.wandb:
+            # It prints to stdout, which is for results; redirecting that would take those of the main thread along.
+            for module in (self.library, self.library.run, self.library.utils):
+                module.print = functools.partial(print, file=sys.stderr)
+            self.run = self.library.init(**given, embed=False, auto_log_cpu=False)
+            return
+        quiet = {"console": "off", "silent": True, "disable_code": True, "disable_git": True, "init_timeout": 60}
+        # wandb reads the environment once in a process, perhaps for another run before this one.
+        mode = "offline" if config.offline else os.environ.get("WANDB_MODE")
+        options = {"id": identity, "dir": folder, "mode": mode, "settings": self.library.Settings(**quiet)}
+        self.run = self.library.init(**given, **options)
         # Our step, not a count of records: a run that was killed takes some steps again, with the same numbers.
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log({"step": step, **metrics})
-
-    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
-        self.run.log({"step": step, name: [self.wandb.Image(str(path), caption=text) for path, text in images]})
-
-    def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
-        cells = [[self.wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
-        self.run.log({"step": step, name: self.wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
-
-    def call(self, step: int, entry: dict[str, Any]) -> None:
-        self.workflow.append(entry)
-        self.run.config.update({"workflow": self.workflow}, allow_val_change=True)
-
-    def finish(self) -> None:
-        self.run.finish()
-
-
-class Trackio:
-    """trackio, local: `trackio show --project pixart` shows it."""
-
-    def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
-        import trackio
-
-        # It prints to stdout, which is for results; redirecting that here would take those of the main thread along.
-        for module in (trackio, trackio.run, trackio.utils):
-            module.print = functools.partial(print, file=sys.stderr)
-        name = f"{folder.name}-{identity}"
-        local = {"embed": False, "auto_log_cpu": False}
-        self.trackio = trackio
-        self.run = trackio.init(project=config.project, name=name, config=settings, resume="allow", **local)
-
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(metrics, step=step)
-
-    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
-        # It knows single images only, so each gets a name of its own.
-        numbered = {f"{name}/{i}": self.trackio.Image(str(path), caption=text) for i, (path, text) in enumerate(images)}
-        self.run.log(numbered, step=step)
-
-    def table(self, step: int, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
-        cells = [[self.trackio.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
-        self.run.log({name: self.trackio.Table(columns=columns, data=cells)}, step=step)
-
-    def call(self, step: int, entry: dict[str, Any]) -> None:
-        # Its configuration is fixed when a run begins; what comes later stands among the records.
-        self.run.log({"workflow": entry}, step=step)
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        record: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, Images):
+                images = [self._image(image, caption=text) for image, text in value.images]
+                # trackio knows single images only, so each gets a name of its own.
+                record |= {name: images} if self.wandb else {f"{name}/{i}": image for i, image in enumerate(images)}
+            elif isinstance(value, Table):
+                cells = [[self._image(c) if isinstance(c, Path | Image) else c for c in row] for row in value.rows]
+                mixed = {"allow_mixed_types": True} if self.wandb else {}
+                record[name] = self.library.Table(columns=value.columns, data=cells, **mixed)
+            elif isinstance(value, Setting) and self.wandb:
+                self.lists.setdefault(name, []).append(value.value)
+                self.run.config.update({name: self.lists[name]}, allow_val_change=True)
+            else:
+                record[name] = value.value if isinstance(value, Setting) else value
+        if self.wandb:
+            self.run.log({"step": step, **record})
+        else:
+            self.run.log(record, step=step)
 
     def finish(self) -> None:
         self.run.finish()
+
+    def _image(self, image: Path | Image, **caption: str) -> Any:
+        return self.library.Image(str(image) if isinstance(image, Path) else image, **caption)
 
 
 class TensorBoard:
@@ -216,32 +206,26 @@ class TensorBoard:
     def __init__(self, config: TrackingConfig, folder: Path, identity: str, settings: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer, self.folder = None, folder / "tensorboard"
-        self.make = SummaryWriter
+        self.open = functools.partial(SummaryWriter, str(folder / "tensorboard"))
+        self.writer: Any = None
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._at(step).add_scalar(name, value, step)
-
-    def images(self, step: int, name: str, images: list[tuple[Path, str]]) -> None:
+    def log(self, step: int, values: dict[str, Any]) -> None:
         import numpy as np
         from PIL import Image
 
-        for number, (path, _) in enumerate(images):
-            with Image.open(path) as image:
-                self._at(step).add_image(f"{name}/{number}", np.asarray(image), step, dataformats="HWC")
+        # Of a continued run, what an earlier file holds from this step on is taken again and hidden there.
+        self.writer = self.writer or self.open(purge_step=step)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.writer.add_scalar(name, value, step)
+            elif isinstance(value, Images):
+                for number, (path, _) in enumerate(value.images):
+                    with Image.open(path) as image:
+                        self.writer.add_image(f"{name}/{number}", np.asarray(image), step, dataformats="HWC")
 
     def finish(self) -> None:
         if self.writer:
             self.writer.close()
-
-    def _at(self, step: int):
-        """Of a continued run, what an earlier file holds from this step on is taken again and hidden there."""
-        self.writer = self.writer or self.make(str(self.folder), purge_step=step)
-        return self.writer
-
-
-SERVICES = {"wandb": Wandb, "trackio": Trackio, "tensorboard": TensorBoard}
 
 
 def _identity(folder: Path) -> str:

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from pixart.config import plain, structure
 from pixart.errors import PixArtError
 from pixart.files import file_hash, read_json, remove_partial, replacing, write_json
+from pixart.model.adapters import kept
 from pixart.training.distribution import full_tensor, shard_like
-from pixart.training.ema import Ema
+from pixart.training.ema import Ema, load_kept
 from pixart.training.optimizers import Optimizer
 
 KEEP = 2
@@ -69,7 +70,7 @@ class Checkpoint:
         """Fill both, before they are sharded. Raises PixArtError where they are another network's."""
 
         def fill() -> None:
-            model.load_state_dict(self.read("model"))
+            load_kept(model, self.read("model"))
             averages.load_states({name: self.read(name) for name in averages.states()})
 
         self._fill(fill)
@@ -160,7 +161,12 @@ def save(
         PixArtError: the disk refused (full, read-only); older checkpoints stay as they were.
     """
     final = run / f"checkpoint-{state.step}"
-    parts = {"model": model.state_dict(), **averages.states(), "optimizer": optimizer.state()}
+    state_dict = model.state_dict()
+    parts = {
+        "model": {name: state_dict[name] for name in kept(model)},
+        **averages.states(),
+        "optimizer": optimizer.state(),
+    }
     try:
         with replacing(final) if main else contextlib.nullcontext() as partial:
             if main:

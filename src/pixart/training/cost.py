@@ -18,7 +18,8 @@ def estimate(model: torch.nn.Module, recipe: Recipe, world: World) -> list[str]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     averages = len(recipe.ema.decays) + len(recipe.ema.widths)
     per_process = world.size if recipe.loop.parallel == "fsdp" else 1
-    state = trained * (4 + STATE_BYTES[recipe.optimizer.name]) + count * 4 * (1 + averages)
+    averaged = count if recipe.trainable.method == "full" else trained
+    state = trained * (4 + STATE_BYTES[recipe.optimizer.name]) + 4 * (count + averaged * averages)
     images = sum(phase.steps * phase.batch_size for phase in recipe.phases)
     what = f"{count / 1e6:,.1f} M parameters" + (
         "" if trained == count else f", {trained / 1e6:,.1f} M of them trained"

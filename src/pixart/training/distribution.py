@@ -6,7 +6,7 @@ every process holds a part of each weight, its gradient, its average and its opt
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -179,7 +179,7 @@ def shard_like(tensor: Tensor, other: Tensor | None) -> Tensor:
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def local(tensors: list[Tensor]) -> list[Tensor]:
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What this process holds of each tensor."""
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixart.errors import UsageError
+from pixart.model import adapters
 from pixart.training.distribution import full_tensor, local, shard_like
 
 
@@ -44,9 +45,11 @@ class Ema:
     """The averages of a model's parameters. The first is kept in a copy of the model that can be run."""
 
     def __init__(self, model: nn.Module, config: EmaConfig):
-        """Copies `model`, which must not be sharded yet; see `shard`."""
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        first = dict(self.model.named_parameters())
+        """Copies `model`, which must not be sharded yet; see `shard`. What an adapter stands on is shared."""
+        names = set(adapters.kept(model))
+        shared = {id(p): p for name, p in model.named_parameters() if name not in names}
+        self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
+        first = {name: p for name, p in self.model.named_parameters() if name in names}
         names = config.names()
         self.kept = {name: {key: p.detach().clone() for key, p in first.items()} for name in names[1:]}
         self.kept = {names[0]: first, **self.kept}
@@ -70,14 +73,16 @@ class Ema:
                 weight = 1 - min(decay, (1 + step) / (10 + step))
             else:
                 weight = 1 - (1 - 1 / (step + 1)) ** (exponent + 1)
-            torch._foreach_lerp_(local(kept.values()), local(model.parameters()), weight)
+            now = dict(model.named_parameters())
+            torch._foreach_lerp_(local(kept.values()), local(now[name] for name in kept), weight)
 
     @torch.no_grad()
     def full_model(self) -> nn.Module:
         """The averaged model, gathered where it is kept in shards; then all processes must call it."""
         first = next(iter(self.kept.values()))
-        for name, parameter in self.model.named_parameters():
-            value = first[name]
+        parameters = dict(self.model.named_parameters())
+        for name, value in first.items():
+            parameter = parameters[name]
             if value is not parameter:
                 value = full_tensor(value)
                 if not parameter.is_meta:
@@ -86,18 +91,24 @@ class Ema:
 
     def states(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps, by file: name -> tensor."""
-        buffers = self.model.state_dict()
-        return {name: {**buffers, **kept} for name, kept in self.kept.items()}
+        state, names = self.model.state_dict(), adapters.kept(self.model)
+        return {name: {**{key: state[key] for key in names}, **kept} for name, kept in self.kept.items()}
 
     @torch.no_grad()
     def load_states(self, states: dict[str, dict[str, Tensor]]) -> None:
         """The counterpart of `states`, before `shard`. RuntimeError or KeyError where they are of another network."""
         for number, (name, kept) in enumerate(self.kept.items()):
             if number == 0:
-                self.model.load_state_dict(states[name])
+                load_kept(self.model, states[name])
             else:
                 for key, value in kept.items():
                     value.copy_(states[name][key])
+
+
+def load_kept(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fill a model from a checkpoint. RuntimeError where that is of another network."""
+    names = adapters.kept(model)
+    model.load_state_dict({name: t for name, t in model.state_dict().items() if name not in names} | state)
 
 
 def power_exponent(width: float) -> float:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pixart.data.bucket_batches import in_order
 from pixart.data.dropped import check_dropped
+from pixart.data.encode import autocast
 from pixart.data.features import MANIFEST, FeatureBatch, Features, open_features
 from pixart.errors import UsageError
 from pixart.training.batches import Phase, Source
-from pixart.training.loop import autocast
 from pixart.training.recipe import Recipe
 from pixart.training.reports import loss_by_level
 from pixart.training.rows import RowStreams

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from pixart.data.encode import autocast
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, write_json
+from pixart.model.adapters import adapted
 from pixart.runtime.device import find_cpu, threads
 from pixart.training import checkpoints, distribution, reports
 from pixart.training.batches import Loader
@@ -28,7 +30,6 @@ from pixart.training.optimizers import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.rows import MicrobatchSlice, RowStreams
 from pixart.training.stopping import Preempted, StopOnSignal
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY = "memory.json"
 AGAIN = "run the same command again to"
 
@@ -133,7 +134,7 @@ def train_loop(
             reports.forget_after(run, step)
             if step:
                 say(f"continuing {run} at step {step:,} of {steps:,}")
-        clock = reports.Clock(step, steps)
+        clock = reports.Clock()
         begun = time.monotonic()
         loader = iter(_loader(batches, range(step, steps), world.slices(accumulate), loop, world))
         while step < steps:
@@ -173,11 +174,14 @@ def train_loop(
             step += 1
             taken = sum(batch["count"] for batch in parts) * world.size
             images += taken
-            clock.step(step, taken)
+            clock.images += taken
             if world.main and (step % loop.log_every == 0 or step == steps):
                 metrics = {"loss": value, "lr": rate, "grad_norm": norm, **clock.metrics()}
                 reports.log(run, step, metrics, record)
-                say(clock.line(step, metrics))
+                say(
+                    f"step {step:,}/{steps:,}  loss {value:.4f}  lr {rate:.2e}  grad {norm:.2f}  "
+                    f"{metrics['images_per_second']:.1f} images/s"
+                )
             if step % loop.validate_every == 0 or step == steps:
                 averaged = averages.full_model()
                 with clock.paused():
@@ -204,6 +208,8 @@ def check(loop: LoopConfig, optimizer: OptimizerConfig, model: torch.nn.Module, 
         raise UsageError("loop.checkpoint_activations: this network has no blocks to compute again. Leave it out.")
     if loop.parallel == "fsdp" and world.size > 1 and optimizer.name != "adamw":
         raise UsageError(f"loop.parallel is fsdp, but {optimizer.name} needs full matrices. Give adamw, or ddp.")
+    if loop.parallel == "fsdp" and world.size > 1 and adapted(model):
+        raise UsageError("loop.parallel is fsdp, but what an adapter trains is small. Give ddp.")
     if loop.precision == "float16" and world.device.type == "cpu":
         raise UsageError("loop.precision float16 is for GPUs; on the CPU give float32 or bfloat16.")
     if loop.precision == "bfloat16" and world.device.type == "cpu" and not find_cpu().bfloat16:
@@ -221,11 +227,6 @@ def prepare_blocks(model: torch.nn.Module, loop: LoopConfig) -> None:
             block.forward = partial(recomputed, block.forward, use_reentrant=False)
         if loop.compile:
             block.compile(fullgraph=True, dynamic=False)
-
-
-def autocast(precision: str, device: torch.device):
-    """Matrix products in `precision`, all else and the weights in fp32."""
-    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
 def _loader(batches: Any, steps: range, slices: list[MicrobatchSlice], loop: LoopConfig, world: World) -> Loader:

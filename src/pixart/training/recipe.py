@@ -32,6 +32,7 @@ from pixart.training.trainable import Trainable
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIG = "config.json"
+ADAPTER = "adapter.safetensors"  # what a run of an adapter makes
 # Where each task is; a controlnet file belongs here too.
 TASKS = {
     "autoencoder": "Autoencoder",

@@ -10,26 +10,20 @@ from pathlib import Path
 import torch
 
 from pixart.errors import PixArtError
-from pixart.files import write_json, write_whole
+from pixart.files import write_whole
 from pixart.training.distribution import World
 
 METRICS = "metrics.jsonl"
-NAMED = 8  # images in the sentence; the file has them all
+NAMED = 8  # images in the sentence
 BANDS = 5  # of noise levels, for the loss by noise level
 
 
 class Clock:
     """Measures between two reports; what happens in `paused` (validation, sampling) does not count."""
 
-    def __init__(self, start: int, steps: int):
-        self.start, self.steps = start, steps
-        self.begun = self.last = time.perf_counter()
-        self.images, self.loading_s, self.left_s = 0, 0.0, 0.0
-
-    def step(self, done: int, images: int) -> None:
-        """Step number `done` is taken, on so many images."""
-        self.images += images
-        self.left_s = (time.perf_counter() - self.begun) / (done - self.start) * (self.steps - done)
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.images, self.loading_s = 0, 0.0
 
     def metrics(self) -> dict[str, float]:
         """Since the last call: images per second, and the share of the time that went into loading batches."""
@@ -38,14 +32,6 @@ class Clock:
         metrics = {"images_per_second": self.images / passed, "loading_share": self.loading_s / passed}
         self.last, self.images, self.loading_s = now, 0, 0.0
         return metrics
-
-    def line(self, done: int, metrics: dict[str, float]) -> str:
-        """One line of progress after step `done`."""
-        return (
-            f"step {done:,}/{self.steps:,}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  "
-            f"grad {metrics['grad_norm']:.2f}  {metrics['images_per_second']:.1f} images/s  "
-            f"{self.left_s / 60:.1f} min left"
-        )
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
@@ -87,24 +73,19 @@ def forget_after(run: Path, step: int) -> None:
 def not_finite(step: int, loss: float, norm: float, batches: list[dict], run: Path, world: World) -> PixArtError:
     """The error to raise instead of the update of step `step`. All processes must call it.
 
-    `batches`: what this process has computed of the step. Writes `nonfinite.json` with every image of the step, or only
-    with those whose own loss is not finite.
+    `batches`: what this process has computed of the step. The error names the images whose own loss is not finite, or
+    those of the step where that of none is.
     """
-    mine = [image for batch in batches for image in _images(batch)]
-    images = [image for part in world.from_all(mine) for image in part]
-    guilty = [image for image in images if not math.isfinite(image.get("loss", 0.0))]
+    images = [
+        image for part in world.from_all([_images(batch) for batch in batches]) for each in part for image in each
+    ]
+    guilty = [image for image in images if not math.isfinite(image.get("losses", 0.0))]
     shown = guilty or images
     named = ", ".join(_named(image) for image in shown[:NAMED])
     more = f" and {len(shown) - NAMED:,} more" if len(shown) > NAMED else ""
     which = "Images whose loss is not finite" if guilty else "Images of the step"
-    if world.main and shown:
-        rows = [{key: _plain(value) for key, value in image.items()} for image in shown]
-        report = {"step": step, "loss": _plain(loss), "gradient_norm": _plain(norm), "images": rows}
-        with contextlib.suppress(PixArtError, OSError):  # a full disk is not the news
-            write_json(run / "nonfinite.json", report)
-        named = f" {which}: {named}{more} (all in {run / 'nonfinite.json'})."
     return PixArtError(
-        f"Step {step}: loss {loss}, gradient norm {norm}; stopped before the update.{named} "
+        f"Step {step}: loss {loss}, gradient norm {norm}; stopped before the update. {which}: {named}{more}. "
         f"The last good checkpoint in {run} is kept. Look at those images, or try a lower --optimizer.learning-rate."
     )
 
@@ -123,21 +104,16 @@ def loss_by_level(levels: torch.Tensor, losses: torch.Tensor) -> dict[str, float
 
 
 def _images(batch: dict) -> list[dict]:
+    """The key, noise level and loss of each image, as far as the batch has them."""
     columns = {}
-    for name, column in (("keys", "key"), ("levels", "noise_level"), ("losses", "loss")):
-        if name in batch:
-            values = batch[name]
-            values = values.flatten().tolist() if torch.is_tensor(values) else list(values)
-            if len(values) == batch["count"]:  # a loss of one's own may be one number for all
-                columns[column] = values
+    for name in ("keys", "levels", "losses"):
+        values = batch.get(name, ())
+        values = values.flatten().tolist() if torch.is_tensor(values) else list(values)
+        if len(values) == batch["count"]:  # a loss of one's own may be one number for all
+            columns[name] = values
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _named(image: dict) -> str:
-    name = str(image.get("key", "an image without a key"))
-    return f"{name} at noise level {image['noise_level']:.3f}" if "noise_level" in image else name
-
-
-def _plain(value: object) -> object:
-    """JSON has no NaN and no infinity."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    name = str(image.get("keys", "an image without a key"))
+    return f"{name} at noise level {image['levels']:.3f}" if "levels" in image else name

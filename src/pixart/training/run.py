@@ -15,24 +15,29 @@ from pathlib import Path
 
 import torch
 
+from pixart.checkpoints.adapters import Adapter, write_adapter
+from pixart.checkpoints.model_folder import SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError
 from pixart.files import locked, read_json_object, remove_partial, write_json
+from pixart.model.adapters import adapted, merge
+from pixart.model.pixart import PixArt
 from pixart.progress import Progress
 from pixart.runtime.device import choose_device, choose_precision, find_cpu, find_devices
-from pixart.tracking.tracker import Tracker
+from pixart.tracking.tracker import Images, Tracker
 from pixart.training import checkpoints, trainable
 from pixart.training.batches import Batches
 from pixart.training.cost import estimate
 from pixart.training.distribution import World, joined
+from pixart.training.ema import load_kept
 from pixart.training.loop import AGAIN, train_loop
 from pixart.training.model_card import write_card
-from pixart.training.recipe import CONFIG, TASKS, Recipe, differences, from_run, to_json
+from pixart.training.recipe import ADAPTER, CONFIG, TASKS, Recipe, differences, from_run, to_json
 from pixart.training.stopping import Preempted, StopOnSignal
 from pixart.training.task import Loss, Task
 
 FINISHED = "finished.json"
 LOCK = ".lock"
-RATES = {"fresh": 1e-3, "init": 2e-5}  # the second is what the published models were trained with
+RATES = {"fresh": 1e-3, "init": 2e-5, "adapter": 1e-4}  # the second is that of the published models, the third PEFT's
 TRACKED = {"loss": "train_loss"}  # what trackers have called it since the official trainer
 
 
@@ -115,7 +120,7 @@ def _train(
     if world.main:
         for name in ("model", "fast", "vae", "dit"):
             remove_partial(run / name)
-        result = task.export(averaged, run)
+        result = _export(task, averaged, recipe, run)
         saved = checkpoints.verified(checkpoints.found(run)[-1]).state
         if (result / "model_index.json").is_file():
             device = choose_device(find_devices(), world.device.type).name
@@ -149,7 +154,7 @@ class _Watch:
             self.tracker.close()
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
-        self.tracker.metrics(step, {TRACKED.get(name, name): value for name, value in metrics.items()})
+        self.tracker.log(step, {TRACKED.get(name, name): value for name, value in metrics.items()})
         if "loss" in metrics:
             self.progress.update(step, f"loss {metrics['loss']:.4f}")
 
@@ -164,7 +169,7 @@ class _Watch:
                 self.say(f"step {step:,}: no samples could be made: {reason}")
             else:
                 self.say(f"step {step:,}: {len(files)} samples in {files[0][0].parent}")
-                self.tracker.images(step, "validation", files)
+                self.tracker.log(step, {"validation": Images(files)})
         return self.metrics
 
     def _base_size(self, step: int) -> int:
@@ -187,9 +192,28 @@ def export(run: Path, dest: Path, *, step: int | None = None, average: str = "em
     step, _ = find_checkpoint(run, step=step)
     saved = checkpoints.verified(run / f"checkpoint-{step}")
     model = task.build(replace(recipe, output=dest), torch.device("cpu"))
-    model.load_state_dict(saved.read(average))
+    trainable.apply(model, recipe.trainable)
+    load_kept(model, saved.read(average))
     dest.mkdir(parents=True, exist_ok=True)
-    return task.export(model.eval().requires_grad_(False), dest)
+    return _export(task, model.eval().requires_grad_(False), recipe, dest)
+
+
+def _export(task: Task, model: torch.nn.Module, recipe: Recipe, folder: Path) -> Path:
+    """What the task makes of the model; or, of a PixArt with an adapter, the adapter's file."""
+    if not (isinstance(model, PixArt) and adapted(model)):
+        merge(model)
+        return task.export(model, folder)
+    architecture = "pixart-sigma" if getattr(task, "max_tokens", 0) == SIGMA_TOKENS else "pixart-alpha"
+    header = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "https://github.com/PixArt-alpha/PixArt-alpha",
+        "modelspec.title": recipe.output.name,
+        "pixart.base": str(getattr(task, "init", None) or getattr(task, "teacher", None) or ""),
+    }
+    layers = {name: tuple(change.delta() for change in layer.adapters) for name, layer in adapted(model).items()}
+    write_adapter(Adapter(layers, {}), folder / ADAPTER, header=header)
+    return folder / ADAPTER
 
 
 def find_checkpoint(run: Path, *, step: int | None = None, ema: float | None = None) -> tuple[int, str]:
@@ -268,7 +292,8 @@ def _decided(config: dict, recipe: Recipe, task: Task, world: World) -> tuple[Re
             device = find_cpu() if world.device.type == "cpu" else choose_device(find_devices(), world.device.type)
             precision = choose_precision(device).arithmetic
         if rate is None:
-            rate = RATES["init" if getattr(task, "init", None) else "fresh"]
+            kind = "init" if getattr(task, "init", None) else "fresh"
+            rate = RATES[kind if recipe.trainable.method == "full" else "adapter"]
     loop, optimizer = replace(recipe.loop, precision=precision), replace(recipe.optimizer, learning_rate=rate)
     return replace(recipe, loop=loop, optimizer=optimizer), changed
 

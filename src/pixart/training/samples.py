@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixart.data.encode import encode_captions
+from pixart.data.features import pad
 from pixart.diffusion.guidance import guide
 from pixart.diffusion.noise import initial_noise
 from pixart.diffusion.schedule import Schedule, make_schedule
@@ -15,8 +17,6 @@ from pixart.diffusion.solvers import dpm_solver, euler
 from pixart.encoders.text import TextEncoder
 from pixart.errors import UsageError
 from pixart.files import replacing
-
-__all__ = ["Sampler", "SamplesConfig", "Schedule", "make_schedule", "trajectory"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,12 @@ class SamplesConfig:
     size: int | None = None
 
     def __post_init__(self):
-        if not 1 <= self.every < 2**40 or not 1 <= self.steps <= 500 or not 0 <= self.guidance_scale <= 50:
-            raise UsageError(
-                f"samples: every {self.every} must be at least 1, steps {self.steps} from 1 to 500, guidance_scale "
-                f"{self.guidance_scale} from 0 to 50."
-            )
-        if not 0 <= self.seed < 2**32 or (
-            self.size is not None and not (64 <= self.size <= 4096 and self.size % 16 == 0)
-        ):
-            raise UsageError(
-                f"samples: size {self.size} must be a multiple of 16 from 64 to 4096, seed {self.seed} below 2^32."
-            )
+        limits = {"every": (1, 2**40), "steps": (1, 500), "guidance_scale": (0, 50), "seed": (0, 2**32 - 1)}
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"samples: {name} {getattr(self, name)} must be from {least} to {most}.")
+        if self.size is not None and not (64 <= self.size <= 4096 and self.size % 16 == 0):
+            raise UsageError(f"samples: size {self.size} must be a multiple of 16 from 64 to 4096.")
 
 
 def trajectory(
@@ -79,9 +74,9 @@ class Sampler:
         """All prompts from the noise of the config's seed, as files of `size` pixels with their captions."""
         from PIL import Image
 
-        self.text = self.text or _encode(self.text_encoder(), (*self.config.prompts, ""))
+        self.text = self.text or pad(encode_captions(self.text_encoder(), [*self.config.prompts, ""])[0])
         device = next(network.parameters()).device
-        text, mask = (part.to(device) for part in self.text)
+        text, mask = self.text[0].float().to(device), self.text[1].to(device)
         count, channels = len(self.config.prompts), network.config.in_channels
         noise = torch.from_numpy(initial_noise(self.config.seed, (channels, size // 8, size // 8)))
         micro = torch.tensor([[float(size), float(size), 1.0]], device=device)  # ignored where there is no such input
@@ -106,15 +101,3 @@ class Sampler:
                 Image.fromarray(pixels).save(partial, format="png")
             files.append((path, prompt))
         return files
-
-
-def _encode(encoder: TextEncoder, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Token states (P, L, T) and mask (P, L) of all prompts, padded to the longest."""
-    encoded = [encoder.encode(prompt) for prompt in prompts]
-    length = max(part.states.shape[1] for part in encoded)
-    text = torch.zeros(len(encoded), length, encoded[0].states.shape[2])
-    mask = torch.zeros(len(encoded), length, dtype=torch.bool)
-    for row, part in enumerate(encoded):
-        text[row, : part.states.shape[1]] = torch.as_tensor(part.states[0])
-        mask[row, : part.mask.shape[1]] = torch.as_tensor(part.mask[0]).bool()
-    return text, mask

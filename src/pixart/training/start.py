@@ -18,7 +18,7 @@ from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.model.reparameterize import reparameterize
 from pixart.training import checkpoints
-from pixart.training.recipe import CONFIG
+from pixart.training.recipe import ADAPTER, CONFIG
 
 MICRO_EMBEDDERS = ("csize_embedder.", "ar_embedder.")
 
@@ -119,6 +119,8 @@ def _of_run(run: Path) -> Start:
     checkpoint = checkpoints.newest(run)
     if checkpoint is None:
         raise PixArtError(f"{run} has no checkpoint to start from.")
+    if (run / ADAPTER).is_file():
+        raise PixArtError(f"{run} has made an adapter; put it into its model first: pixart merge.")
     if task == "class_dit":
         about = read_json_object(run / "dit" / "config.json")
         config = structure(about.get("network"), DiTConfig, str(run / "dit" / "config.json"))

@@ -25,25 +25,25 @@ _REFUSAL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-_PICTURE = r"(?:image|picture|photo(?:graph)?|photograph|scene|illustration|artwork|drawing|painting)"
+_IMAGE = r"(?:image|picture|photo(?:graph)?|photograph|scene|illustration|artwork|drawing|painting)"
 _SHOWS = (
     r"(?:shows?|showing|depicts?|depicting|features?|featuring|displays?|captures?|presents?|portrays?|illustrates?|"
     r"showcases?|contains?|consists\s+of|includes?|is\s+of|provided\s+(?:shows?|is))"
 )
 _SEE = r"(?:(?:we|you|one|i)\s+(?:can\s+)?(?:clearly\s+)?(?:see|observe|find)|there\s+(?:is|are)|it\s+shows)"
-# `(?:image|...)` alone keeps "The painting shows" out: there the word says what kind of picture it is.
-_PLAIN_PICTURE = r"(?:image|picture|photo(?:graph)?)"
+# `(?:image|...)` alone keeps "The painting shows" out: there the word says what kind of image it is.
+_PLAIN_IMAGE = r"(?:image|picture|photo(?:graph)?)"
 _OPENING = re.compile(
     rf"""^\W*(?:
         (?:sure|certainly|of\s+course|absolutely|okay|ok)\b\s*[,.!:]\s*
       | (?:here\s*(?:['’]s|\s+is)|this\s+is|below\s+is|the\s+following\s+is)\s+
         (?:a|an|the|my|your)\s+(?:\w+[\s,-]+){{0,4}}?(?:description|caption)\b[^:.\n]{{0,60}}[:.]\s*
-      | (?:the|this)\s+{_PLAIN_PICTURE}\s+(?:\w+ly\s+)?{_SHOWS}\s+
-      | (?:the|this)\s+{_PLAIN_PICTURE}\s+is\s+(?=(?:an?|the)\s)
-      | this\s+is\s+(?:an?|the)\s+{_PLAIN_PICTURE}\s+(?:of|showing|depicting|featuring)\s+
-      | (?:an?|the)\s+{_PLAIN_PICTURE}\s+(?:of|showing|depicting|featuring)\s+
-      | in\s+(?:the|this)\s+{_PICTURE}\s*,?\s+{_SEE}\s+
-      | in\s+(?:the|this)\s+{_PICTURE}\s*,\s*
+      | (?:the|this)\s+{_PLAIN_IMAGE}\s+(?:\w+ly\s+)?{_SHOWS}\s+
+      | (?:the|this)\s+{_PLAIN_IMAGE}\s+is\s+(?=(?:an?|the)\s)
+      | this\s+is\s+(?:an?|the)\s+{_PLAIN_IMAGE}\s+(?:of|showing|depicting|featuring)\s+
+      | (?:an?|the)\s+{_PLAIN_IMAGE}\s+(?:of|showing|depicting|featuring)\s+
+      | in\s+(?:the|this)\s+{_IMAGE}\s*,?\s+{_SEE}\s+
+      | in\s+(?:the|this)\s+{_IMAGE}\s*,\s*
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -63,7 +63,7 @@ def refusal(text: str) -> str | None:
 def split_opening(text: str) -> tuple[str, str]:
     """An answer as (boilerplate opening, the caption after it): 'The image shows ' and 'A red apple.'.
 
-    The opening is empty where there is none, or where nothing would be left. Words that say what kind of picture it is
+    The opening is empty where there is none, or where nothing would be left. Words that say what kind of image it is
     ("a painting of") are no boilerplate.
     """
     rest = text

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pixart.checkpoints.weight_files import read_object, weight_files
 from pixart.data.captioning.captioner import Caption, Item
 from pixart.errors import PixArtError, UsageError
+from pixart.files import read_json_object
 from pixart.runtime.device import Device, Precision, choose_device, choose_precision, find_devices
+from pixart.weights import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,6 @@ class VisionLanguageCaptioner:
     model: str
     question: str = QUESTION
     hint: bool = False
-    per_image: int = 1
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
@@ -49,20 +49,12 @@ class VisionLanguageCaptioner:
     processor: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for fits, sentence in (
-            (self.question.strip(), "The question is empty; leave --question out for the paper's."),
-            (self.max_new_tokens >= 1, f"--max-new-tokens is {self.max_new_tokens}; give 1 or more."),
-            (0 <= self.temperature <= 10, f"--temperature is {self.temperature:g}; give 0 (greedy) to 10."),
-            (0 < self.top_p <= 1, f"--top-p is {self.top_p:g}; give more than 0 and at most 1."),
-            (self.per_image >= 1, f"--num-captions is {self.per_image}; give 1 or more."),
-            (
-                self.per_image == 1 or self.temperature > 0,
-                f"Greedy captions of one image are all the same: give --temperature 0.2 or more for {self.per_image} "
-                "captions per image.",
-            ),
-        ):
-            if not fits:
-                raise UsageError(sentence)
+        if not self.question.strip():
+            raise UsageError("The question is empty; leave --question out for the paper's.")
+        limits = {"max_new_tokens": (1, 100_000), "temperature": (0, 10), "top_p": (1e-6, 1)}
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}; give {least:g} to {most:,}.")
         self.source = self.source or source_name(self.model)
 
     def about(self) -> dict[str, object]:
@@ -75,8 +67,6 @@ class VisionLanguageCaptioner:
         }
         if self.temperature > 0:
             about |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-        if self.per_image > 1:
-            about["num_captions"] = self.per_image
         return about
 
     def load(self) -> None:
@@ -90,7 +80,7 @@ class VisionLanguageCaptioner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-    def caption(self, items: Sequence[Item]) -> list[list[Caption]]:
+    def caption(self, items: Sequence[Item]) -> list[Caption]:
         import torch
 
         inputs = self.processor(
@@ -99,15 +89,11 @@ class VisionLanguageCaptioner:
             padding=True,
             return_tensors="pt",
         ).to(self.network.device, dtype=self.network.dtype)
-        captions: list[list[Caption]] = [[] for _ in items]
-        for index in range(self.per_image):
-            with torch.inference_mode():
-                output = self.network.generate(**inputs, **self._decoding([item.key for item in items], index))
-            new = output if self.network.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
-            texts = self.processor.batch_decode(new, skip_special_tokens=True)
-            for found, text, tokens in zip(captions, texts, new, strict=True):
-                found.append(Caption(text.strip(), index=index, cut=self._is_cut(tokens)))
-        return captions
+        with torch.inference_mode():
+            output = self.network.generate(**inputs, **self._decoding([item.key for item in items]))
+        new = output if self.network.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        return [Caption(text.strip(), cut=self._is_cut(tokens)) for text, tokens in zip(texts, new, strict=True)]
 
     def prompt(self, item: Item) -> str:
         """The text that the model gets with an image, in the form in which it was trained."""
@@ -127,27 +113,16 @@ class VisionLanguageCaptioner:
             return f"USER: {image_token}\n{question} ASSISTANT:"
         return f"{image_token}\n{question}"
 
-    def _decoding(self, keys: list[str], index: int) -> dict[str, object]:
+    def _decoding(self, keys: list[str]) -> dict[str, object]:
         """Arguments of `generate`; they override what the model's own generation_config.json says."""
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-        decoding: dict[str, object] = {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,
-            "num_beams": 1,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-            "pad_token_id": self.processor.tokenizer.pad_token_id,
-        }
+        decoding: dict[str, object] = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "num_beams": 1}
+        decoding |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        decoding["pad_token_id"] = self.processor.tokenizer.pad_token_id
         if self.temperature > 0:
-            decoding["logits_processor"] = LogitsProcessorList(
-                [
-                    TemperatureLogitsWarper(self.temperature),
-                    TopPLogitsWarper(self.top_p),
-                    GumbelNoise(self.seed, keys, index),
-                ]
-            )
+            warpers = TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)
+            decoding["logits_processor"] = LogitsProcessorList([*warpers, GumbelNoise(self.seed, keys)])
         return decoding
 
     def _is_cut(self, tokens: "torch.Tensor") -> bool:
@@ -162,16 +137,16 @@ class VisionLanguageCaptioner:
 class GumbelNoise:
     """A logits processor after which the largest score is a sample (the Gumbel-max trick), one stream per image.
 
-    A stream is named by (seed, key, index). `generate` with `do_sample=True` samples all rows from one stream: there,
+    A stream is named by (seed, key). `generate` with `do_sample=True` samples all rows from one stream: there,
     an image's caption depends on its neighbours, and a run that was killed and continued writes other captions.
     """
 
-    def __init__(self, seed: int, keys: Sequence[str], index: int):
+    def __init__(self, seed: int, keys: Sequence[str]):
         import torch
 
         self.streams = []
         for key in keys:
-            digest = hashlib.sha256(f"{seed}\n{index}\n{key}".encode("utf-8", "surrogatepass")).digest()
+            digest = hashlib.sha256(f"{seed}\n{key}".encode("utf-8", "surrogatepass")).digest()
             # Of a seed, torch uses 63 bits.
             self.streams.append(torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
 
@@ -197,37 +172,32 @@ def _load(name: str, dtype: str, device_name: str) -> tuple[Any, Any]:
     """(network in evaluation mode, processor). Safetensors only, no code from the model's folder."""
     local = Path(name).exists()
     if local:
-        read_object(Path(name) / "config.json")  # both for a clearer sentence than that of the library
+        read_json_object(Path(name) / "config.json")  # both for a clearer sentence than that of the library
         weight_files(Path(name), "model.safetensors")
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     device = choose_device(find_devices(), device_name)
     precision = choose_precision(device, dtype)
-    safe = {"trust_remote_code": False, "local_files_only": local or _offline()}
+    safe = {"trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(name, **safe)
-        if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            processor = AutoProcessor.from_pretrained(name, **safe)
-            network, loading = AutoModelForImageTextToText.from_pretrained(
-                name,
-                use_safetensors=True,
-                dtype=getattr(torch, precision.storage if dtype != "auto" else _computable(config, device, precision)),
-                output_loading_info=True,
-                **safe,
-            )
+        processor = AutoProcessor.from_pretrained(name, **safe)
+        network, loading = AutoModelForImageTextToText.from_pretrained(
+            name,
+            use_safetensors=True,
+            dtype=getattr(torch, precision.storage if dtype != "auto" else _computable(config, device, precision)),
+            output_loading_info=True,
+            **safe,
+        )
     except ModuleNotFoundError:  # cli says which library this kind of model needs besides
         raise
     except Exception as error:  # what a damaged file makes the libraries raise is anybody's guess
-        raise PixArtError(_unloadable(name, local, error)) from None
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise PixArtError(
-            f"{name} is a {config.model_type}, which does not describe images; give an image-text-to-text model, such "
-            "as one of LLaVA."
-        )
+        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
+        raise PixArtError(f"{name} cannot be loaded as an image-text-to-text model: {reason}.") from None
     # transformers fills what is missing with random numbers, and then the captions would be noise.
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
@@ -244,16 +214,3 @@ def _computable(config: Any, device: Device, precision: Precision) -> str:
     if stored == "float32" or (stored == "float16" and device.type != "cpu" and device.float16):
         return stored
     return precision.arithmetic
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "on", "yes", "true")
-
-
-def _unloadable(name: str, local: bool, error: Exception) -> str:
-    reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
-    if local:
-        return f"The model in {name} cannot be loaded: {reason}."
-    if _offline():
-        return f"{name} is not on this machine, and HF_HUB_OFFLINE is set; fetch it first, or give a folder."
-    return f"{name} could not be fetched or loaded: {reason}."

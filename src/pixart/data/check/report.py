@@ -1,262 +1,164 @@
-"""From what was counted to a report: the verdict, the findings with their fixes, the size of the feature cache."""
+"""A check as one JSON object, and as lines for a terminal."""
 
-import shlex
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pixart.data.check.duplicates import Group, Near, PictureTable
-from pixart.data.check.kinds import ATTENTION, DROPPED, NOTE, kind_of
-from pixart.data.check.tally import EXAMPLES, Example, Tally
-from pixart.data.pairs import InFile
+from pixart.buckets import Bucket
+from pixart.data.check.findings import ATTENTION, DROPPED, NOTE, Finding
+from pixart.data.check.tally import BucketUse, Captions, Tally
+from pixart.data.pairs import printable
 
-GROUPS = 6  # of duplicates that a report shows
-COMMON_SHARE = 0.01  # of all captions that one text may be
-CROP_SHARE = 0.1
-_ORDER = (DROPPED, ATTENTION, NOTE)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of thing found `count` times. `groups` are pictures that belong together, for duplicates."""
-
-    kind: str
-    level: str
-    title: str
-    count: int
-    why: str
-    fix: str | None
-    examples: list[Example] = field(default_factory=list)
-    groups: list[list[Example]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """What the size of features depends on: latent channels, width of the text states; rates are of this machine.
-
-    `pixels_per_second` through the autoencoder and `tokens_per_second` through the text encoder; None where unknown.
-    `measured` says whether the rates were measured in this run.
-    """
-
-    latent_channels: int
-    text_dim: int
-    pixels_per_second: float | None = None
-    tokens_per_second: float | None = None
-    measured: bool = False
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The feature folder that `pixart data extract` would make: bytes, and seconds where the rates are known."""
-
-    pictures: int
-    latent_bytes: int
-    text_bytes: int
-    read_seconds: float | None
-    encode_seconds: float | None
-    measured: bool
+STYLES = {DROPPED: ("✗", "red"), ATTENTION: ("!", "yellow"), NOTE: ("·", "blue")}
+SHOWN = 2  # examples on a terminal
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the terminal, the page and the JSON show."""
+    """`latent_channels` and `text_dim` are those of the encoders that extraction would use."""
 
     path: Path
     layout: str
     notes: list[str]
     tally: Tally
-    findings: list[Finding]
-    cache: Cache | None
-    seconds: float
+    latent_channels: int
+    text_dim: int
 
     @property
-    def kept(self) -> int:
-        """Pictures that training would see, as far as was looked; with a sample, estimated from it."""
-        return round(self.tally.rows * self.kept_share)
+    def findings(self) -> list[Finding]:
+        """The worst first, then the most frequent."""
+        return sorted(self.tally.findings.values(), key=lambda one: (list(STYLES).index(one.level), -one.count))
 
     @property
-    def kept_share(self) -> float:
+    def buckets(self) -> list[tuple[Bucket, BucketUse]]:
+        """Those that are used."""
+        both = zip(self.tally.table.buckets, self.tally.buckets, strict=True)
+        return [(bucket, use) for bucket, use in both if use.images]
+
+    @property
+    def sides(self) -> list[tuple[str, int]]:
+        """How many images have which side, as a square of the same area."""
+        return [(f"{2**n} to {2 ** (n + 1) - 1} px", count) for n, count in sorted(self.tally.sides.items())]
+
+    @property
+    def feature_bytes(self) -> int:
+        """What extraction would write: mean and deviation of latents and the text states, in 16 bits, one view each."""
         tally = self.tally
-        if not tally.rows:
-            return 0.0
-        before = tally.pairs - tally.without_caption
-        candidates = sum(use.pictures for use in tally.buckets) + tally.dropped_looking
-        lost = tally.dropped_looking / candidates if candidates else 0.0
-        return before * (1 - lost) / tally.rows
+        pixels = sum(use.images * bucket.height * bucket.width for bucket, use in self.buckets)
+        of_all = tally.kept / max(1, tally.placed)  # where only a sample was opened
+        tokens = sum(n * count for source in tally.captions.values() for n, count in source.lengths.items())
+        return round(of_all * pixels / 64 * self.latent_channels * 4) + tokens * self.text_dim * 2
 
     @property
-    def troubles(self) -> list[Finding]:
-        """What `--strict` fails for: all but the notes."""
-        return [finding for finding in self.findings if finding.level != NOTE]
+    def verdict(self) -> str:
+        """How many images can be trained on."""
+        tally = self.tally
+        captions = sum(source.count for source in tally.captions.values())
+        unknown = sum(tally.unknown.values())
+        lost = f"An unknown number of images is lost in {unknown:,} places, which extraction refuses. Besides: "
+        looked = "" if tally.opened == tally.pairs else f" {tally.opened:,} images were opened."
+        about = "An estimated " if 0 < tally.opened < tally.pairs else ""
+        return (
+            f"{lost if unknown else ''}{tally.rows:,} images with {captions:,} captions.{looked} {about}{tally.kept:,} "
+            f"({share(tally.kept, tally.rows)}) can be trained on."
+        )
 
 
-def make_report(
-    path: Path, layout: str, notes: list[str], tally: Tally, pictures: PictureTable, encoders: Encoders, *,
-    near: Near, batch_size: int, workers: int, seconds: float,
-) -> Report:  # fmt: skip
-    """Put all that was counted into words."""
-    copies, exact = pictures.exact(GROUPS)
-    findings = [_finding(path, tally, kind) for kind in tally.counts]
-    findings += _duplicates(path, pictures, copies, exact, near)
-    findings += _of_the_whole(path, tally, batch_size)
-    findings.sort(key=lambda found: (_ORDER.index(found.level), -found.count))
-    cache = _cache(tally, encoders, workers) if tally.looked else None
-    return Report(path, layout, notes, tally, findings, cache, seconds)
+def share(part: float, total: float) -> str:
+    """A percentage that never says 0% or 100% of what is not quite."""
+    percent = 100 * part / total if total else 0
+    if 0 < percent < 0.1:
+        return "under 0.1%"
+    return "over 99.9%" if 99.9 < percent < 100 else f"{percent:.1f}%".replace(".0%", "%")
 
 
-def best_base_size(tally: Tally) -> int | None:
-    """The largest of 256, 512, 1024 and 2048 px for which at most 5% of the pictures would be enlarged."""
-    total = sum(tally.sides)
-    fitting = [size for size in (256, 512, 1024, 2048) if sum(tally.sides[: size.bit_length() - 1]) <= 0.05 * total]
-    return fitting[-1] if total and fitting else None
+def median(captions: Captions) -> int:
+    """Half of the captions have at most so many tokens."""
+    below = 0
+    for tokens, count in sorted(captions.lengths.items()):
+        below += count
+        if 2 * below >= captions.count:
+            return tokens
+    return 0
 
 
-def _finding(path: Path, tally: Tally, kind: str) -> Finding:
-    about = kind_of(kind)
-    examples = sorted(tally.examples[kind].items, key=lambda example: example.key)
-    level = DROPPED if tally.dropped[kind] or tally.unknown[kind] else about.level
-    fix, why = about.fix, about.why
-    if kind == "small":
-        best = best_base_size(tally)
-        if best and best < tally.table.base_size:
-            fix = f"pixart data extract PATH PATH-features --base-size {best}"
-            why += f" Nearly all of these pictures are large enough for {best} px."
-    return Finding(kind, level, about.title, tally.counts[kind], why, _command(fix, path, examples), examples)
-
-
-def _duplicates(path: Path, pictures: PictureTable, copies: int, exact: list[Group], near: Near) -> list[Finding]:
-    def shown(groups: list[Group]) -> list[list[Example]]:
-        out = []
-        for group in groups:
-            found = [pictures.find(row) for row in group.rows]
-            out.append([Example(key, f"{group.count:,} of these", place) for key, place in found])
-        return out
-
-    findings = []
-    if copies:
-        about, groups = kind_of("duplicate"), shown(exact)
-        fix = _command(about.fix, path, groups[0])
-        findings.append(Finding("duplicate", about.level, about.title, copies, about.why, fix, groups=groups))
-    if near.count:
-        about, groups = kind_of("near-duplicate"), shown(near.groups)
-        why = about.why + (" There are too many to compare them all." if near.partly else "")
-        fix = _command(about.fix, path, groups[0])
-        findings.append(Finding("near-duplicate", about.level, about.title, near.count, why, fix, groups=groups))
-    return findings
-
-
-def _of_the_whole(path: Path, tally: Tally, batch_size: int) -> list[Finding]:
-    """Findings that are not about single pictures."""
-    findings = []
-    captions = sum(source.captions for source in tally.sources.values())
-    common = [(text, n) for text, n in tally.common.most_common(EXAMPLES) if n > max(10, COMMON_SHARE * captions)]
-    if common:
-        about = kind_of("caption-common")
-        examples = [Example("", f"at least {n:,} times", caption=text) for text, n in common]
-        count = sum(n for _, n in common)
-        fix = _command(about.fix, path, examples)
-        findings.append(Finding("caption-common", about.level, about.title, count, about.why, fix, examples))
-    placed = sum(use.pictures for use in tally.buckets)
-    lost = sum(use.lost for use in tally.buckets)
-    if placed and lost / placed > CROP_SHARE:
-        about = kind_of("crop")
-        why = f"{lost / placed:.0%} of the pictures' area is cropped away. {about.why}"
-        examples = [example for _, example in tally.worst_crops]
-        findings.append(Finding("crop", about.level, about.title, placed, why, _command(about.fix, path, []), examples))
-    thin = [index for index, use in enumerate(tally.buckets) if 0 < use.pictures < batch_size]
-    if thin and tally.looked == tally.pairs:
-        about = kind_of("thin-bucket")
-        names = ", ".join(f"{tally.table.buckets[i].width}x{tally.table.buckets[i].height}" for i in thin[:8])
-        why = f"{names}{', ...' if len(thin) > 8 else ''} have fewer than {batch_size} pictures. {about.why}"
-        findings.append(Finding("thin-bucket", about.level, about.title, len(thin), why, None))
-    return findings
-
-
-def _command(fix: str | None, path: Path, examples: list[Example]) -> str | None:
-    """The command with the data set's path, and the first example's file, ready for a shell."""
-    if fix is None:
-        return None
-    files = [example.place.path for example in examples if isinstance(example.place, InFile)]
-    if "FILE" in fix and not files:
-        return None  # inside a shard or a table, no other program can reach it
-    name, file = str(path).rstrip("/"), files[0] if files else ""
-    words = {"PATH": str(path), "PATH-aside": f"{name}-aside", "PATH-features": f"{name}-features"}
-    words |= {"FILE": file, "FILE.png": f"{file}.png"}
-    return " ".join(shlex.quote(words[word]) if word in words else word for word in fix.split(" "))
-
-
-def _cache(tally: Tally, encoders: Encoders, workers: int) -> Cache:
-    """Feature bytes: mean and deviation of the latents and the text states, fp16 (pixart.data.feature_shards)."""
-    placed = sum(use.pictures for use in tally.buckets)
-    scale = (
-        (tally.pairs - tally.without_caption)
-        * (placed / (placed + tally.dropped_looking) if placed else 0.0)
-        / max(1, placed)
-    )  # from the sample to all
-    pixels = sum(use.pictures * b.height * b.width for use, b in zip(tally.buckets, tally.table.buckets, strict=True))
-    pixels = round(pixels * scale)
-    tokens = sum(source.tokens for source in tally.sources.values())
-    encode = None
-    if encoders.pixels_per_second and encoders.tokens_per_second:
-        encode = pixels / encoders.pixels_per_second + tokens / encoders.tokens_per_second
-    return Cache(
-        pictures=round(placed * scale),
-        latent_bytes=pixels // 64 * encoders.latent_channels * 2 * 2,
-        text_bytes=tokens * encoders.text_dim * 2,
-        read_seconds=tally.seconds / tally.looked * tally.pairs / max(1, workers) if tally.looked else None,
-        encode_seconds=encode,
-        measured=encoders.measured,
-    )
-
-
-def as_json(report: Report) -> dict:
-    """The report as plain values: counts are of what was looked at, examples are named by key."""
-    tally, table = report.tally, report.tally.table
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain values; counts are of what was opened, but `kept` of all."""
+    tally = report.tally
     return {
         "path": str(report.path),
         "layout": report.layout,
         "notes": report.notes,
         "rows": tally.rows,
         "pairs": tally.pairs,
-        "looked_at": tally.looked,
-        "kept": report.kept,
+        "opened": tally.opened,
+        "kept": tally.kept,
         "dropped": {kind: count for kind, count in tally.dropped.items() if count},
-        "lost_unknown": dict(tally.unknown),
-        "findings": [_finding_json(finding) for finding in report.findings],
-        "captions": {
-            name: {"captions": s.captions, "cut": s.cut, "tokens": s.tokens} for name, s in tally.sources.items()
-        },
-        "max_tokens": tally.max_tokens,
-        "base_size": table.base_size,
-        "buckets": [
-            {"width": b.width, "height": b.height, "ratio": b.ratio, "pictures": use.pictures,
-             "cropped": use.lost / use.pictures if use.pictures else 0.0, "enlarged": use.enlarged}
-            for b, use in zip(table.buckets, tally.buckets, strict=True) if use.pictures
+        "lost_unknown": tally.unknown,
+        "findings": [
+            {
+                "kind": finding.kind,
+                "level": finding.level,
+                "count": finding.count,
+                "why": finding.why,
+                "fix": finding.fix(report.path),
+                "examples": [
+                    {"key": one.key, "text": one.text} | ({"same_as": one.same_as.key} if one.same_as else {})
+                    for one in finding.examples
+                ],
+            }
+            for finding in report.findings
         ],
-        "formats": dict(tally.formats),
-        "modes": dict(tally.modes),
-        "bytes": tally.bytes,
-        "cache": None if report.cache is None else vars(report.cache) | {},
-        "seconds": round(report.seconds, 3),
-    }  # fmt: skip
+        "captions": {
+            name: {"captions": one.count, "cut": one.cut, "median_tokens": median(one)}
+            for name, one in tally.captions.items()
+        },
+        "max_tokens": tally.tokenizer.max_tokens,
+        "base_size": tally.table.base_size,
+        "buckets": [
+            {"width": bucket.width, "height": bucket.height, "images": use.images, "cropped": use.cropped / use.images}
+            for bucket, use in report.buckets
+        ],
+        "sides": dict(report.sides),
+        "formats": tally.formats,
+        "feature_bytes": report.feature_bytes,
+    }
 
 
-def _finding_json(finding: Finding) -> dict:
-    examples = [vars_of(example) for example in finding.examples]
-    groups = [[example.key for example in group] for group in finding.groups]
-    return {
-        "kind": finding.kind, "level": finding.level, "title": finding.title, "count": finding.count,
-        "why": finding.why, "fix": finding.fix, "examples": examples, "groups": groups,
-    }  # fmt: skip
+def lines(report: Report) -> Iterator[tuple[str, str]]:
+    """The report line by line, each with its style."""
+    tally = report.tally
+    yield f"{report.path} ({report.layout})", "bold"
+    yield report.verdict, ""
+    for finding in report.findings:
+        mark, colour = STYLES[finding.level]
+        yield f"{mark} {finding.count:,} {finding.kind}{': ' if finding.why else ''}{finding.why}", colour
+        for one in finding.examples[: 0 if finding.level == NOTE else SHOWN]:
+            yield f"    {one.key}: {one.text}", "dim"
+        if fix := finding.fix(report.path):
+            yield f"    $ {fix}", "cyan"
+    if not report.findings:
+        yield "No problems were found.", "green"
+    for name, one in sorted(tally.captions.items()):
+        cut = f"{share(one.cut, one.count)} longer than {tally.tokenizer.max_tokens}"
+        yield f"Captions ({name}): {one.count:,}, half of them up to {median(one)} tokens; {cut}.", ""
+    if report.sides:
+        yield "Sizes: " + ", ".join(f"{count:,} of {side}" for side, count in report.sides) + ".", ""
+    for bucket, use in report.buckets:
+        size, cropped = f"{bucket.width}x{bucket.height}", share(use.cropped, use.images)
+        yield f"Bucket {size:>9}: {use.images:>9,} images, {cropped} cropped", ""
+    if tally.placed:
+        yield f"Features at {tally.table.base_size} px will take about {report.feature_bytes / 1e6:,.1f} MB.", ""
+    for note in report.notes:
+        yield note, "dim"
 
 
-def vars_of(example: Example) -> dict:
-    """An example without its place, and without what is empty."""
-    values = {"key": example.key, "text": example.text, "caption": example.caption, "cut": example.cut}
-    return {name: value for name, value in values.items() if value}
+def show(report: Report) -> None:
+    """Print the report."""
+    from rich.console import Console
+    from rich.text import Text
 
-
-def by_reason(tally: Tally) -> list[tuple[str, int]]:
-    """(title, pictures) of what is dropped, most first."""
-    counts = Counter({kind_of(kind).title: count for kind, count in tally.dropped.items() if count})
-    return counts.most_common()
+    console = Console(markup=False, highlight=False, emoji=False)
+    for line, style in lines(report):
+        console.print(Text(printable(line), style), soft_wrap=True)

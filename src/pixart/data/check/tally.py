@@ -1,306 +1,235 @@
-"""One pass over a data set: counts of everything, and a few examples of each thing, in memory that does not grow."""
+"""One pass over a data set: what it holds, what is wrong with it, and how it falls into buckets."""
 
-import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from math import isqrt
+from typing import TextIO
 
 from pixart.buckets import MIN_KEPT, BucketTable, cover, kept_share
-from pixart.data.check.duplicates import PictureTable
-from pixart.data.check.kinds import NOTE, kind_of
-from pixart.data.check.look import Seen, look_at_all
-from pixart.data.check.tokens import TOGETHER, CaptionLengths, TokenCounter
+from pixart.config import shortened
+from pixart.data.check.duplicates import Fingerprint, Fingerprints, fingerprint
+from pixart.data.check.findings import DROPPED, EXAMPLES, NOTE, Example, Finding, level_of
 from pixart.data.dataset import Dataset
-from pixart.data.pairs import Location, Pair, Problem
+from pixart.data.images import open_image
+from pixart.data.pairs import ImageProblem, Location, Pair, Problem, read_bytes
+from pixart.encoders.tokenizer import Tokenizer
+from pixart.runtime.device import threads
 
-EXAMPLES = 8  # of each finding
-SHEET = 24  # pictures of the contact sheet
-SHOWN = 400  # characters of a caption that a report shows
-COMMON_CAPTIONS = 1000  # counters for captions that many pictures share
-LOST_BINS = 20  # of 5% each, of the share of a picture that its bucket crops away
-SIDE_BINS = 16  # powers of two of the square root of the area
-
-Tick = Callable[[str, int], None]
+TOGETHER = 256  # pairs that are read before their images are opened
+SHEET = 24  # images of the page's contact sheet
+PLAIN_MODES = ("RGB", "L", "P", "RGBA", "LA", "PA")
 
 
 @dataclass(frozen=True)
-class Example:
-    """One picture to show: `text` says what is wrong with it, `caption` its words, `cut` those that would not be read.
+class Seen:
+    """One image that can be opened; `remarks` are kinds of notes."""
 
-    `kept` is the part (left, top, right, bottom, as shares) that its bucket keeps, where that is the point.
-    """
-
-    key: str
-    text: str
-    place: Location | None = None
-    caption: str = ""
-    cut: str = ""
-    kept: tuple[float, float, float, float] | None = None
-
-
-class Reservoir:
-    """A few of many, each with the same chance, always the same ones for the same data."""
-
-    def __init__(self, size: int):
-        self.size, self.count, self.items = size, 0, []
-        self.random = random.Random(0)
-
-    def add(self, make: Callable[[], object]) -> None:
-        """`make` is called only for what is kept."""
-        self.count += 1
-        if len(self.items) < self.size:
-            self.items.append(make())
-        elif (place := self.random.randrange(self.count)) < self.size:
-            self.items[place] = make()
+    width: int
+    height: int
+    format: str
+    remarks: tuple[str, ...]
+    fingerprint: Fingerprint
 
 
 @dataclass
 class BucketUse:
-    """What falls into one bucket: pictures, the sum of the shares cropped away, and how many are enlarged."""
+    """What falls into one bucket: images, and the sum of the shares that are cropped away."""
 
-    pictures: int = 0
-    lost: float = 0.0
-    enlarged: int = 0
+    images: int = 0
+    cropped: float = 0.0
+
+
+@dataclass
+class Captions:
+    """Of one source: how many, how many are cut, and how many have so many tokens (those cut: the limit)."""
+
+    count: int = 0
+    cut: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass
 class Tally:
-    """What was counted. `dropped` counts each picture once, by the first reason why extraction would skip it."""
+    """What was counted. `dropped` counts each image once, by the first reason why extraction would leave it out.
+
+    `findings_file` gets every finding that is not a note, as a JSON line.
+    """
 
     table: BucketTable
-    max_tokens: int
+    tokenizer: Tokenizer
+    findings_file: TextIO | None = None
     pairs: int = 0
-    problems: int = 0  # of the readers: what never became a pair
-    labelled: int = 0
-    without_caption: int = 0  # and without a class: of no use until it is captioned
-    long_pictures: int = 0  # with at least one caption that is cut
-    dropped: Counter = field(default_factory=Counter)
-    unknown: Counter = field(default_factory=Counter)  # places by kind, each of which lost nobody knows how many images
-    counts: Counter = field(default_factory=Counter)  # of every kind of finding
-    examples: dict[str, Reservoir] = field(default_factory=dict)
-    sheet: Reservoir = field(default_factory=lambda: Reservoir(SHEET))
-    sources: dict[str, CaptionLengths] = field(default_factory=dict)
-    common: Counter = field(default_factory=Counter)
-    looked: int = 0
-    dropped_looking: int = 0  # of those looked at, and not dropped before
+    lost: int = 0  # images that never became a pair, as far as their number is known
+    unusable: int = 0  # pairs without a caption and without a class
+    opened: int = 0
+    candidates: int = 0  # of those opened, that are usable but for what the image shows
+    dropped: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)  # places that lost nobody knows how many images
+    findings: dict[str, Finding] = field(default_factory=dict)
+    captions: dict[str, Captions] = field(default_factory=dict)
     buckets: list[BucketUse] = field(default_factory=list)
-    lost: list[int] = field(default_factory=lambda: [0] * LOST_BINS)
-    sides: list[int] = field(default_factory=lambda: [0] * SIDE_BINS)
-    formats: Counter = field(default_factory=Counter)
-    modes: Counter = field(default_factory=Counter)
-    worst_crops: list[tuple[float, Example]] = field(default_factory=list)
-    pixels: int = 0
-    bytes: int = 0
-    seconds: float = 0.0  # reading and decoding, of one process
-    record: Callable[[str, Example], None] | None = None  # called with every single finding that is not a note
+    sides: Counter[int] = field(default_factory=Counter)  # by the power of two below the square root of the area
+    formats: Counter[str] = field(default_factory=Counter)
+    sheet: list[tuple[int, int, Example]] = field(default_factory=list)  # a heap
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.buckets = [BucketUse() for _ in self.table.buckets]
-
-    def found(self, kind: str, make: Callable[[], Example]) -> None:
-        self.counts[kind] += 1
-        self.examples.setdefault(kind, Reservoir(EXAMPLES)).add(make)
-        if self.record is not None and kind_of(kind).level != NOTE:
-            self.record(kind, make())
 
     @property
     def rows(self) -> int:
-        """Everything that the data set lists: pairs, and what could not become one."""
-        return self.pairs + self.problems
+        """All images that the data set lists."""
+        return self.pairs + self.lost
 
-    def add_problem(self, problem: Problem) -> None:
-        if problem.kind.startswith("caption-"):  # something about a caption; the pair itself follows
-            self.found(problem.kind, lambda: Example(problem.key, problem.reason))
-            return
-        if problem.lost is None:
+    @property
+    def placed(self) -> int:
+        """Images in buckets."""
+        return sum(use.images for use in self.buckets)
+
+    @property
+    def kept(self) -> int:
+        """Images that can be trained on; estimated where only some were opened."""
+        share = self.placed / self.candidates if self.candidates else float(self.opened == 0)
+        return round((self.pairs - self.unusable) * share)
+
+    def read(self, dataset: Dataset, sample: float, progress: Callable[[int], None]) -> None:
+        """Count the whole data set and open the share `sample` of its images, always the same ones."""
+        items = dataset.pairs()
+        with ThreadPoolExecutor(threads()) as pool:
+            while some := list(islice(items, TOGETHER)):
+                pairs = [one for one in some if isinstance(one, Pair)]
+                looked = pool.map(lambda pair: self._look(pair, sample), pairs)
+                for one in some:
+                    if isinstance(one, Problem):
+                        self._add_problem(one)
+                    else:
+                        self._add_pair(one, *next(looked))
+                progress(self.rows)
+        self._find_duplicates(one for one in dataset.pairs() if isinstance(one, Pair))
+
+    def found(self, kind: str, example: Example, *, dropped: int = 0) -> None:
+        self.dropped[kind] += dropped
+        finding = self.findings.setdefault(kind, Finding(kind, level_of(kind)))
+        finding.count += 1
+        finding.level = DROPPED if dropped else finding.level
+        if len(finding.examples) < EXAMPLES:
+            finding.examples.append(example)
+        if self.findings_file is not None and finding.level != NOTE:
+            path = getattr(example.place, "path", None)
+            line = {"kind": kind, "key": example.key, "reason": example.text, "path": path}
+            line |= {"same_as": example.same_as.key} if example.same_as else {}
+            self.findings_file.write(json.dumps(line) + "\n")
+
+    def _add_problem(self, problem: Problem) -> None:
+        lost = 0 if problem.kind.startswith("caption-") else problem.lost  # the pair of a caption follows
+        self.lost += lost or 0
+        self.found(problem.kind, Example(problem.key, problem.reason), dropped=lost or 0)
+        if lost is None:
             self.unknown[problem.kind] += 1
-        else:
-            self.problems += problem.lost
-            self.dropped[problem.kind] += problem.lost
-        self.found(problem.kind, lambda: Example(problem.key, problem.reason))
+            self.findings[problem.kind].level = DROPPED
 
-    def add_pair(self, pair: Pair) -> None:
-        self.pairs += 1
-        self.labelled += pair.label is not None
+    def _look(self, pair: Pair, sample: float) -> tuple[list[tuple[int, str]], Seen | ImageProblem | None]:
+        """The tokens of each caption and the words that are cut; the image, where it is in the sample."""
+        words = [self.tokenizer.tokenize(caption.text.lower().strip()) for caption in pair.captions]
+        return [(len(ids), cut) for ids, cut in words], look_at(pair.image) if _share(pair) < sample else None
+
+    def _add_pair(self, pair: Pair, captions: list[tuple[int, str]], seen: Seen | ImageProblem | None) -> None:
+        usable = bool(pair.captions) or pair.label is not None
         problem = pair.caption_problem
+        if problem is None and not pair.captions:
+            kind = "caption-missing" if pair.label is None else "label-only"
+            problem = Problem(pair.key, kind, "There is no caption.")
         if problem is not None:
-            self.found(problem.kind, lambda: Example(pair.key, problem.reason, pair.image))
-        if not pair.captions:
-            if problem is None:
-                text = "It has a class and no caption." if pair.label is not None else "It has no caption."
-                kind = "label-only" if pair.label is not None else "caption-missing"
-                self.found(kind, lambda: Example(pair.key, text, pair.image))
-            if pair.label is None:
-                self.without_caption += 1
-                self.dropped[problem.kind if problem else "caption-missing"] += 1
-        for caption in pair.captions:
-            self.common[caption.text[:SHOWN]] += 1
-        if len(self.common) > 2 * COMMON_CAPTIONS:  # Misra and Gries: whoever is frequent stays
-            least = self.common.most_common(COMMON_CAPTIONS + 1)[-1][1]
-            self.common = Counter({text: n - least for text, n in self.common.items() if n > least})
+            self.found(problem.kind, Example(pair.key, problem.reason, pair.image), dropped=not usable)
+        self.unusable += not usable
+        for caption, (tokens, cut) in zip(pair.captions, captions, strict=True):
+            source = self.captions.setdefault(caption.source, Captions())
+            source.count += 1
+            source.lengths[tokens] += 1
+            if cut:
+                source.cut += 1
+                text = f"The text encoder does not read: {shortened(cut)}"
+                self.found("caption-cut", Example(pair.key, text, pair.image))
+        if seen is not None:
+            self._add_image(pair, seen, usable)
+        self.pairs += 1
 
-    def add_length(self, pair: Pair, source: str, count: int) -> None:
-        self.sources.setdefault(source, CaptionLengths()).add(count, self.max_tokens)
-
-    def add_seen(self, pair: Pair, seen: Seen) -> None:
-        self.looked += 1
-        self.bytes += seen.bytes
-        self.seconds += seen.seconds
-        usable_so_far = bool(pair.captions) or pair.label is not None
-        if seen.kind:
-            self.found(seen.kind, lambda: Example(pair.key, seen.reason, pair.image))
-            self._drop_seen(seen.kind, usable_so_far)
+    def _add_image(self, pair: Pair, seen: Seen | ImageProblem, usable: bool) -> None:
+        self.opened += 1
+        self.candidates += usable
+        if isinstance(seen, ImageProblem):
+            self.found(seen.kind, Example(pair.key, seen.reason, pair.image), dropped=usable)
             return
-        self.pixels += seen.width * seen.height
         self.formats[seen.format] += 1
-        self.modes[seen.mode] += 1
-        self.sides[min(SIDE_BINS - 1, isqrt(seen.width * seen.height).bit_length() - 1)] += 1
-        words = pair.captions[0].text[:SHOWN] if pair.captions else pair.label or ""
-        self.sheet.add(lambda: Example(pair.key, "", pair.image, words))
-        self._notes(pair, seen)
-        self._place(pair, seen, usable_so_far)
-
-    def _drop_seen(self, kind: str, usable_so_far: bool) -> None:
-        if usable_so_far:
-            self.dropped[kind] += 1
-            self.dropped_looking += 1
-
-    def _notes(self, pair: Pair, seen: Seen) -> None:
-        def note(kind: str, text: str) -> None:
-            self.found(kind, lambda: Example(pair.key, text, pair.image))
-
-        if seen.alpha:
-            note("alpha", f"{seen.mode}, transparent in places")
-        if seen.orientation > 1:
-            note("rotated", f"EXIF orientation {seen.orientation}")
-        if seen.animated:
-            note("animated", f"{seen.format} with several frames")
-        if seen.mode not in ("RGB", "L", "P", "RGBA", "LA", "PA"):
-            note("converted", f"stored as {seen.mode}")
-        if seen.icc:
-            note("profile", "with a colour profile")
+        self.sides[isqrt(seen.width * seen.height).bit_length() - 1] += 1
+        self.fingerprints.add(self.pairs, seen.fingerprint)
+        size = f"{seen.width} x {seen.height}"
+        words = next((caption.text for caption in pair.captions), pair.label or "no caption")
+        self._show(pair, words)
+        for remark in seen.remarks:
+            self.found(remark, Example(pair.key, size, pair.image))
         declared = pair.width, pair.height
-        if None not in declared and declared not in ((seen.width, seen.height), (seen.height, seen.width)):
-            note("declared-size", f"{declared[0]} x {declared[1]} declared, {seen.width} x {seen.height} found")
-
-    def _place(self, pair: Pair, seen: Seen, usable_so_far: bool) -> None:
+        if None not in declared and sorted(declared) != sorted((seen.width, seen.height)):
+            text = f"{pair.width} x {pair.height} is stated, and it is {size}."
+            self.found("declared-size", Example(pair.key, text, pair.image))
         index = self.table.nearest(seen.height, seen.width)
         bucket = self.table.buckets[index]
-        share = kept_share(seen.height, seen.width, bucket)
-        size = f"{seen.width} x {seen.height}"
-        covering = cover(seen.height, seen.width, bucket)
-        kept = _kept_box(covering, (bucket.height, bucket.width))
-        if share < MIN_KEPT:
-            text = f"{size}: its bucket {bucket.width} x {bucket.height} keeps {share:.0%} of it"
-            self.found("narrow", lambda: Example(pair.key, text, pair.image, kept=kept))
-            self._drop_seen("narrow", usable_so_far)
+        kept, covering = kept_share(seen.height, seen.width, bucket), cover(seen.height, seen.width, bucket)
+        fitted = Example(pair.key, f"{size}; {bucket.width} x {bucket.height} keeps {kept:.0%} of it.", pair.image)
+        if kept < MIN_KEPT:
+            self.found("narrow", fitted, dropped=usable)
+        elif usable:
+            self.buckets[index].images += 1
+            self.buckets[index].cropped += 1 - kept
+            if kept < 0.75:
+                self.found("crop", fitted)
+            if covering[0] > seen.height or covering[1] > seen.width:
+                self.found("small", fitted)
+
+    def _show(self, pair: Pair, words: str) -> None:
+        """Put an image on the contact sheet if its hash is among the smallest."""
+        entry = (-int(_share(pair, "sheet") * 2**53), self.pairs, Example(pair.key, words, pair.image))
+        (heapq.heappush if len(self.sheet) < SHEET else heapq.heappushpop)(self.sheet, entry)
+
+    def _find_duplicates(self, pairs: Iterable[Pair]) -> None:
+        """Their keys are not kept, so the data set is listed once more."""
+        same, near = self.fingerprints.duplicates()
+        if not same and not near:
             return
-        if not usable_so_far:
-            return
-        use = self.buckets[index]
-        use.pictures += 1
-        use.lost += 1 - share
-        self.lost[min(LOST_BINS - 1, int((1 - share) * LOST_BINS))] += 1
-        if covering[0] > seen.height or covering[1] > seen.width:
-            use.enlarged += 1
-            self.found("small", lambda: Example(pair.key, f"{size}, for {bucket.width} x {bucket.height}", pair.image))
-        if share < 0.98 and (len(self.worst_crops) < EXAMPLES or 1 - share > self.worst_crops[-1][0]):
-            text = f"{size} into {bucket.width} x {bucket.height}: {1 - share:.0%} cropped away"
-            if any(text == example.text for _, example in self.worst_crops):
-                return  # one of each shape
-            self.worst_crops.append((1 - share, Example(pair.key, text, pair.image, kept=kept)))
-            self.worst_crops.sort(key=lambda item: -item[0])
-            del self.worst_crops[EXAMPLES:]
+        wanted, firsts = {*same.values(), *near.values()}, {}
+        for row, pair in enumerate(pairs):
+            if row in wanted:
+                firsts[row] = Example(pair.key, "", pair.image)
+            for kind, of in (("duplicate", same), ("near-duplicate", near)):
+                if row in of and of[row] in firsts:
+                    first = firsts[of[row]]
+                    self.found(kind, Example(pair.key, f"repeats {first.key}", pair.image, first))
 
 
-def _kept_box(covering: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The centre crop as shares of the picture."""
-    down, across = size[0] / covering[0], size[1] / covering[1]
-    return (1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2
+def look_at(place: Location) -> Seen | ImageProblem:
+    """Open one image; what is wrong with it is the answer."""
+    try:
+        opened = open_image(read_bytes(place))
+    except ImageProblem as problem:
+        return problem
+    remarks = {
+        "alpha": opened.alpha,
+        "rotated": opened.orientation > 1,
+        "animated": opened.animated,
+        "converted": opened.mode not in PLAIN_MODES,
+        "profile": opened.icc,
+    }
+    there = tuple(kind for kind, found in remarks.items() if found)
+    return Seen(opened.image.width, opened.image.height, opened.format, there, fingerprint(opened.image))
 
 
-def gather(
-    dataset: Dataset, tally: Tally, counter: TokenCounter, pictures: PictureTable, *,
-    sample: int | None, workers: int, tick: Tick,
-) -> None:  # fmt: skip
-    """Read everything that `dataset` lists, and look at all its pictures (`sample` None) or at `sample` of them.
-
-    The sample is drawn evenly from the whole data set, the same one every time.
-    """
-    pairs = _counted(_listed(dataset, tally, tick), tally, counter)
-    if sample is None:
-        _look(enumerate(pairs), tally, pictures, workers, tick)
-        return
-    chosen = Reservoir(sample)
-    for row, pair in enumerate(pairs):
-        if sample:
-            chosen.add(lambda row=row, pair=pair: (row, pair))
-    _look(iter(sorted(chosen.items, key=lambda item: item[0])), tally, pictures, workers, tick)
-
-
-def _listed(dataset: Dataset, tally: Tally, tick: Tick) -> Iterator[Pair]:
-    for item in dataset.pairs():
-        if tally.rows % 256 == 0:
-            tick("reading", tally.rows)
-        if isinstance(item, Problem):
-            tally.add_problem(item)
-            continue
-        tally.add_pair(item)
-        yield replace(item, extra={}) if item.extra else item
-    tick("reading", tally.rows)
-
-
-def _counted(pairs: Iterable[Pair], tally: Tally, counter: TokenCounter) -> Iterator[Pair]:
-    """The same pairs, their captions counted, many at a time."""
-    waiting: list[Pair] = []
-    for pair in pairs:
-        waiting.append(pair)
-        if len(waiting) == TOGETHER:
-            _count(waiting, tally, counter)
-            yield from waiting
-            waiting = []
-    _count(waiting, tally, counter)
-    yield from waiting
-
-
-def _count(pairs: list[Pair], tally: Tally, counter: TokenCounter) -> None:
-    captions = [(pair, caption) for pair in pairs for caption in pair.captions]
-    counts = counter.counts([caption.text for _, caption in captions])
-    long_pairs: dict[str, None] = {}
-    for (pair, caption), count in zip(captions, counts, strict=True):
-        tally.add_length(pair, caption.source, count)
-        if count > tally.max_tokens:
-            long_pairs[pair.key] = None
-            tally.found(
-                "caption-cut",
-                lambda pair=pair, text=caption.text, count=count: _cut_example(pair, text, count, counter),
-            )
-    tally.long_pictures += len(long_pairs)
-
-
-def _cut_example(pair: Pair, text: str, count: int, counter: TokenCounter) -> Example:
-    cut = counter.cut(text)
-    whole = text.strip().lower().endswith(cut) and len(text.lower()) == len(text)
-    kept = text.strip()[: -len(cut)] if whole and cut else text
-    if len(kept) > SHOWN:
-        kept = f"{kept[: SHOWN // 2]} ... {kept[-SHOWN // 2 :]}"
-    return Example(pair.key, f"{count:,} tokens", pair.image, kept, f"{cut[:SHOWN]} ..." if len(cut) > SHOWN else cut)
-
-
-def _look(rows: Iterator[tuple[int, Pair]], tally: Tally, pictures: PictureTable, workers: int, tick: Tick) -> None:
-    numbers: deque[int] = deque()  # of the pairs that are under way
-
-    def pairs() -> Iterator[Pair]:
-        for row, pair in rows:
-            numbers.append(row)
-            yield pair
-
-    for pair, seen in look_at_all(pairs(), workers):
-        row = numbers.popleft()
-        tally.add_seen(pair, seen)
-        if not seen.kind:
-            pictures.add(row, pair, seen)
-        if tally.looked % 16 == 0:
-            tick("looking", tally.looked)
-    tick("looking", tally.looked)
+def _share(pair: Pair, purpose: str = "sample") -> float:
+    """A number from 0 to below 1 that belongs to an image."""
+    digest = hashlib.blake2b(f"{purpose}\n{pair.key}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") / 2**64

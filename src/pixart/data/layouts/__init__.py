@@ -1,1 +1,1 @@
-"""One file for each way in which people lay out pictures and captions."""
+"""The ways in which people lay out images and captions, over one walk, one kind of row and one pair of a row."""

@@ -1,55 +1,48 @@
 """What a layout is: something found at a path that can be read as pairs."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pixart.data.pairs import Pair, Problem, printable
-
-SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the user said about a manifest: names of columns, and the folder that its paths start from."""
+    """What was given about a manifest: names of columns, and the folder that its paths start from."""
 
     image: str | None = None
     caption: str | None = None
     root: Path | None = None
 
 
-@dataclass
 class Notes:
-    """Remarks of one pass over a data set, each said once; examples are kept for a few, the rest is counted."""
+    """Remarks of one pass over a data set: how often each applies, and an example."""
 
-    lines: list[str] = field(default_factory=list)
-    counts: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def say(self, line: str) -> None:
-        if line not in self.lines:
-            self.lines.append(line)
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, str]] = {}
 
     def count(self, what: str, example: str) -> None:
-        number, first = self.counts.get(what, (0, example))
-        self.counts[what] = (number + 1, min(first, example))
+        number, first = self._counts.get(what, (0, example))
+        self._counts[what] = (number + 1, min(first, example))
 
-    def all(self) -> list[str]:
-        counted = [f"{what}: {n:,}, such as {printable(first)}" for what, (n, first) in sorted(self.counts.items())]
-        return [*self.lines, *counted]
+    def lines(self) -> list[str]:
+        return [f"{what}: {n:,}, such as {printable(first)}" for what, (n, first) in sorted(self._counts.items())]
 
 
-class Layout(Protocol):
-    """One way of laying out pictures and captions, found at a path.
+def unknown_count() -> int | None:
+    return None
 
-    `name` is what `open_dataset(layout=...)` takes, `title` what people read. `roots` are the files and folders that
-    the fingerprint covers.
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of laying out images and captions, found at a path; it can be pickled.
+
+    `name` is what `open_dataset(layout=...)` takes, `title` what people read. `count()` is about how many images there
+    are, where that is cheap to find out.
     """
 
     name: str
     title: str
-    roots: tuple[Path, ...]
-
-    def read(self, notes: Notes) -> Iterator[Pair | Problem]: ...
-
-    def count_hint(self) -> int | None: ...
+    read: Callable[[Notes], Iterator[Pair | Problem]]
+    count: Callable[[], int | None] = unknown_count

@@ -1,181 +1,172 @@
-"""Rows of manifests, one after the other: JSON Lines, CSV and TSV, and one long JSON list. Bad rows have their line."""
+"""Rows of manifests, one after the other: JSON Lines, CSV and TSV, and one long JSON list. Bad rows have their line.
+
+The readers of pyarrow and pandas are not used: they end at the first bad row, or pass over it without its number.
+"""
 
 import codecs
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from pixart.data.pairs import Problem
 from pixart.errors import PixArtError, UsageError
 
-MAX_LINE = 4 * 1024**2
-PIECE = 1024**2  # characters of a JSON list that are read at a time
+MAX_ROW = 1024**2  # bytes of a line, or characters of an entry of a JSON list
 Row = tuple[str, dict | Problem]  # where it stands ("metadata.jsonl:17"), and the row or what is wrong with it
+
+
+class _Lines:
+    """Lines of a file as text; `number` is that of the last one, from 1, `cut` whether it has no line end.
+
+    Bytes that are not UTF-8 become surrogates, which captions and names refuse. Lines over MAX_ROW are empty here.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.number = self.too_long = 0
+        self.cut = False
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_ROW)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.cut = not line.endswith(b"\n")
+        if self.cut and len(line) == MAX_ROW:
+            self.too_long = self.number
+            while (rest := self._file.readline(MAX_ROW)) and not rest.endswith(b"\n"):
+                pass
+            return "\n"
+        return line.removeprefix(codecs.BOM_UTF8 if self.number == 1 else b"").decode("utf-8", "surrogateescape")
 
 
 def json_lines(path: Path, name: str) -> Iterator[Row]:
     """The objects of a JSON Lines file; `name` stands in keys and problems. Empty lines are passed over."""
     with _open(path) as file:
-        for number, line in _lines(file):
-            where = f"{name}:{number}"
-            if line is None:
-                yield where, Problem(where, "row", f"Line {number} is longer than {MAX_LINE:,} bytes.")
+        lines = _Lines(file)
+        for line in lines:
+            where = f"{name}:{lines.number}"
+            if lines.too_long == lines.number:
+                yield where, Problem(where, "row", f"The line is longer than {MAX_ROW:,} bytes.")
             elif line.strip():
-                row = _json_row(line, number, where)
-                if isinstance(row, Problem) and not line.endswith(b"\n"):  # only the last line of a file has no end
-                    row = replace(row, reason=f"{row.reason} The file may be cut off here.", lost=None)
-                yield where, row
+                try:
+                    yield where, parse_object(line)
+                except ValueError as error:
+                    unknown = lines.cut or "Extra data" in str(error)  # the file is cut off, or several rows in a line
+                    yield where, Problem(where, "row", f"The line {error}.", None if unknown else 1)
 
 
-def _json_row(line: bytes, number: int, where: str) -> dict | Problem:
+def parse_object(text: str | bytes) -> dict:
+    """A JSON object whose keys are each there once. Raises ValueError with the end of a sentence."""
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=unique)
-    except UnicodeDecodeError as error:
-        return Problem(where, "row-encoding", f"Line {number} is not UTF-8 (byte {error.start} of the line).")
+        row = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
-        return Problem(where, "row", f"Line {number} is nested too deeply.")
+        raise ValueError("is nested too deeply") from None
     except ValueError as error:
-        lost = None if "Extra data" in str(error) else 1  # several rows on one line
-        return Problem(where, "row", f"Line {number} is not JSON: {error}.", lost)
+        raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(row, dict):
-        return Problem(where, "row", f"Line {number} is not a JSON object with keys such as file_name and text.")
+        raise ValueError("is not a JSON object with keys such as file_name and text")
     return row
 
 
-def unique(pairs: list[tuple[str, object]]) -> dict:
-    """An object whose keys are each there once: which of two values was meant, nobody can say."""
+def _unique(pairs: list[tuple[str, object]]) -> dict:
     row = dict(pairs)
-    if len(row) < len(pairs):
-        double = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
-        raise ValueError(f"the key {double!r} is there twice")
+    if len(row) < len(pairs):  # which of two values was meant, nobody can say
+        raise ValueError("a key is there twice")
     return row
 
 
 def json_list(path: Path, name: str) -> Iterator[Row]:
-    """The objects of a file that is one JSON list, read piece by piece; the row's place is its number, from 0.
+    """The objects of a file that is one JSON list, read piece by piece; a row's place is its number, from 0.
 
     Where the text stops being JSON, nothing after it can be told apart: that is one problem, and the end.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=unique)
+    number = 0
     with _open(path) as file:
-        text = _Pieces(file)
-        number = 0
-
-        def end(reason: str) -> Row:
-            where = f"{name}:{number}"
-            return where, Problem(where, "row", f"{reason}; nothing after it can be read.", lost=None)
-
         try:
-            if text.next() != "[":
-                yield end(f"{name} is not a JSON list of objects")
-                return
-            text.at += 1
-            while (sign := text.next()) != "]":
-                if number:
-                    if sign != ",":
-                        yield end(f"Entry {number - 1} is followed by neither a comma nor the end of the list")
-                        return
-                    text.at += 1
-                    text.next()
-                row = text.decode(decoder)
+            for value in _values(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")):
                 where = f"{name}:{number}"
-                yield where, row if isinstance(row, dict) else Problem(where, "row", f"Entry {number} is no object.")
+                yield where, value if isinstance(value, dict) else Problem(where, "row", "The entry is no object.")
                 number += 1
-            text.at += 1
-            if text.next():
-                yield end("More follows behind the list")
-        except RecursionError:
-            yield end(f"Entry {number} is nested too deeply")
-        except ValueError as error:
-            yield end(f"Entry {number} is not JSON ({error})")
+        except (ValueError, RecursionError) as error:
+            reason = f"Entry {number} is not JSON, or too long or deep ({error}); nothing after it can be read."
+            yield f"{name}:{number}", Problem(f"{name}:{number}", "row", reason, lost=None)
 
 
-class _Pieces:
-    """A text file read a megabyte at a time: `at` is where in the piece the reader is."""
+def _values(text: io.TextIOWrapper) -> Iterator[object]:
+    """The values of a JSON list. Raises ValueError where it is none, or has a value of over MAX_ROW characters."""
+    decoder, space = json.JSONDecoder(object_pairs_hook=_unique), re.compile(r"[ \t\r\n]*")
+    buffer, at = "", 0
 
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")  # names and captions refuse these
-        self._text = ""
-        self._ended = False
-        self.at = 0
-
-    def _more(self) -> None:
-        piece = self._file.read(PIECE)
-        self._ended = not piece
-        self._text = self._text[self.at :] + self._decoder.decode(piece, final=self._ended)
-        self.at = 0
-
-    def next(self) -> str:
-        """The next character that is not white space, which `at` is moved to; "" at the end."""
+    def next_sign() -> str:
+        """What comes after white space; behind it, as much is in the buffer as a value may have."""
+        nonlocal buffer, at
         while True:
-            while self.at < len(self._text):
-                if self._text[self.at] not in " \t\r\n":
-                    return self._text[self.at]
-                self.at += 1
-            if self._ended:
-                return ""
-            self._more()
+            at = space.match(buffer, at).end()  # type: ignore[union-attr]
+            if len(buffer) - at > MAX_ROW or not (piece := text.read(MAX_ROW + 1)):
+                return buffer[at : at + 1]
+            buffer, at = buffer[at:] + piece, 0
 
-    def decode(self, decoder: json.JSONDecoder) -> object:
-        """The value that begins at `at`, which is moved behind it."""
-        while True:
-            try:
-                value, end = decoder.raw_decode(self._text, self.at)
-                if end < len(self._text) or self._ended:  # else a number could go on in the next piece
-                    self.at = end
-                    return value
-            except ValueError:
-                if self._ended or len(self._text) - self.at > MAX_LINE:
-                    raise
-            self._more()
+    if next_sign() != "[":
+        raise ValueError("it is not a list")
+    at += 1
+    sign = next_sign()
+    while sign != "]":
+        value, at = decoder.raw_decode(buffer, at)
+        yield value
+        sign = next_sign()
+        if sign not in (",", "]"):
+            raise ValueError("neither a comma nor the end of the list follows")
+        if sign == ",":
+            at += 1
+            next_sign()
+    at += 1
+    if next_sign():
+        raise ValueError("more follows behind the list")
 
 
 def csv_rows(path: Path, name: str) -> Iterator[Row]:
     """The rows of a CSV or TSV file with a header, by column name; places are line numbers, the header is line 1.
 
-    Quotes as in RFC 4180. Cells with bytes that are not UTF-8 keep them as surrogates, which captions and names refuse.
+    Quotes as in RFC 4180.
     """
     header, delimiter = csv_header(path)
     with _open(path) as file:
-        lines = _CsvLines(file)
+        lines = _Lines(file)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         next(reader)
         while True:
             first = lines.number + 1
             try:
-                cells = next(reader)
+                cells, reason = next(reader), ""
             except StopIteration:
                 return
             except csv.Error as error:
-                # An open quote swallows lines; every one of them is a row that is lost, and is counted as one.
+                cells, reason = [], f"Lines {first} to {lines.number} cannot be read: {error}."
+            if lines.too_long >= first:
+                reason = f"Line {lines.too_long} is longer than {MAX_ROW:,} bytes."
+            elif cells and len(cells) != len(header):
+                reason = f"The row has {len(cells)} cells, the header {len(header)}; quote commas and line ends."
+            if not reason and cells:
+                yield f"{name}:{first}", dict(zip(header, cells, strict=True))
+            elif reason:
+                # An open quote swallows lines; every one of them is a row that is lost.
                 for number in range(first, lines.number + 1):
-                    where = f"{name}:{number}"
-                    last = f" to {lines.number}" if lines.number > first else ""
-                    lost = None if lines.cut and number == lines.number else 1
-                    yield where, Problem(where, "row", f"Line {first}{last} cannot be read: {error}.", lost)
-                continue
-            where = f"{name}:{first}"
-            if not cells:
-                continue
-            if lines.too_long:
-                lines.too_long = False
-                yield where, Problem(where, "row", f"Line {first} is longer than {MAX_LINE:,} bytes.")
-            elif len(cells) != len(header):
-                reason = f"Line {first} has {len(cells)} cells, the header {len(header)}; quote commas and line ends."
-                yield where, Problem(where, "row", reason, None if lines.cut else 1)
-            else:
-                yield where, dict(zip(header, cells, strict=True))
+                    cut = lines.cut and number == lines.number
+                    yield f"{name}:{number}", Problem(f"{name}:{number}", "row", reason, None if cut else 1)
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:
-    """The column names of a CSV or TSV file and what stands between them. Raises UsageError where there are none."""
+    """The column names of a CSV or TSV file and what stands between them. Raises UsageError for a name twice."""
     with _open(path) as file:
-        lines = _CsvLines(file)
-        line = next(lines, "")
+        line = next(_Lines(file), "")
     best: list[str] = []
     delimiter = ","
     for candidate in ("\t",) if path.suffix.lower() == ".tsv" else (",", ";", "\t"):
@@ -184,47 +175,10 @@ def csv_header(path: Path) -> tuple[list[str], str]:
         except csv.Error:
             continue
         if len(cells) > len(best):
-            best, delimiter = cells, candidate
-    best = [cell.strip() for cell in best]
+            best, delimiter = [cell.strip() for cell in cells], candidate
     if len(set(best)) < len(best):
-        double = next(cell for i, cell in enumerate(best) if cell in best[:i])
-        raise UsageError(f"{path} has the column {double!r} twice in its first line; rename one.")
+        raise UsageError(f"{path} has a column twice in its first line, {line.strip()[:200]}; rename one.")
     return best, delimiter
-
-
-class _CsvLines:
-    """Decoded lines for csv.reader; `number` is that of the last one given, `cut` whether it has no line end."""
-
-    def __init__(self, file: BinaryIO):
-        self._lines = _lines(file)
-        self.number = 0
-        self.too_long = self.cut = False
-
-    def __iter__(self) -> "_CsvLines":
-        return self
-
-    def __next__(self) -> str:
-        self.number, line = next(self._lines)
-        if line is None:
-            self.too_long = True
-            return "too long\n"
-        self.cut = not line.endswith((b"\n", b"\r"))
-        return line.decode("utf-8", "surrogateescape")
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines, from 1; None for one over MAX_LINE, which is never held whole. A byte order mark goes."""
-    number = 0
-    while line := file.readline(MAX_LINE):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
-        else:
-            yield number, line
 
 
 def _open(path: Path) -> BinaryIO:
@@ -237,6 +191,14 @@ def _open(path: Path) -> BinaryIO:
         raise PixArtError(f"{path} is UTF-16; save it as UTF-8.")
     file.seek(0)
     return file
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file, without white space around them."""
+    with _open(path) as file:
+        lines = _Lines(file)
+        for line in lines:
+            yield lines.number, line.strip()
 
 
 def count_lines(path: Path) -> int:

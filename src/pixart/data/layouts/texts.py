@@ -2,62 +2,51 @@
 
 import codecs
 
-from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Problem, printable, read_file
+from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Problem, read_file
 
 MAX_CAPTION = 50_000  # characters, some ten pages; text encoders read 120 to 300 tokens
 MAX_CAPTION_FILE = 1024**2
 
 
 def as_caption(value: object, key: str, source: str = ORIGINAL) -> Caption | Problem:
-    """`value` (text, UTF-8 bytes, or None) as a caption of the picture `key`, or why it is none.
+    """`value` (text, UTF-8 bytes, or None) as a caption of the image `key`, or why it is none.
 
     A byte order mark and outer white space go, line ends become "\\n". UTF-16 is read where a byte order mark names it
     (as Windows writes "Unicode"). Nothing is guessed: other bytes that are not UTF-8 are a problem, because read as
     Latin-1 they would be a wrong caption as often as a right one.
     """
-    key = printable(key)
+
+    def problem(kind: str, reason: str) -> Problem:
+        return Problem(key, f"caption-{kind}", reason)
+
     if isinstance(value, Problem):  # the caption's file could not be read
         return value
     if value is None:
-        return Problem(key, "caption-missing", "There is no caption.")
+        return problem("missing", "There is no caption.")
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-16" if value[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
         except UnicodeDecodeError as error:
-            reason = f"The caption is not UTF-8 (byte {error.start}); save it as UTF-8."
-            return Problem(key, "caption-encoding", reason)
+            return problem("encoding", f"The caption is not UTF-8 (byte {error.start}); save it as UTF-8.")
     if not isinstance(value, str):
-        return Problem(key, "caption-type", f"The caption is a {type(value).__name__}, not a text.")
+        return problem("type", f"The caption is a {type(value).__name__}, not a text.")
     if len(value) > MAX_CAPTION:
-        reason = f"The caption has {len(value):,} characters; at most {MAX_CAPTION:,} are taken."
-        return Problem(key, "caption-long", reason)
+        return problem("long", f"The caption has {len(value):,} characters; at most {MAX_CAPTION:,} are taken.")
     if "\0" in value:
-        return Problem(key, "caption-nul", "The caption has a NUL character, as UTF-16 has; save it as UTF-8.")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return Problem(key, "caption-encoding", "The caption has half a surrogate pair, which is no character.")
-        value = value.removeprefix("\ufeff")
-    value = value.replace("\r\n", "\n").replace("\r", "\n").strip()
-    if not value:
-        return Problem(key, "caption-empty", "The caption is empty.")
-    return Caption(value, source)
+        return problem("nul", "The caption has a NUL character, as UTF-16 has; save it as UTF-8.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return problem("encoding", "The caption has a byte that is not UTF-8, or half a surrogate pair.")
+    value = value.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()
+    return Caption(value, source) if value else problem("empty", "The caption is empty.")
 
 
 def gather(values: list[object], key: str, source: str = ORIGINAL) -> tuple[tuple[Caption, ...], Problem | None]:
-    """All captions of a picture, equal ones once, and the first problem among them."""
-    captions: dict[str, Caption] = {}
-    problem = None
-    for value in values:
-        one = as_caption(value, key, source)
-        if isinstance(one, Problem):
-            problem = problem or one
-        else:
-            captions.setdefault(one.text, one)
-    if not captions and problem is None:
-        problem = as_caption(None, key)
-    return tuple(captions.values()), problem
+    """All captions of an image, equal ones once, and the first problem among them."""
+    found = [as_caption(value, key, source) for value in values or [None]]
+    captions = {one.text: one for one in found if isinstance(one, Caption)}
+    return tuple(captions.values()), next((one for one in found if isinstance(one, Problem)), None)
 
 
 def read_caption_file(path: str, key: str) -> object:
@@ -67,5 +56,4 @@ def read_caption_file(path: str, key: str) -> object:
     except ImageProblem as error:
         if error.kind == "empty":
             return b""
-        kind = "caption-long" if error.kind == "too-large" else "caption-unreadable"
-        return Problem(printable(key), kind, error.reason)
+        return Problem(key, "caption-long" if error.kind == "too-large" else "caption-unreadable", error.reason)

@@ -1,11 +1,10 @@
 """Captioning as a Ray Data pipeline: the same batches to the same rows, by actors that each hold the model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pixart.data.captioning.captioner import Captioner, Item
 from pixart.data.captioning.rows import caption_batch, lost
-from pixart.data.on_ray.cloud import Fetched
 from pixart.data.on_ray.session import Cluster
 
 
@@ -14,11 +13,10 @@ class CaptionTask:
     """The rows of a batch of images."""
 
     captioner: Captioner
-    fetched: Fetched = field(default_factory=Fetched)
 
     def __call__(self, batch: list[Item]) -> list[dict]:
         self.captioner.load()
-        return caption_batch(self.captioner, batch, self.fetched.read)
+        return caption_batch(self.captioner, batch)
 
     def given_up(self, batch: list[Item]) -> list[dict]:
         why = "its process was ended by the system each time"

@@ -1,11 +1,10 @@
 """Extraction as a Ray Data pipeline: the same batches, computed by the same code, by actors on many machines."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pixart.data.extract import Batch, Extractor, Job, Runner, load, torch_device, work
 from pixart.data.features import BatchRecord
-from pixart.data.on_ray.cloud import Fetched
 from pixart.data.on_ray.session import Cluster
 from pixart.data.pairs import printable
 from pixart.errors import PixArtError
@@ -17,20 +16,15 @@ class ExtractTask:
 
     job: Job
     extractor: Extractor | None = None
-    fetched: Fetched = field(default_factory=Fetched)
 
     def __call__(self, batch: Batch) -> BatchRecord:
-        if self.extractor is None:
-            self.extractor = load(self.job, device=torch_device())
-            self.extractor.read = self.fetched.read
+        self.extractor = self.extractor or load(self.job, device=torch_device())
         return work(self.extractor, batch, self.job.folder)
 
     def given_up(self, batch: Batch) -> BatchRecord:
         first, last = printable(batch.pairs[0].key), printable(batch.pairs[-1].key)
-        raise PixArtError(
-            f"The process that extracts batch {batch.number} ({first} to {last}) was ended each time, perhaps for want "
-            "of memory."
-        )
+        which = f"batch {batch.number} ({first} to {last})"
+        raise PixArtError(f"The process that extracts {which} was ended each time, perhaps for want of memory.")
 
 
 def runner(cluster: Cluster) -> Runner:

@@ -44,93 +44,74 @@ class Cluster:
             return max(1, int(there.get("CPU", 1)))
         count = int(there.get("GPU", 0) / self.gpus_per_worker)
         if count < 1:
-            raise UsageError(
-                f"The Ray cluster has {there.get('GPU', 0):g} GPUs; leave --gpus-per-worker out, or add some."
-            )
+            raise UsageError(f"Ray has {there.get('GPU', 0):g} GPUs; leave --gpus-per-worker out, or add some.")
         return count
 
     def each(
         self, task: Task, items: Iterator[tuple[int, Any]], *, cpus: float = 1.0, window_size: int = WINDOW
     ) -> Iterator[Any]:
         """The result of `task` on each numbered item, in the order of the items. Each window has actors of its own."""
-        while window := list(islice(items, window_size)):
-            yield from self._window(task, window, cpus)
-
-    def _window(self, task: Task, window: list[tuple[int, Any]], cpus: float) -> Iterator[Any]:
-        import pyarrow
         import ray
-
-        @ray.remote(num_cpus=0)
-        class Attempts:
-            """Counts how often each item was begun; it outlives the actors that compute."""
-
-            def __init__(self):
-                self.counts: dict[int, int] = {}
-
-            def begin(self, number: int) -> int:
-                self.counts[number] = self.counts.get(number, 0) + 1
-                return self.counts[number]
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        references = [ray.put(pyarrow.table({"item": [pickle.dumps(item)]})) for item in window]
-        results = ray.data.from_arrow_refs(references).map_batches(
-            Actor,
-            fn_constructor_args=(task, Attempts.remote()),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(self.size(), len(window)), max_tasks_in_flight_per_actor=2),
-            num_cpus=cpus,
-            num_gpus=self.gpus_per_worker if cpus else 0,
-        )
-        for packed in _packed(results):
-            kind, value = pickle.loads(packed)
-            if kind == "usage":
-                raise UsageError(value)
-            if kind == "error":
-                raise PixArtError(value)
-            yield value
+        attempts = ray.remote(num_cpus=0)(Attempts).remote()
+        while window := [{"number": n, "item": pickle.dumps(item)} for n, item in islice(items, window_size)]:
+            results = ray.data.from_items(window, override_num_blocks=len(window)).map_batches(
+                Actor,
+                fn_constructor_args=(task, attempts),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=min(self.size(), len(window)), max_tasks_in_flight_per_actor=2),
+                num_cpus=cpus,
+                num_gpus=self.gpus_per_worker if cpus else 0,
+            )
+            try:
+                for row in results.iter_rows():
+                    result = pickle.loads(row["result"])
+                    if isinstance(result, PixArtError):
+                        raise result
+                    yield result
+            except ray.exceptions.RayError as error:
+                last = ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[
+                    -1
+                ]
+                raise PixArtError(
+                    f"Ray could not go on: {last} Every machine needs the same pixart and must reach the same paths; "
+                    "run the same command again to go on."
+                ) from None
 
 
-def _packed(results: Any) -> Iterator[bytes]:
-    import ray
+class Attempts:
+    """Counts how often each item was begun; it outlives the actors that compute."""
 
-    try:
-        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from table.column("result").to_pylist()
-    except ray.exceptions.RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise PixArtError(
-            f"Ray could not go on: {lines[-1] if lines else type(error).__name__} Every machine needs the same pixart "
-            "and must reach the same paths; run the same command again to go on."
-        ) from None
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def begin(self, number: int) -> int:
+        self._counts[number] = self._counts.get(number, 0) + 1
+        return self._counts[number]
 
 
 class Actor:
-    """What Ray Data runs: unpacks items, has the task compute them, and packs the results."""
+    """What Ray Data runs: a batch of one item, pickled, becomes its result, pickled."""
 
     def __init__(self, task: Task, attempts: Any):
-        self.task, self.attempts = task, attempts
+        self._task, self._attempts = task, attempts
 
-    def __call__(self, table):
+    def __call__(self, batch):
         import pyarrow
         import ray
 
-        packed = []
-        for content in table.column("item").to_pylist():
-            number, item = pickle.loads(content)
-            tries = ray.get(self.attempts.begin.remote(number))
-            packed.append(pickle.dumps(self._result(item, tries)))
-        return pyarrow.table({"result": packed})
-
-    def _result(self, item: Any, tries: int) -> tuple[str, Any]:
+        (row,) = batch.to_pylist()
+        item = pickle.loads(row["item"])
+        tries = ray.get(self._attempts.begin.remote(row["number"]))
         try:
-            return "result", self.task(item) if tries <= ATTEMPTS else self.task.given_up(item)
-        except UsageError as error:
-            return "usage", str(error)
+            result = self._task(item) if tries <= ATTEMPTS else self._task.given_up(item)
         except PixArtError as error:
-            return "error", str(error)
+            result = error
+        return pyarrow.table({"result": [pickle.dumps(result)]})
 
 
 def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 0.0) -> Cluster:
@@ -146,13 +127,9 @@ def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 
     import ray
 
     if not ray.is_initialized():
+        dashboard = False if address == "local" else None
         try:
-            ray.init(
-                address=address,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise PixArtError(

@@ -31,6 +31,8 @@ class Settings:
     """Strength of classifier-free guidance."""
     negative_prompt: str | None = None
     """What to guide away from."""
+    style: str | None = None
+    """One of the model's styles."""
     width: int | None = None
     """Width of the images in pixels."""
     height: int | None = None
@@ -47,12 +49,14 @@ class Settings:
     """Guide the first channels of the latent only."""
     null_text: str | None = None
     """What guidance leads away from, as in pixart generate: encoded, caption, caption-all."""
+    batch_size: int | None = None
+    """Most images at once; left out, as many as suit the device (1 for pipelines of Diffusers)."""
     engine: str | None = None
     """onnx, torch, or auto."""
     dtype: str | None = None
     """auto, float32, bfloat16 or float16; int8 with onnx."""
     device: str | None = None
-    """cpu; with torch also cuda or mps; auto."""
+    """cpu; with torch also cuda or mps; or auto."""
     staged: bool | None = None
     """Load the networks one after another, for less memory."""
     offload: bool | None = None
@@ -60,11 +64,11 @@ class Settings:
     text_encoder_8bit: bool | None = None
     """Keep the text encoder's linear layers in 8 bits."""
     decode: str | None = None
-    """whole, sequential or tiled."""
+    """whole or tiled."""
     text_encoder_dtype: str | None = None
-    """float32 or bfloat16."""
+    """float32, bfloat16 or float16."""
     vae_dtype: str | None = None
-    """float32 or bfloat16."""
+    """float32, bfloat16 or float16."""
     text_states: str | None = None
     """Take the texts from a file of pixart encode."""
     checkpoint: int | None = None
@@ -76,22 +80,26 @@ class Settings:
     fast: bool | None = None
     """Use the few-step model of the folder."""
 
+    def __post_init__(self):
+        if self.batch_size is not None and not 1 <= self.batch_size <= 256:
+            raise UsageError(f"batch_size is {self.batch_size}; it must be from 1 to 256.")
+
     def given(self) -> dict[str, Any]:
         """The settings that are not left to the model, as JSON values."""
         return {name: value for name, value in plain(self).items() if value is not None}
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))
-FOR_DIFFUSERS = ("steps", "guidance_scale", "negative_prompt", "width", "height", "dtype", "device", "offload")
 FOR_RUNS = ("checkpoint", "ema")
 KNOWN: dict[Kind, tuple[str, ...]] = {
     "pixart": tuple(name for name in NAMES if name not in FOR_RUNS),
     "run": tuple(name for name in NAMES if name not in ("parts", "fast")),
-    "diffusers": FOR_DIFFUSERS,
+    "diffusers": (
+        *("steps", "guidance_scale", "negative_prompt", "width", "height"),
+        *("batch_size", "dtype", "device", "offload"),
+    ),
     "images": (),
 }
-# How `Pipeline` and its text encoder are loaded; where memory ran out, a comparison may go on with others of these.
-LOADING = ("staged", "offload", "text_states")
 
 
 @dataclass(frozen=True)
@@ -115,22 +123,10 @@ def read_models(sources: list[str], shared: Settings) -> list[Model]:
         UsageError: no model of that kind, an unknown setting, fewer than one model, names that are used twice.
         PixArtError: a folder that is none of what can be compared.
     """
-    found: list[tuple[str | None, str, dict[str, Any], str]] = []
-    for source in sources:
-        if source.endswith((".toml", ".json")) and Path(source).is_file():
-            found += _from_file(Path(source))
-        else:
-            found.append(_from_words(source))
-    if not 1 <= len(found) <= MAX_MODELS:
-        raise UsageError(f"Give 1 to {MAX_MODELS} models to compare, not {len(found)}.")
-    models: list[Model] = []
-    for name, source, values, where in found:
-        kind, own = kind_of(source), structure(values, Settings, where)
-        if refused := [key for key in own.given() if key not in KNOWN[kind]]:
-            known = ", ".join(KNOWN[kind]) or "no settings: its images are there already"
-            raise UsageError(f"{where}: a source of the kind {kind} does not take {refused[0]}; it takes {known}.")
-        common = {key: value for key, value in shared.given().items() if key in KNOWN[kind]}
-        models.append(Model(name or "", "", kind, source, structure(common | own.given(), Settings, where)))
+    tables = [table for source in sources for table in _tables(source)]
+    if not 1 <= len(tables) <= MAX_MODELS:
+        raise UsageError(f"Give 1 to {MAX_MODELS} models to compare, not {len(tables)}.")
+    models = [_model(where, dict(table), shared) for where, table in tables]
     names = [model.name or _name(model, models) for model in models]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
@@ -166,39 +162,48 @@ def kind_of(source: str) -> Kind:
         if not isinstance(name, str):  # a list would name a file of code to run
             raise PixArtError(f"{index} names no pipeline of Diffusers but {name!r}; code in model folders is not run.")
         return "pixart" if name in PIXART_CLASSES else "diffusers"
-    if is_run(path) or (is_run(path.parent) and re.fullmatch(r"checkpoint-\d+", path.name)):
+    if (path / "config.json").is_file() and any(path.glob("checkpoint-*")):
         return "run"
-    if any(file.suffix.lower() in EXTENSIONS for file in path.iterdir()) or any(path.glob("[0-9]*/samples/*")):
-        return "images"  # the second is GenEval's layout
+    if any(file.suffix.lower() in EXTENSIONS for file in path.iterdir()):
+        return "images"
     raise PixArtError(
         f"{path} is nothing that can be compared: it has no model_index.json (a model), no config.json beside "
-        "checkpoint folders (a training run), and no images."
+        "checkpoint folders (a training run; one checkpoint is RUN,checkpoint=STEP), and no images."
     )
 
 
-def is_run(path: Path) -> bool:
-    return (path / "config.json").is_file() and any(path.glob("checkpoint-*"))
+def _tables(given: str) -> list[tuple[str, dict[str, Any]]]:
+    """(where it is from, source, settings and perhaps name) of the models of one argument."""
+    path = Path(given)
+    if path.suffix not in (".toml", ".json") or not path.is_file():
+        return [(f'"{shortened(given)}"', _from_words(given))]
+    table = read_toml(path) if path.suffix == ".toml" else read_json(path)
+    models = table.get("models") if isinstance(table, dict) else None
+    if not isinstance(models, dict) or set(table) != {"models"} or not models:
+        raise UsageError(f'{path} must hold one table "models": a name for each model, with its source and settings.')
+    for name, values in models.items():
+        if not isinstance(values, dict) or not isinstance(values.get("source"), str):
+            raise UsageError(f'{path}, model "{shortened(name)}", needs a source.')
+    return [(f'{path}, model "{shortened(name)}"', values | {"name": name}) for name, values in models.items()]
 
 
-def _from_words(given: str) -> tuple[str | None, str, dict[str, Any], str]:
+def _from_words(given: str) -> dict[str, Any]:
     """SOURCE[,key=value...]: what is behind a comma and has a `=` is a setting, its value as in TOML or a bare text."""
-    where = f'"{shortened(given)}"'
     if Path(given).exists():
-        return None, given, {}, where
+        return {"source": given}
     source, *rest = re.split(r",(?=[\w-]+=)", given)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"source": source}
     for part in rest:
         key, _, text = part.partition("=")
         key = key.replace("-", "_")
         if key in values:
-            raise UsageError(f"{where} gives {key} twice.")
-        values[key] = text
-    name = values.pop("name", None)
-    return name, source, {key: _value(key, text) for key, text in values.items()}, where
+            raise UsageError(f'"{shortened(given)}" gives {key} twice.')
+        values[key] = text if key == "name" else _value(text)
+    return values
 
 
-def _value(key: str, text: str) -> Any:
-    if key == "guidance_interval" and (ends := re.fullmatch(r"(\d+)-(\d+)", text)):
+def _value(text: str) -> Any:
+    if ends := re.fullmatch(r"(\d+)-(\d+)", text):  # an interval
         return [int(end) for end in ends.groups()]
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -206,18 +211,14 @@ def _value(key: str, text: str) -> Any:
         return text
 
 
-def _from_file(path: Path) -> list[tuple[str | None, str, dict[str, Any], str]]:
-    table = read_toml(path) if path.suffix == ".toml" else read_json(path)
-    models = table.get("models") if isinstance(table, dict) else None
-    if not isinstance(models, dict) or set(table) != {"models"} or not models:
-        raise UsageError(f'{path} must hold one table "models": a name for each model, with its source and settings.')
-    found = []
-    for name, values in models.items():
-        where = f'{path}, model "{shortened(name)}"'
-        if not isinstance(values, dict) or not isinstance(values.get("source"), str):
-            raise UsageError(f"{where}, needs a source.")
-        found.append((name, values["source"], {k: v for k, v in values.items() if k != "source"}, where))
-    return found
+def _model(where: str, table: dict[str, Any], shared: Settings) -> Model:
+    source, name = table.pop("source"), table.pop("name", "")
+    kind, own = kind_of(source), structure(table, Settings, where).given()
+    if refused := [key for key in own if key not in KNOWN[kind]]:
+        known = ", ".join(KNOWN[kind]) or "no settings: its images are there already"
+        raise UsageError(f"{where}: a source of the kind {kind} does not take {refused[0]}; it takes {known}.")
+    common = {key: value for key, value in shared.given().items() if key in KNOWN[kind]}
+    return Model(name, "", kind, source, structure(common | own, Settings, where))
 
 
 def _name(model: Model, models: list[Model]) -> str:
@@ -226,10 +227,7 @@ def _name(model: Model, models: list[Model]) -> str:
     apart = {k: v for k, v in model.settings.given().items() if any(other.get(k) != v for other in alike)}
     path = Path(model.source)
     last = path.resolve().name if path.exists() else model.source.split("/")[-1]
-    if path.is_dir() and (last in ("model", "vae") or re.fullmatch(r"checkpoint-\d+", last)):
+    if path.is_dir() and last in ("model", "vae"):
         last = f"{path.resolve().parent.name}/{last}"  # "model" says nothing; the run's name does
-    shown = [
-        value if isinstance(value, str) else f"{key.replace('_', ' ')} {json.dumps(value)}"
-        for key, value in apart.items()
-    ]
+    shown = [v if isinstance(v, str) else f"{k.replace('_', ' ')} {json.dumps(v)}" for k, v in apart.items()]
     return ", ".join(["pixart-default" if model.source == SHIPPED else last, *shown])

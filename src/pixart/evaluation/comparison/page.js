@@ -148,7 +148,7 @@
     const more = skipped.size ? `, ${skipped.size} skipped` : "";
     get("state").textContent = `${mine} of ${pairs.length} pairs voted on${more}.` +
       (now || !pairs.length ? "" : " That was all; thank you.") +
-      (equal ? ` ${equal} pairs have identical images and are not asked.` : "");
+      (equal ? ` ${equal} pairs have identical images and are left out.` : "");
     if (now) {
       get("vote-words").textContent = data.places[now.index].text;
       ["first", "second"].forEach((id, side) => { get(id).src = imageOf(now.index, now.sides[side]).src; });
@@ -180,7 +180,7 @@
     return [rate, middle - half, middle + half];
   }
   const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 1 ? 1 : 0)}%`;
-  const said = (wins, count) => {
+  const rateText = (wins, count) => {
     if (!count) return "no votes yet";
     const [rate, low, high] = wilson(wins, count);
     return `${percent(rate)} (${percent(Math.max(0, low))} to ${percent(Math.min(1, high))}), ${wins} of ${count}`;
@@ -220,14 +220,14 @@
         dot.style.left = `${100 * rate}%`;
         track.append(range, dot);
       }
-      rates.append(element("div", [name, track, element("span", said(wins, count), "small")]));
+      rates.append(element("div", [name, track, element("span", rateText(wins, count), "small")]));
     }
     const body = get("pairs");
     body.replaceChildren();
     for (let a = 0; a < size; a++) {
       for (let b = a + 1; b < size; b++) {
         const line = element("tr", [element("td", `${data.models[a].name} against ${data.models[b].name}`)]);
-        line.append(element("td", said(won[a][b], won[a][b] + won[b][a])));
+        line.append(element("td", rateText(won[a][b], won[a][b] + won[b][a])));
         body.append(line);
       }
     }
@@ -255,7 +255,7 @@
     download(`comparison-${data.id}.html`, `<!doctype html>\n${page}\n`, "text/html");
   });
   get("import").addEventListener("change", async (event) => {
-    const told = get("imported");
+    const status = get("imported");
     try {
       const file = JSON.parse(await event.target.files[0].text());
       if (file.comparison !== data.id) throw new Error("these votes are of another comparison");
@@ -263,9 +263,9 @@
       add(good);
       keep();
       const bad = file.votes.length - good.length;
-      told.textContent = `${votes.size - before} new votes were read` + (bad ? `, ${bad} are no votes of this page.` : ".");
+      status.textContent = `${votes.size - before} new votes were read` + (bad ? `, ${bad} are no votes of this page.` : ".");
     } catch (error) {
-      told.textContent = `That file cannot be used: ${error.message}.`;
+      status.textContent = `That file cannot be used: ${error.message}.`;
     }
     event.target.value = "";
     ask();

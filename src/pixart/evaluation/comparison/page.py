@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pixart.data.pairs import printable
-from pixart.evaluation.comparison.models import Model
 from pixart.evaluation.comparison.record import Outcome, Plan, outcomes
 from pixart.files import write_whole
 
@@ -87,20 +86,17 @@ def _embedded(path: Path, unchanged: bool) -> str:
 
 def _settings_table(plan: Plan, found: list[Outcome]) -> list[tuple[str, list[str], bool]]:
     """(name, a value per model, whether the models differ in it), what differs first."""
-    columns = [_flat(_settings(model, outcome)) for model, outcome in zip(plan.models, found, strict=True)]
+    columns = []
+    for model, outcome in zip(plan.models, found, strict=True):
+        # What the command gave, and on top what the sampling process filled in.
+        settings = model.settings.given() | outcome.used.settings
+        columns.append(_flat({"source": model.source, "kind": model.kind} | settings))
     rows = []
-    for name in dict.fromkeys(name for values in columns for name in values):
+    for name in dict.fromkeys(name for column in columns for name in column if name != "model hash"):
         values = [column.get(name, "") for column in columns]
         known = {v for v, model in zip(values, plan.models, strict=True) if model.kind != "images"}
         rows.append((name, values, len(known) > 1))
     return sorted(rows, key=lambda row: not row[2])
-
-
-def _settings(model: Model, outcome: Outcome) -> dict[str, Any]:
-    """What the command gave, and on top what the sampling process filled in."""
-    used = outcome.used
-    filled_in = {} if used is None else {k: v for k, v in used.settings.items() if k not in ("source", "model_hash")}
-    return {"source": model.source, "kind": model.kind, **model.settings.given(), **filled_in}
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:

@@ -17,26 +17,24 @@ from typing import Any, Literal
 
 from pixart.config import plain, structure
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.comparison.models import LOADING, Model
-from pixart.evaluation.prompt_sets import Prompt
-from pixart.files import file_hash, parse_json, read_json_object, write_json
+from pixart.evaluation.comparison.models import Model
+from pixart.files import file_hash, parse_json, read_json_object, replacing, write_json
 
 PLAN = "comparison.json"
 IMAGES = "images.jsonl"
 LOCK = ".lock"
-FORMAT = 2
-Ended = Literal["sampling", "done", "stopped", "memory", "failed"]
+FORMAT = 3
+# Settings that change how a model is loaded and no pixel: where memory ran out, a comparison may go on with others.
+LOADING = ("staged", "offload", "text_states")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt as every model gets it: with a style, its words are in `text` and `negative_prompt` already."""
+    """A prompt, the set or file that it is from, and its category there."""
 
     text: str
     set: str
     category: str
-    style: str | None = None
-    negative_prompt: str = ""
 
 
 @dataclass(frozen=True, order=True)
@@ -65,21 +63,29 @@ class Plan:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(json.dumps(_deciding(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """What decides the pixels: not the kind of loading, nor how models are named."""
+        models = []
+        for model in self.models:
+            settings = {k: v for k, v in model.settings.given().items() if k not in LOADING}
+            models.append({"folder": model.folder, "source": model.source, "settings": settings})
+        return {"prompts": [plain(row) for row in self.rows], "seeds": list(self.seeds), "models": models}
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image whose file is written. `warm`: not the first of its process; `seconds` from prompt to pixels."""
+    """An image whose file is written. `warm`: not of the first batch of its process."""
 
     row: int
     seed: int
     width: int
     height: int
     sha256: str  # of the file
-    seconds: float | None = None  # None for images made elsewhere
+    seconds: float | None = None  # from prompt to pixels, of its share of a batch; None for images made elsewhere
     warm: bool = True
-    notices: tuple[str, ...] = ()
 
     @property
     def cell(self) -> Cell:
@@ -95,7 +101,7 @@ class Session:
     """
 
     began: str
-    ended: Ended
+    ended: Literal["sampling", "done", "stopped", "memory", "failed"]
     reason: str = ""
     images: int = 0
     load_seconds: float | None = None
@@ -103,6 +109,7 @@ class Session:
     device_bytes: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class Outcome:
 
     @property
     def seconds(self) -> float | None:
-        """The median time of an image, the first of each process left out where there are others."""
+        """The median time of an image, the first batch of each process left out where there are others."""
         return _median(i.seconds for i in self.images.values() if i.warm) or self.first_seconds
 
     @property
@@ -123,39 +130,13 @@ class Outcome:
         return _median(i.seconds for i in self.images.values() if not i.warm)
 
     @property
-    def load_seconds(self) -> float | None:
-        return _median(session.load_seconds for session in self.sessions)
-
-    @property
-    def peak_bytes(self) -> int | None:
-        return max((session.peak_bytes for session in self.sessions if session.peak_bytes), default=None)
-
-    @property
-    def device_bytes(self) -> int | None:
-        return max((session.device_bytes for session in self.sessions if session.device_bytes), default=None)
-
-    @property
-    def used(self) -> Session | None:
-        """The newest session that has sampled something."""
-        return next((session for session in reversed(self.sessions) if session.settings), None)
+    def used(self) -> Session:
+        """The newest session that has sampled something; an empty one where none has."""
+        return next((session for session in reversed(self.sessions) if session.settings), Session("", "done"))
 
     @property
     def last(self) -> Session | None:
         return self.sessions[-1] if self.sessions else None
-
-
-def make_rows(prompts: list[Prompt], styles: dict[str, Any] | None) -> tuple[Row, ...]:
-    """The prompts; or each of them in each style (name -> Style)."""
-    from pixart.pipeline.prompts import apply_style
-
-    if styles is None:
-        return tuple(Row(prompt.text, prompt.set, prompt.category) for prompt in prompts)
-    rows = []
-    for prompt in prompts:
-        for name, style in styles.items():
-            text, negative = apply_style(prompt.text, "", style)
-            rows.append(Row(text, prompt.set, prompt.category, name, negative))
-    return tuple(rows)
 
 
 def check_free(plan: Plan, folder: Path) -> None:
@@ -166,7 +147,7 @@ def check_free(plan: Plan, folder: Path) -> None:
         PixArtError: its plan cannot be read.
     """
     if (folder / PLAN).is_file():
-        there, wanted = _deciding(read(folder)), _deciding(plan)
+        there, wanted = read(folder).deciding, plan.deciding
         if differs := [name for name in wanted if there[name] != wanted[name]]:
             raise UsageError(f"{folder} holds another comparison, with other {differs[0]}; give another --output.")
     elif folder.is_file():
@@ -198,7 +179,7 @@ def outcome(folder: Path, name: str) -> Outcome:
     """What there is of the model with the folder name `name`.
 
     An image counts only if its line is complete and its file has the bytes that the line names; so a kill at any time
-    costs the image that was being made, and one that somebody removed or changed is made again.
+    costs the images that were being made, and one that somebody removed or changed is made again.
     """
     own = folder / "models" / name
     images: dict[Cell, Image] = {}
@@ -229,9 +210,8 @@ def save_session(path: Path, session: Session) -> None:
 
 def add_image(own: Path, cell: Cell, image: Any, **about: Any) -> Image:
     """Write a PIL image and then its line."""
-    partial = own / f".{cell.file}.part"
-    image.save(partial, format="PNG")
-    partial.replace(own / cell.file)
+    with replacing(own / cell.file) as partial:
+        image.save(partial, format="PNG")
     entry = Image(cell.row, cell.seed, image.width, image.height, file_hash(own / cell.file), **about)
     with (own / IMAGES).open("a+b") as file:
         if file.tell():
@@ -240,16 +220,6 @@ def add_image(own: Path, cell: Cell, image: Any, **about: Any) -> Image:
                 file.write(b"\n")
         file.write(json.dumps(plain(entry)).encode() + b"\n")
     return entry
-
-
-def _deciding(plan: Plan) -> dict[str, Any]:
-    """What decides the pixels: not the kind of loading, nor how models are named."""
-    models = [
-        {"folder": m.folder, "source": m.source}
-        | {"settings": {k: v for k, v in m.settings.given().items() if k not in LOADING}}
-        for m in plan.models
-    ]
-    return {"prompts": [plain(row) for row in plan.rows], "seeds": list(plan.seeds), "models": models}
 
 
 def _median(values: Any) -> float | None:

@@ -1,10 +1,8 @@
-"""Sample what a comparison still lacks, model by model, each in a process of its own."""
+"""Sample what a comparison still lacks, model by model, each in a process of its own; take images made elsewhere."""
 
-import json
+import contextlib
+import multiprocessing
 import re
-import subprocess
-import sys
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,108 +13,90 @@ from pixart.data.images import EXTENSIONS, open_image
 from pixart.data.pairs import ImageProblem
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.models import Model
-from pixart.evaluation.comparison.record import (
-    Cell,
-    Plan,
-    Session,
-    add_image,
-    next_session,
-    outcome,
-    save_session,
-)
-from pixart.evaluation.comparison.worker import NO_MEMORY
+from pixart.evaluation.comparison.record import Cell, Plan, Session, add_image, next_session, outcome, save_session
+from pixart.evaluation.comparison.worker import NO_MEMORY, Job, work
 from pixart.pipeline.image_files import slug
 
 LOG = "worker.log"
 NAMED = 4  # mismatches that a message names
 
 
-def sample(plan: Plan, model: Model, kind: str, source: str, folder: Path, on_image: Callable[[], None]) -> Session:
-    """Make the missing images of a model and return how it ended; whatever was made is kept.
+def sample(
+    plan: Plan, model: Model, source: str, folder: Path, on_images: Callable[[int], None], about: dict[str, Any]
+) -> None:
+    """Make the missing images of a model; whatever was made is kept.
 
-    `kind` ("pixart" or "diffusers") and `source` are what the worker loads. A model that cannot be loaded, crashes or
-    runs out of memory is no exception here: the session tells.
+    `source` is what the worker loads; `on_images` is called with how many it has made; `about` joins its settings. A
+    model that cannot be loaded, crashes or runs out of memory is no exception here: its session tells.
     """
     before = outcome(folder, model.folder)
-    own = before.folder
+    own, used = before.folder, before.used
     own.mkdir(parents=True, exist_ok=True)
-    cells = [
-        [cell.row, cell.seed, plan.rows[cell.row].text, plan.rows[cell.row].negative_prompt]
-        for cell in plan.cells
-        if cell not in before.images
-    ]
-    settings = {name: value for name, value in model.settings.given().items() if name not in ("checkpoint", "ema")}
-    used = before.used or Session("", "done")
-    job = {"kind": kind, "source": source, "settings": settings, "cells": cells, "folder": str(own)}
-    job |= {"weights": used.weights, "engine": used.settings.get("engine")}
-    path, session = next_session(own), Session(_now(), "sampling")
-    with (own / LOG).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pixart.evaluation.comparison.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
+    path, log, session = next_session(own), own / LOG, Session(_now(), "sampling")
+    cells = [cell for cell in plan.cells if cell not in before.images]
+    cells.sort(key=lambda cell: (cell.seed, cell.row))  # what can share a batch stands together
+    job = Job(
+        kind=model.kind,
+        source=source,
+        settings=model.settings.given(),
+        cells=[(cell, plan.rows[cell.row].text) for cell in cells],
+        own=own,
+        weights=used.weights,
+        engine=used.settings.get("engine"),
+    )
+    context = multiprocessing.get_context("spawn")
+    events, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(job, log, theirs), daemon=True)
+    process.start()
+    theirs.close()
     try:
-        try:
-            process.stdin.write(json.dumps(job).encode())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died at once; the log says why
-        for line in process.stdout:
-            event: dict[str, Any] = json.loads(line)
-            if event.pop("image", None):
-                session = replace(session, images=session.images + 1)
-                on_image()
-            session = replace(session, **event)
-            if session.ended == "sampling":
+        with contextlib.suppress(EOFError):
+            while True:
+                event: dict[str, Any] = events.recv()
+                if "settings" in event:
+                    event["settings"] |= about
+                session = replace(session, **event)
                 save_session(path, session)
-        code = process.wait()
+                on_images(session.images)
+        process.join()
         if session.ended == "sampling":
-            ended, reason = _how_it_ended(code, own / LOG)
+            ended, reason = _how_it_ended(process.exitcode, log)
             session = replace(session, ended=ended, reason=reason)
     except BaseException:
         session = replace(session, ended="stopped")
         raise
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-        process.stdout.close()
+        process.terminate()
+        process.join()
         save_session(path, session)
-        if not (own / LOG).stat().st_size or session.ended == "done":
-            (own / LOG).unlink()
-    return session
+        if log.is_file() and (not log.stat().st_size or session.ended == "done"):
+            log.unlink()
 
 
 def match(source: Path, plan: Plan) -> tuple[dict[Cell, Path], list[str]]:
     """Images made elsewhere: the file of each cell that has one, and a sentence for each kind of mismatch.
 
-    A file is named after its prompt (as `pixart generate` names it, or the prompt itself, as T2I-CompBench does) or by
-    the prompt's number, from 0, or from 1 where none has the number 0 and one has that of the last prompt from 1;
-    then, where there are several seeds, by its seed: 7-0.png, a-red-fox-0.png. GenEval's folders
-    (00007/samples/0000.png) are read too; there the second number counts the seeds.
+    A file is named after its prompt's number (from 0, or from 1 where none has the number 0 and one has that of the
+    last prompt from 1) or after the prompt, as `pixart generate` names it or as it is; then, where there are several
+    seeds, by its seed: 0007.png, 7-0.png, a-red-fox-0.png, a red fox_0.png.
 
     Raises:
         UsageError: two images for one place, or none for any.
     """
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(source).parts)]
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(plan.rows):
-        for name in {row.text.casefold(), slug(row.text)}:
-            rows_of[name].append(number)
-    places = {path: _place(path, source, rows_of) for path in paths}
-    numbers = [row for row, _, by_number in places.values() if by_number]
+    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    rows_of: dict[str, int] = {}
+    for number, row in reversed(list(enumerate(plan.rows))):
+        rows_of[row.text.casefold()] = rows_of[slug(row.text)] = number
+    numbers = [int(digits[1]) for path in paths if (digits := re.fullmatch(r"(\d{1,9})([-_]\d+)?", path.stem))]
     first = 1 if numbers and 0 not in numbers and max(numbers) == len(plan.rows) else 0
     found: dict[Cell, Path] = {}
     strangers: list[str] = []
-    for path, (row, seed, by_number) in places.items():
-        cell = _cell(row - first if by_number else row, seed, plan, counted="samples" in path.parts)
+    for path in paths:
+        cell = _cell(path.stem.casefold(), rows_of, first, plan)
         if cell is None:
-            strangers.append(str(path.relative_to(source)))
+            strangers.append(path.name)
         elif cell in found:
-            both = " and ".join(str(one.relative_to(source)) for one in (found[cell], path))
+            both = f"{found[cell].name} and {path.name}"
             raise UsageError(f"{source}: {both} are both of prompt {cell.row} with seed {cell.seed}; keep one of them.")
         else:
             found[cell] = path
@@ -131,6 +111,18 @@ def match(source: Path, plan: Plan) -> tuple[dict[Cell, Path], list[str]]:
     if missing := [f"{cell.row} {plan.rows[cell.row].text[:40]}" for cell in plan.cells if cell not in found]:
         notes.append(f"Prompts without an image: {len(missing):,} ({_some(missing)}).")
     return found, notes
+
+
+def _cell(stem: str, rows_of: dict[str, int], first: int, plan: Plan) -> Cell | None:
+    """The place of an image by its file name, if the plan has it; a prompt may end in a number, so it goes first."""
+    name, seed = stem, None
+    if stem not in rows_of and (parts := re.fullmatch(r"(.+)[-_](\d{1,10})", stem)):
+        name, seed = parts[1], int(parts[2])
+    if seed is None and len(plan.seeds) == 1:
+        seed = plan.seeds[0]
+    by_number = int(name) - first if re.fullmatch(r"\d{1,9}", name) else -1
+    row = rows_of.get(name, by_number)
+    return Cell(row, seed) if 0 <= row < len(plan.rows) and seed in plan.seeds else None
 
 
 def take(found: dict[Cell, Path], model: Model, folder: Path, notes: list[str]) -> None:
@@ -155,43 +147,14 @@ def _how_it_ended(code: int, log: Path) -> tuple[str, str]:
         return "done", ""
     if code == -9:
         return "memory", "the system ended its process (signal 9), as it does when memory runs out"
-    if code in (130, -2, -15):
+    if code in (-2, -15):
         return "stopped", ""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     if lines and any(mark in lines[-1].lower() for mark in (*NO_MEMORY, "memoryerror")):
         return "memory", lines[-1][:200]  # a library that ends the process instead of raising
     last = f": {lines[-1][:200]}" if lines else ""
     how = f"ended by signal {-code}" if code < 0 else "failed"
     return "failed", f"its process {how}{last} ({log} has all of it)"
-
-
-def _place(path: Path, source: Path, rows_of: dict[str, list[int]]) -> tuple[int, int | None, bool]:
-    """(row or -1, seed or None, whether by number) as the file's name gives it."""
-    parts = path.relative_to(source).parts
-    if len(parts) == 3 and parts[1] == "samples" and parts[0].isdecimal() and path.stem.isdecimal():
-        return int(parts[0]), int(path.stem), False
-    stem = path.stem.casefold()
-    if stem in rows_of:
-        return rows_of[stem][0], None, False
-    # The last number is the seed; a prompt may end in one too, so the complete name goes first.
-    named = re.fullmatch(r"(.+)[-_](\d{1,10})", stem)
-    if named and named[1] in rows_of:
-        return rows_of[named[1]][0], int(named[2]), False
-    numbers = re.fullmatch(r"(\d{1,9})(?:[-_](\d{1,10}))?", stem)
-    if numbers:
-        return int(numbers[1]), int(numbers[2]) if numbers[2] else None, True
-    return -1, None, False
-
-
-def _cell(row: int, seed: int | None, plan: Plan, *, counted: bool) -> Cell | None:
-    """The place, if the plan has it. GenEval's numbers count the seeds."""
-    if not 0 <= row < len(plan.rows):
-        return None
-    if seed is None:
-        return Cell(row, plan.seeds[0]) if len(plan.seeds) == 1 else None
-    if counted:
-        return Cell(row, plan.seeds[seed]) if seed < len(plan.seeds) else None
-    return Cell(row, seed) if seed in plan.seeds else None
 
 
 def _some(items: list[str]) -> str:

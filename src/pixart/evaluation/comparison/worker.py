@@ -1,95 +1,111 @@
-"""The process that samples for one model, so that its peak memory is its own and its end ends nobody else.
+"""The process that samples for one model, so that its peak memory is its own and its end ends nobody else."""
 
-    python -m pixart.evaluation.comparison.worker < job.json
-
-A job comes as JSON on stdin; a line of JSON goes to stdout after loading and after each image.
-"""
-
+import contextlib
 import inspect
-import json
+import itertools
 import os
 import sys
 import time
+from dataclasses import dataclass, fields
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from pixart.config import plain
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison.models import FOR_RUNS, SHIPPED
 from pixart.evaluation.comparison.record import Cell, add_image
+from pixart.runtime.memory import Memory
 
-# What belongs to an image, not to the model: a style brings negative words of its own.
-OF_AN_IMAGE = ("prompt", "negative_prompt", "resolved_prompt", "resolved_negative_prompt", "style", "seed", "format")
+# What belongs to an image, not to the model.
+OF_AN_IMAGE = ("prompt", "resolved_prompt", "resolved_negative_prompt", "seed", "format", "pixels_sha256")
 OF_LOADING = ("engine", "dtype", "device", "parts", "fast")
-OF_MEMORY = ("staged", "offload", "text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype", "text_states")
 # What libraries say when there is no memory for a tensor, besides raising MemoryError or torch's own class.
 NO_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "allocate memory", "allocatememory")
 DIFFUSERS_DTYPES = ("float32", "float16", "bfloat16")
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a process samples: `cells` of the model `source`, into the folder `own`.
+
+    `weights` and `engine` are those of the images that are there already.
+    """
+
+    kind: str
+    source: str
+    settings: dict[str, Any]
+    cells: list[tuple[Cell, str]]  # with the prompt
+    own: Path
+    weights: dict[str, Any]
+    engine: str | None
+
+
 class Generator(Protocol):
     """A model in memory."""
 
-    settings: dict[str, Any]  # of the last image: every value that decided it but prompt and seed
-    notices: list[str]  # what a person should know of the last image, such as words that were cut
+    settings: dict[str, Any]  # of the last images: every value that decided them but prompt and seed
     weights: dict[str, Any]  # what names the model; known after the first image
+    notices: list[str]  # what a person should know of the images so far, such as words that were cut
+    at_once: int  # images that suit the device; known after the first image
 
-    def generate(self, text: str, negative: str, seed: int) -> Any:
-        """An RGB PIL image of `text`, guided away from `negative`; "" guides away from the empty prompt."""
+    def generate(self, texts: list[str], seed: int) -> list[Any]:
+        """An RGB PIL image of each text, all from the same seed."""
 
 
 def open_generator(kind: str, source: str, settings: dict[str, Any]) -> Generator:
     """Load a model. Raises PixArtError or UsageError in one sentence, ModuleNotFoundError without the extra torch."""
-    return OurGenerator(source, settings) if kind == "pixart" else DiffusersGenerator(source, settings)
+    return DiffusersGenerator(source, settings) if kind == "diffusers" else OurGenerator(source, settings)
 
 
 def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `Pipeline.from_pretrained` takes, and what a call of the pipeline takes."""
-    from pixart.runtime.memory import Memory
-
-    memory = {name: settings[name] for name in OF_MEMORY if name in settings}
+    call = {name: value for name, value in settings.items() if name not in (*FOR_RUNS, "batch_size")}
+    loading = {name: call.pop(name) for name in OF_LOADING if name in call}
+    memory = {field.name: call.pop(field.name) for field in fields(Memory) if field.name in call}
     if "text_states" in memory:
         memory["text_states"] = Path(memory["text_states"])
-    loading = {name: settings[name] for name in OF_LOADING if name in settings} | {"memory": Memory(**memory)}
-    # As in pixart generate: only torch takes a null caption.
-    if settings.get("null_text", "encoded") != "encoded":
+    if call.get("null_text", "encoded") != "encoded":  # as in pixart generate: only torch takes a null caption
         loading.setdefault("engine", "torch")
-    call = {k: v for k, v in settings.items() if k not in (*OF_LOADING, *OF_MEMORY, *FOR_RUNS)}
-    return loading, call
+    return loading | {"memory": Memory(**memory)}, call
 
 
 class OurGenerator:
-    """Our own pipeline: the image that `pixart generate` gives with the same settings."""
+    """Our own pipeline: the images that `pixart generate` gives with the same settings."""
 
     def __init__(self, source: str, settings: dict[str, Any]):
-        import pixart
+        from pixart.pipeline.pipeline import Pipeline
 
         loading, self.call = split_settings(settings)
-        self.own_negative = self.call.pop("negative_prompt", "")
-        self.pipeline = pixart.Pipeline.from_pretrained(None if source == SHIPPED else source, **loading)
+        self.pipeline = Pipeline.from_pretrained(None if source == SHIPPED else source, **loading)
         self.settings: dict[str, Any] = {}
         self.weights: dict[str, Any] = {}
         self.notices: list[str] = []
+        self.at_once = 1
 
-    def generate(self, text: str, negative: str, seed: int) -> Any:
-        result = self.pipeline(text, negative_prompt=joined(negative, self.own_negative), seed=seed, **self.call)
-        settings = {key: value for key, value in result.settings[0].items() if key not in OF_AN_IMAGE}
-        settings.pop("pixels_sha256", None)
-        self.weights = settings.pop("weights", None) or {}
-        self.settings = {"negative_prompt": self.own_negative, **settings}
-        self.notices = result.notices
-        return result.images[0]
+    def generate(self, texts: list[str], seed: int) -> list[Any]:
+        from pixart.pipeline.request import make_request
+
+        request = make_request(self.pipeline.folder, texts, seed=seed, **self.call)
+        generated = list(self.pipeline.generate(request, on_notice=self.notices.append))
+        self.settings = {key: value for key, value in generated[0].settings.items() if key not in OF_AN_IMAGE}
+        self.weights = self.settings.pop("weights", None) or {}
+        self.at_once = self.pipeline.core.images_at_once(request)
+        return [one.image for one in generated]
 
 
 class DiffusersGenerator:
     """Any pipeline of Diffusers that generates from a prompt, from a folder on disk, safetensors only."""
 
+    at_once = 1
+
     def __init__(self, source: str, settings: dict[str, Any]):
         import diffusers
         import torch
 
-        folder = _diffusers_folder(source)
-        dtype, device = settings.get("dtype", "float32"), settings.get("device", "cpu")
+        from pixart.runtime.device import choose_device, find_devices
+
+        folder, dtype = _diffusers_folder(source), settings.get("dtype", "float32")
+        device = choose_device(find_devices(), settings.get("device", "auto")).type
         how = {"torch_dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
         try:
             pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **how)
@@ -103,94 +119,77 @@ class DiffusersGenerator:
         except (OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError, AssertionError) as error:
             raise PixArtError(f"{source} cannot be loaded by Diffusers: {_first_line(error)}") from None
         pipe.set_progress_bar_config(disable=True)
-        self.pipe, self.torch = pipe, torch
+        self.pipe, self.torch, self.notices = pipe, torch, []
         self.parameters = inspect.signature(pipe.__call__).parameters
-        if "prompt" not in self.parameters:
-            raise PixArtError(f"{source} is a {type(pipe).__name__}, which takes no prompt.")
-        self.settings: dict[str, Any] = {"pipeline": type(pipe).__name__}
+        self.settings: dict[str, Any] = {"pipeline": type(pipe).__name__, "engine": "diffusers"}
+        self.settings |= {"device": device, "dtype": dtype}
+        self.settings["versions"] = {"torch": torch.__version__, "diffusers": diffusers.__version__}
         self.call: dict[str, Any] = {}
-        for ours in ("steps", "guidance_scale", "width", "height", "negative_prompt"):
+        for ours in ("prompt", "steps", "guidance_scale", "width", "height", "negative_prompt"):
             theirs = "num_inference_steps" if ours == "steps" else ours
             if theirs not in self.parameters:
-                if ours in settings:
+                if ours in settings or ours == "prompt":
                     raise UsageError(f"{source} is a {type(pipe).__name__}, which does not take {ours}.")
             elif ours in settings:
                 self.call[theirs] = self.settings[ours] = settings[ours]
-            elif self.parameters[theirs].default is not None:
+            elif self.parameters[theirs].default is not None and ours != "prompt":
                 self.settings[ours] = self.parameters[theirs].default
         if scheduler := getattr(pipe, "scheduler", None):
             self.settings["sampler"] = type(scheduler).__name__
-        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-        self.settings |= {"engine": "diffusers", "device": device, "dtype": dtype, "versions": versions}
         # Sizes and times tell another model at once; hashing gigabytes would cost a core.
         files = {path: path.stat() for path in sorted(folder.rglob("*.safetensors"))}
         self.weights = {p.relative_to(folder).as_posix(): [s.st_size, s.st_mtime_ns] for p, s in files.items()}
-        self.notices: list[str] = []
 
-    def generate(self, text: str, negative: str, seed: int) -> Any:
+    def generate(self, texts: list[str], seed: int) -> list[Any]:
         call = dict(self.call)
-        words = joined(negative, call.pop("negative_prompt", ""))
-        if words and "negative_prompt" not in self.parameters:
-            raise UsageError(f"A {type(self.pipe).__name__} takes no negative prompt.")
-        if words:
-            call["negative_prompt"] = words
-        generator = self.torch.Generator("cpu").manual_seed(seed)  # the same noise on every device
+        if "negative_prompt" in call:
+            call["negative_prompt"] = [call["negative_prompt"]] * len(texts)
+        # Of the CPU: the same noise on every device, and in every batch.
+        generators = [self.torch.Generator("cpu").manual_seed(seed) for _ in texts]
         try:
-            image = self.pipe(prompt=text, generator=generator, **call).images[0]
+            images = self.pipe(prompt=texts, generator=generators, **call).images
         except (ValueError, TypeError) as error:  # what the pipeline does not take: a size, a missing image
             raise PixArtError(f"{type(self.pipe).__name__} refuses: {_first_line(error)}") from None
-        self.settings["width"], self.settings["height"] = image.size
-        return image.convert("RGB")
+        self.settings["width"], self.settings["height"] = images[0].size
+        return [image.convert("RGB") for image in images]
 
 
-def joined(first: str, second: str) -> str:
-    return ", ".join(part for part in (first, second) if part.strip())
-
-
-def main() -> int:
-    # Only our lines may go to stdout, whatever the libraries print.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin)
-
-    def say(**event: Any) -> None:
-        answers.write(json.dumps(event) + "\n")
-        answers.flush()
-
+def work(job: Job, log: Path, events: Connection) -> None:
+    """The process: sends changes of its `Session`, and writes what libraries print into `log`."""
+    with log.open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     try:
-        _sample(job, say)
+        _sample(job, lambda **event: events.send(event))
     except PixArtError as error:
-        say(ended="failed", reason=str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 1  # who asked has gone
+        events.send({"ended": "failed", "reason": str(error)})
+    except (BrokenPipeError, KeyboardInterrupt):
+        sys.exit(1)  # who started this process has gone, or stops too
     except Exception as error:
         found = explained(error)
         if found is None:
             raise  # to the log of the model
-        say(ended=found[0], reason=found[1])
-        return 1
-    return 0
+        events.send(dict(zip(("ended", "reason"), found, strict=True)))
 
 
-def _sample(job: dict[str, Any], say: Any) -> None:
-    own = Path(job["folder"])
+def _sample(job: Job, say: Any) -> None:
     began = time.perf_counter()
-    generator = open_generator(job["kind"], job["source"], job["settings"])
+    generator = open_generator(job.kind, job.source, job.settings)
     say(load_seconds=round(time.perf_counter() - began, 3), **_memory())
-    for count, (row, seed, text, negative) in enumerate(job["cells"]):
-        began = time.perf_counter()
-        image = generator.generate(text, negative, seed)
-        seconds = round(time.perf_counter() - began, 4)
-        if count == 0:
-            _refuse_another_model(generator, job["weights"], job["engine"])
-        entry = add_image(
-            own, Cell(row, seed), image, seconds=seconds, warm=count > 0, notices=tuple(generator.notices)
-        )
-        about = {} if count else {"settings": generator.settings, "weights": generator.weights}
-        say(image=plain(entry), **about, **_memory())
+    count = 0
+    for seed, group in itertools.groupby(job.cells, key=lambda cell: cell[0].seed):
+        # The device is known after the first image, whose time stands apart.
+        while batch := list(itertools.islice(group, job.settings.get("batch_size") or generator.at_once)):
+            began = time.perf_counter()
+            images = generator.generate([text for _, text in batch], seed)
+            seconds = round((time.perf_counter() - began) / len(batch), 4)
+            if count == 0:
+                _refuse_another_model(generator, job.weights, job.engine)
+            for (cell, _), image in zip(batch, images, strict=True):
+                add_image(job.own, cell, image, seconds=seconds, warm=count > 0)
+            count += len(batch)
+            known = {"settings": generator.settings, "weights": generator.weights}
+            say(images=count, notices=tuple(dict.fromkeys(generator.notices)), **known, **_memory())
 
 
 def _refuse_another_model(generator: Generator, weights: dict[str, Any], engine: str | None) -> None:
@@ -200,8 +199,8 @@ def _refuse_another_model(generator: Generator, weights: dict[str, Any], engine:
         raise PixArtError(f"Its first images came from the engine {engine}, not {now}; compare in a new --output.")
     if changed := [name for name in weights if generator.weights.get(name) != weights[name]]:
         raise PixArtError(
-            f"The model has changed since its first images ({changed[0]} is another); bring it back, or compare in a "
-            "new --output."
+            f"The model has changed since its first images ({changed[0]} is another); bring it back (of a run, with "
+            "checkpoint=STEP), or compare in a new --output."
         )
 
 
@@ -238,27 +237,16 @@ def _diffusers_folder(source: str) -> Path:
 
 
 def _memory() -> dict[str, int]:
-    """The most memory that this process has had so far, in bytes, and on a GPU where one is used."""
-    found = {"peak_bytes": _peak_bytes()}
+    """The most memory that this process has had so far, in bytes, where Linux tells; and on a GPU where one is used."""
+    found = {}
+    with contextlib.suppress(OSError, StopIteration):  # getrusage may say the peak of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        found["peak_bytes"] = next(int(row.split()[1]) * 1024 for row in status.splitlines() if row[:6] == "VmHWM:")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         found["device_bytes"] = torch.cuda.max_memory_reserved()
     return found
 
 
-def _peak_bytes() -> int:
-    try:  # what getrusage says can be the peak of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import psutil
-
-        return psutil.Process().memory_info().rss
-
-
 def _first_line(error: Exception) -> str:
     return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

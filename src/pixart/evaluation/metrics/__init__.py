@@ -1,1 +1,1 @@
-"""The metrics that papers report: FID, KID, precision and recall, CLIPScore, HPSv2, ImageReward; benchmark folders."""
+"""The metrics that papers report: FID, KID, precision and recall, CLIPScore."""

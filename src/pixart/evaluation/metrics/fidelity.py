@@ -5,7 +5,6 @@ build does not load beside a torch without CUDA. So these are written here, and 
 """
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +25,20 @@ WHERE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metr
 METRICS = ("fid", "kid", "prc")
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """What two folders of images come to. None: not measured. `marks` say what to know before quoting a metric."""
-
-    fid: float | None
-    kid: float | None
-    kid_std: float | None
-    precision: float | None
-    recall: float | None
-    marks: tuple[str, ...]
-
-
 def find_weights(given: Path | None) -> Path:
     """Inception v3 as a TorchScript file: the given one, or torch's own cache. PixArtError says how to get it."""
-    if given is None:
-        import torch
+    import torch
 
-        given = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if not given.is_file():
+    path = given or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if not path.is_file():
         raise PixArtError(
-            f"FID, KID, precision and recall need Inception v3, and {given} is not there; get {WHERE} and give it with "
+            f"FID, KID, precision and recall need Inception v3, and {path} is not there; get {WHERE} and give it with "
             "--inception."
         )
-    return given
+    return path
 
 
-def check_count(generated: int, real: int, metrics: tuple[str, ...]) -> tuple[str, ...]:
+def check_count(generated: int, real: int, metrics: tuple[str, ...]) -> list[str]:
     """What to know of metrics of so many images. Raises UsageError where there are too few for one of them."""
     fewest = min(generated, real)
     if fewest < FEWEST:
@@ -70,32 +56,28 @@ def check_count(generated: int, real: int, metrics: tuple[str, ...]) -> tuple[st
         marks.append(f"FID of {fewest:,} images is biased upwards; compare it with others of the same count only")
     if "prc" in metrics and fewest < UNBIASED:
         marks.append(f"precision and recall depend on the count, {generated:,} and {real:,}")
-    return tuple(marks)
+    return marks
 
 
 def fidelity(
-    images: Folder,
-    real: Folder,
-    *,
-    metrics: tuple[str, ...] = METRICS,
-    weights: Path | None = None,
-    size: int = 299,
-    device: str = "cpu",
-) -> Fidelity:
-    """Compare two folders; the middle square of every image is brought to `size` pixels first.
+    images: Folder, real: Folder, metrics: tuple[str, ...], weights: Path, size: int, device: str = "cpu"
+) -> dict[str, float]:
+    """The metrics of two folders by name; the middle square of every image is brought to `size` pixels first.
 
     Raises:
-        UsageError: too few images. PixArtError: Inception is missing, or the file is something else.
-        ModuleNotFoundError: torchmetrics is missing.
+        PixArtError: `weights` is not Inception v3. ModuleNotFoundError: torchmetrics is missing.
     """
-    marks = check_count(len(images), len(real), metrics)
-    path = find_weights(weights)
-    if {"fid", "kid"} & set(metrics):
-        import torchmetrics  # noqa: F401  # features take long; whether it is there is said now
-    a, b = (features(folder, path, size, device) for folder in (images, real))
-    kid, kid_std = kernel_inception_distance(a, b) if "kid" in metrics else (None, None)
-    precision, recall = precision_recall(a, b) if "prc" in metrics else (None, None)
-    return Fidelity(frechet_distance(a, b) if "fid" in metrics else None, kid, kid_std, precision, recall, marks)
+    import torchmetrics  # noqa: F401  # before the features, which take long
+
+    a, b = (features(folder, weights, size, device) for folder in (images, real))
+    found: dict[str, float] = {}
+    if "fid" in metrics:
+        found["fid"] = frechet_distance(a, b)
+    if "kid" in metrics:
+        found["kid"], found["kid_std"] = kernel_inception_distance(a, b)
+    if "prc" in metrics:
+        found["precision"], found["recall"] = precision_recall(a, b)
+    return found
 
 
 def features(folder: Folder, weights: Path, size: int, device: str = "cpu") -> np.ndarray:
@@ -124,10 +106,10 @@ def frechet_distance(images: np.ndarray, real: np.ndarray) -> float:
     """FID of features (N, D) and (M, D): arXiv 1706.08500, equation 6, by torchmetrics."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return float(_measured(FrechetInceptionDistance(_identity(images.shape[1])), images, real))
+    return float(_measured(FrechetInceptionDistance, images, real))
 
 
-def kernel_inception_distance(images: np.ndarray, real: np.ndarray, subsets: int = SUBSETS) -> tuple[float, float]:
+def kernel_inception_distance(images: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     """KID and its deviation over random subsets: arXiv 1801.01401, section 4, by torchmetrics.
 
     Which subsets is always the same for the same counts, and changes no other random numbers of torch.
@@ -135,30 +117,24 @@ def kernel_inception_distance(images: np.ndarray, real: np.ndarray, subsets: int
     import torch
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    count = min(SUBSET, min(len(images), len(real)) // 2)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that it keeps all features in memory
+    size = min(SUBSET, min(len(images), len(real)) // 2)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SUBSETS_SEED)
-        metric = KernelInceptionDistance(_identity(images.shape[1]), subsets=subsets, subset_size=count)
-        mean, deviation = _measured(metric, images, real)
+        mean, deviation = _measured(KernelInceptionDistance, images, real, subsets=SUBSETS, subset_size=size)
     return float(mean), float(deviation)
 
 
-def _identity(width: int) -> "torch.nn.Module":  # noqa: F821
-    """What torchmetrics takes for its extractor, since our features are there already."""
+def _measured(metric: Any, images: np.ndarray, real: np.ndarray, **settings: int) -> Any:
+    """A metric of torchmetrics on features that are there already: its extractor passes them through."""
     import torch
 
-    module = torch.nn.Identity()
-    module.num_features = width
-    return module
-
-
-def _measured(metric: "torchmetrics.Metric", images: np.ndarray, real: np.ndarray) -> Any:  # noqa: F821
-    import torch
-
-    metric.update(torch.from_numpy(images).double(), real=False)
-    metric.update(torch.from_numpy(real).double(), real=True)
-    return metric.compute()
+    identity = torch.nn.Identity()
+    identity.num_features = images.shape[1]
+    with warnings.catch_warnings(action="ignore"):  # that it keeps all features in memory
+        measured = metric(identity, **settings)
+    measured.update(torch.from_numpy(images).double(), real=False)
+    measured.update(torch.from_numpy(real).double(), real=True)
+    return measured.compute()
 
 
 def precision_recall(images: np.ndarray, real: np.ndarray) -> tuple[float, float]:

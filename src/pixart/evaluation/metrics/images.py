@@ -2,29 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pixart.config import shortened
 from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison import record
+from pixart.pipeline.image_files import read_settings
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 # Of our own images' settings, what decides their metrics and does not name the model.
 SAMPLING = (
-    "steps", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_channels", "null_text", "sampler",
-    "width", "height",
-)  # fmt: skip
+    *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_channels", "null_text", "sampler"),
+    *("width", "height", "seed"),
+)
+LAYOUTS = {"geneval": 4, "t2i-compbench": 10}  # of benchmarks: images for a prompt, as in the two papers
+LONGEST = 200  # bytes of a file name's prompt; most systems take 255 with number and ending
 
 
 @dataclass(frozen=True)
 class Folder(Sequence):
-    """Image files in the order of their names, read when they are asked for, and a hash of their contents."""
+    """Image files in the order of their names, each read when it is indexed, and a hash of their contents."""
 
     path: Path
     files: tuple[Path, ...]
@@ -83,8 +87,7 @@ def prompts_of(folder: Folder, given: Sequence[str] | None = None) -> list[str]:
                 "in the order of the images' names."
             )
         return list(given)
-    plan = _comparison_of(folder.path)
-    if plan is not None:
+    if plan := _comparison_of(folder.path):
         return [plan.rows[int(file.stem.split("-")[0])].text for file in folder.files]
     return [_prompt(file) for file in folder.files]
 
@@ -94,27 +97,22 @@ def sampling_settings(folder: Folder) -> dict[str, Any]:
 
     A value that differs between images is a list; None stands for what is not known.
     """
-    from pixart.pipeline.image_files import read_settings
-
-    plan = _comparison_of(folder.path)
-    if plan is not None:
+    if plan := _comparison_of(folder.path):
         place = folder.path.resolve()
-        used = record.outcome(place.parents[1], place.name).used
-        settings = used.settings if used else {}
-        return {name: settings.get(name) for name in SAMPLING} | {"seeds": _seeds(list(plan.seeds))}
-    try:
-        settings_of = [read_settings(file) for file in folder.files]
-    except PixArtError:
-        return dict.fromkeys((*SAMPLING, "seeds"))
+        used = record.outcome(place.parents[1], place.name).used.settings
+        settings = [used | {"seed": seed} for seed in plan.seeds] if used else [{}]
+    else:
+        try:
+            settings = [read_settings(file) for file in folder.files]
+        except PixArtError:
+            settings = [{}]
     found: dict[str, Any] = {}
     for name in SAMPLING:
-        values = sorted({json.dumps(one.get(name)) for one in settings_of})
-        found[name] = [json.loads(value) for value in values] if len(values) > 1 else json.loads(values[0])
-    return found | {"seeds": _seeds([one["seed"] for one in settings_of if isinstance(one.get("seed"), int)])}
-
-
-def _seeds(seeds: list[int]) -> str | None:
-    return f"{min(seeds)} to {max(seeds)}, {len(set(seeds))} of them" if seeds else None
+        values = [json.loads(value) for value in sorted({json.dumps(one.get(name)) for one in settings})]
+        found[name] = values if len(values) > 1 else values[0]
+    if seeds := {one["seed"] for one in settings if isinstance(one.get("seed"), int)}:
+        found["seed"] = f"{min(seeds)} to {max(seeds)}, {len(seeds)} of them"
+    return found
 
 
 def _comparison_of(folder: Path) -> record.Plan | None:
@@ -125,8 +123,6 @@ def _comparison_of(folder: Path) -> record.Plan | None:
 
 
 def _prompt(file: Path) -> str:
-    from pixart.pipeline.image_files import read_settings
-
     try:
         return str(read_settings(file)["resolved_prompt"])
     except (PixArtError, KeyError):
@@ -141,3 +137,21 @@ def _prompt(file: Path) -> str:
     if words and number.isdigit():
         return words
     raise UsageError(f"{file} holds no prompt, and its name is none either; give --prompts, a line for each image.")
+
+
+def places(layout: str, dest: Path, prompts: Sequence[str], images: int) -> Iterator[tuple[int, int, Path]]:
+    """(prompt, image of it, file) for every image. Raises UsageError for prompts that cannot be file names.
+
+    geneval: DEST/00000/samples/0000.png (evaluation/evaluate_images.py of djghosh13/geneval). t2i-compbench:
+    DEST/samples/PROMPT_000000.png, its number counting over all images (Karine-Huang/T2I-CompBench, README).
+    """
+    if layout == "t2i-compbench":
+        wrong = next((p for p in prompts if "/" in p or "\0" in p or len(p.encode()) > LONGEST or not p.strip()), None)
+        if wrong is not None:
+            raise UsageError(f'T2I-CompBench has the prompt as file name, which "{shortened(wrong)}" cannot be.')
+    for number, prompt in enumerate(prompts):
+        for image in range(images):
+            if layout == "geneval":
+                yield number, image, dest / f"{number:05}" / "samples" / f"{image:04}.png"
+            else:
+                yield number, image, dest / "samples" / f"{prompt}_{number * images + image:06}.png"

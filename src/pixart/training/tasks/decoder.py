@@ -20,7 +20,7 @@ from pixart.checkpoints.folder import write_with_vae
 from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
 from pixart.data.bucket_batches import in_order
 from pixart.data.dropped import ALLOWED
-from pixart.data.encode import encode_captions, load_text_encoder, load_vae
+from pixart.data.encode import autocast, encode_captions, load_text_encoder, load_vae
 from pixart.data.features import pad, weights_id
 from pixart.data.image_rows import to_unit
 from pixart.diffusion import flow
@@ -28,7 +28,6 @@ from pixart.encoders import autoencoder
 from pixart.errors import UsageError
 from pixart.files import replacing
 from pixart.training.batches import Phase, Source
-from pixart.training.loop import autocast
 from pixart.training.recipe import Recipe
 from pixart.training.start import model_folder_of, vae_folder_of
 from pixart.training.tasks.autoencoder import image_source, open_images, pixel_losses

@@ -19,16 +19,16 @@ from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.fast import weights_hash, write_fast
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
 from pixart.data.dropped import ALLOWED
-from pixart.data.encode import load_text_encoder, load_vae
+from pixart.data.encode import autocast, load_text_encoder, load_vae
 from pixart.diffusion.guidance import guide
+from pixart.diffusion.schedule import Schedule, make_schedule
 from pixart.errors import UsageError
 from pixart.model.pixart import PixArt
 from pixart.training.batches import Phase, Source
 from pixart.training.latents import LatentRows
-from pixart.training.loop import autocast
 from pixart.training.recipe import Recipe
 from pixart.training.rows import RowStreams
-from pixart.training.samples import Sampler, Schedule, make_schedule, trajectory
+from pixart.training.samples import Sampler, trajectory
 from pixart.training.start import model_folder_of
 from pixart.training.tasks.text_to_image import check_shares
 
@@ -72,7 +72,7 @@ class Distillation:
         store = self.rows.open(recipe.phases[-1])
         store.check(text_encoder=self.folder.path / "text_encoder")
         network = load_denoiser(self.folder).to(device)
-        self.guided = Teacher(network, store.null_text, self.folder.scheduler, self)
+        self.guided = Teacher(network, store.unconditional, self.folder.scheduler, self)
         self.identity = weights_hash(self.folder.transformer_folder)
         self.validated = self.rows.validation_batches(recipe.phases[-1])[:1]
         self.sampler = self._sampler() if recipe.samples.prompts else None

@@ -122,6 +122,7 @@ class TextToImage:
             padded=recipe.loop.compile,
         )  # fmt: skip
         store = self.rows.open(recipe.phases[-1])
+        self.max_tokens = store.settings.max_tokens
         self.config = self._config(store, start, sizes | {"micro_conditions": micro})
         self.vae_folder, self.encoder, self.tokenizer = encoder_folders(store, self.autoencoder, self.text_encoder)
         self.vae = load_vae(self.vae_folder)

@@ -1,0 +1,34 @@
+"""What every part of this package means by an image on white."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+def is_transparent(image: "Image.Image") -> bool:
+    """Whether any pixel is not fully opaque."""
+    return _may_be(image) and _rgba(image).getchannel("A").getextrema()[0] < 255
+
+
+def on_white(image: "Image.Image") -> "Image.Image":
+    """A PIL image of any mode as RGB, with white where it is transparent."""
+    from PIL import Image
+
+    if not _may_be(image):
+        return image.convert("RGB")
+    rgba = _rgba(image)
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _may_be(image: "Image.Image") -> bool:
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def _rgba(image: "Image.Image") -> "Image.Image":
+    # Pillow turns premultiplied grey only into its plain form.
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

@@ -1,0 +1,118 @@
+"""Listening, and the end: uvicorn with a time limit for headers, one line of JSON for each event, a graceful stop."""
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pixart.errors import PixArtError
+from pixart.server.app import create_app
+from pixart.server.guard import LOOPBACK, Access
+from pixart.server.service import Service
+
+
+class Protocol(H11Protocol):
+    """Closes a connection whose first request does not come in time, which uvicorn keeps for ever."""
+
+    seconds = 30.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(self.seconds, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object for each record; those of the guard are JSON already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        content = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname}
+        try:
+            content |= json.loads(message)
+        except ValueError:
+            content["message"] = message
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(content)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: whether the port is free is known before anything is loaded."""
+    try:
+        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if sys.platform != "win32":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host.strip("[]"), port))
+            listening.listen(2048)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PixArtError(f"Nothing can be served at {host}:{port} ({reason}); choose another --port.") from None
+    return listening
+
+
+def address_of(host: str, listening: socket.socket) -> str:
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}"
+
+
+def allowed_hosts(host: str, more: tuple[str, ...]) -> tuple[frozenset[str], bool]:
+    """The names in a Host header, and whether the address of a connection is one too, as behind `0.0.0.0`."""
+    names = {*LOOPBACK, *(name.lower().strip("[]") for name in more)}
+    if host in LOOPBACK:
+        return frozenset(names), False
+    return frozenset({*names, host.lower().strip("[]"), socket.gethostname().lower()} - {"0.0.0.0", "::"}), True
+
+
+def run(service: Service, access: Access, listening: socket.socket, root_path: str = "") -> None:
+    """Serve until SIGTERM or Ctrl-C; then take no more requests, and end those that are there.
+
+    Raises:
+        PixArtError: a model could not be loaded.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    failures: list[PixArtError] = []
+
+    def fail(error: PixArtError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    Protocol.seconds = float(service.limits.body_seconds)
+    config = uvicorn.Config(
+        create_app(service, access, fail),
+        http=Protocol,
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        root_path=root_path,
+        limit_concurrency=service.limits.max_connections,
+        timeout_graceful_shutdown=service.limits.drain_seconds,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal again when it is done; a requested end is no failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    asyncio.run(server.serve(sockets=[listening]))
+    if failures:
+        raise failures[0]
