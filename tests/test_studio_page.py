@@ -275,13 +275,13 @@ def test_what_cannot_be_generated_is_said_and_the_page_stays_usable(page):
     page.evaluate(
         """() => {
             const field = document.querySelector("#prompt textarea");
-            field.value = "x".repeat(300_000);
+            field.value = "x".repeat(25_000);
             field.dispatchEvent(new Event("input", { bubbles: true }));
         }"""
     )
-    page.wait_for_selector("#meter :text('300,000 characters')")
+    page.wait_for_selector("#meter :text('25,000 characters')")
     page.click("#generate")
-    page.wait_for_selector(".toast-body:has-text('300,000 characters')")
+    page.wait_for_selector(".toast-body:has-text('25,000 characters')")
     fill(page, "prompt", "after <all>, a فثعلب 🦊")
     fill(page, "style", "<i>oil")
     page.click("#generate")
