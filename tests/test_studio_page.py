@@ -259,8 +259,6 @@ def test_a_storm_of_clicks_generates_a_few_times_and_the_page_lives(page, runs):
         page.dblclick("#generate", delay=30)
     wait_done(page, "seed 1")
     assert 1 <= len(runs.search("storm")[0]) <= 5
-    for _ in range(5):
-        page.keyboard.press("Escape")
     fill(page, "prompt", "calm")
     page.click("#generate")
     page.wait_for_selector("#details dd:text-is('calm')")
@@ -275,13 +273,13 @@ def test_what_cannot_be_generated_is_said_and_the_page_stays_usable(page):
     page.evaluate(
         """() => {
             const field = document.querySelector("#prompt textarea");
-            field.value = "x".repeat(10_000_000);
+            field.value = "x".repeat(25_000);
             field.dispatchEvent(new Event("input", { bubbles: true }));
         }"""
     )
-    page.wait_for_selector("#meter :text('10,000,000 characters')")
+    page.wait_for_selector("#meter :text('25,000 characters')")
     page.click("#generate")
-    page.wait_for_selector(".toast-body:has-text('10,000,000 characters')")
+    page.wait_for_selector(".toast-body:has-text('25,000 characters')")
     fill(page, "prompt", "after <all>, a فثعلب 🦊")
     fill(page, "style", "<i>oil")
     page.click("#generate")

@@ -69,7 +69,7 @@ class Page:
         with gr.Row(elem_id="prompt-row", equal_height=True):
             prompt = gr.Textbox(
                 label="Prompt", placeholder="What the image shows", lines=2, max_lines=8, autofocus=True, scale=6,
-                elem_id="prompt",
+                min_width=320, elem_id="prompt",
             )  # fmt: skip
             with gr.Column(scale=1, min_width=150):
                 self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
@@ -206,7 +206,10 @@ class Page:
         prompt, style, sampler = by_name["prompt"], by_name["style"], by_name["sampler"]
         size = [by_name[name] for name in ("width", "height", "binning")]
         latest = {**QUIET, "trigger_mode": "always_last"}
-        keep = f"(...values) => Object.fromEntries({list(fields.NAMES)}.map((name, i) => [name, values[i]]))"
+        keep = (
+            f"(...values) => Object.fromEntries({list(fields.NAMES)}.map((name, i) => "
+            "[name, typeof values[i] === 'string' ? values[i].slice(0, 20000) : values[i]]))"
+        )
         gr.on([field.change for field in self.fields], None, self.fields, self.kept, js=keep, **QUIET)
         gr.on([prompt.change, style.change], self._meter, [prompt, style], self.meter, **latest)
         gr.on([self.blocks.load, *(field.change for field in size)], self._size, size, self.size, **latest)
