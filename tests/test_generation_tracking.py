@@ -74,6 +74,7 @@ def test_wandb_gets_the_keys_of_its_own_integration_and_every_image_of_a_batch(t
     assert [row[0] for row in table_of(file.parent, "comparison")["data"]] == ["a fox", "none"]
 
 
+@pytest.mark.slow
 def test_trackio_gets_the_same_from_the_command_line(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.chdir(tmp_path)

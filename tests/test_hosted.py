@@ -24,6 +24,7 @@ def here_and_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_on_the_shipped_model(tmp_path, here_and_offline):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)

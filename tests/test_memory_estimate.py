@@ -92,6 +92,7 @@ def real_model(tiny_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peaks are read from Linux's /proc")
 @pytest.mark.parametrize(
     ("dtype", "memory"),

@@ -14,6 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from photos import write_photos
 
+pytestmark = pytest.mark.slow  # each starts trainers and ends them
+
 RECIPE = """
 task = "autoencoder"
 output = "run"
