@@ -1,7 +1,6 @@
 """From a cold process to the first image with a model of the published size, ours beside stock Diffusers.
 
-    python /work/shared/tools/real_size.py FOLDER       # or any model folder, such as PixArt-XL-2-1024-MS
-    python benchmarks/published_size.py FOLDER
+    python benchmarks/published_size.py FOLDER          # a model folder, such as PixArt-XL-2-1024-MS
     python benchmarks/published_size.py FOLDER --only cat ours --avx2
 
 Rows: `cat` of the weights, to which times are compared; `ours`, `pixart generate` with no option about device, dtype or
