@@ -16,7 +16,6 @@ from tyro.conf import Positional, UseAppendAction, arg
 from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.settings import RANDOM_SEED, Settings
-from pixart.quiet import quiet_libraries
 from pixart.runtime.memory import PLAIN, Memory
 
 if TYPE_CHECKING:
@@ -96,15 +95,14 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
-    with quiet_libraries():
-        folder = open_model_folder(
-            options.model,
-            parts=options.parts,
-            ema=options.ema,
-            num_heads=options.num_heads,
-            image_size=options.image_size,
-            fast=options.fast,
-        )
+    folder = open_model_folder(
+        options.model,
+        parts=options.parts,
+        ema=options.ema,
+        num_heads=options.num_heads,
+        image_size=options.image_size,
+        fast=options.fast,
+    )
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
@@ -121,7 +119,7 @@ def generate(options: Generate) -> int:
     if options.memory.text_states is not None:
         for job in jobs:
             check_text_states(folder, job.request, options.memory.text_states)
-    with quiet_libraries(), Progress() as progress:
+    with Progress() as progress:
         largest = max((job.request.largest for job in jobs), key=math.prod)
         how = (engine, options.dtype, options.memory, options.device)
         runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)

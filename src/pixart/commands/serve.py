@@ -62,8 +62,9 @@ def serve(options: Serve) -> int:
         raise UsageError(f"The port must be from 0 to 65535, not {options.port}.")
     import fastapi  # noqa: F401  so that a missing extra is named before anything is loaded
 
-    from pixart.server.guard import LOOPBACK, Access, read_keys
-    from pixart.server.run import address_of, allowed_hosts, listen, run
+    from pixart.server.access import LOOPBACK, address_of, listen, names_of
+    from pixart.server.guard import Access, read_keys
+    from pixart.server.run import run
     from pixart.server.service import Service, Source, open_model
 
     keys = read_keys(options.api_key_file, os.environ.pop("PIXART_API_KEY", None))
@@ -80,10 +81,10 @@ def serve(options: Serve) -> int:
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two models have the name {double[0]}; rename a folder.")
     listening = listen(options.host, options.port)
-    hosts, own_address = allowed_hosts(options.host, options.allowed_host)
     for model in models:
         print(f"{model.name}: {model.runtime.line}", file=sys.stderr)
     print(address_of(options.host, listening), flush=True)
     service = Service(models, options.limits, len(keys), metadata=not options.no_metadata, prompts=options.log_prompts)
-    run(service, Access(keys, hosts, own_address), listening, options.root_path)
+    access = Access(keys, names_of(options.host, options.allowed_host))
+    run(service, access, listening, options.root_path)
     return 0

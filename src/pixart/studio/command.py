@@ -55,7 +55,8 @@ def run(arguments: list[str]) -> int:
 def _run(options: App) -> int:
     if not 1 <= options.port <= 65535:
         raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
-    from pixart.studio.serve import check_access, forget_gradio_settings, listen, read_password, serve
+    from pixart.server.access import address_of, listen
+    from pixart.studio.serve import check_access, forget_gradio_settings, read_password, serve
 
     password = read_password(options.password_file)
     check_access(options.host, password)
@@ -72,9 +73,7 @@ def _run(options: App) -> int:
     choose_runtime(studio.models.folder, options.engine, options.dtype, device=options.device)
     listening = listen(options.host, options.port)
     studio.worker.submit(studio.models.require)  # so that the first click need not wait for it
-    shown = "localhost" if options.host in ("0.0.0.0", "::") else options.host
-    shown = f"[{shown}]" if ":" in shown else shown
-    address = f"http://{shown}:{options.port}/"  # whoever asks before the page is built waits a moment
+    address = address_of(options.host, listening) + "/"  # whoever asks before the page is built waits a moment
     print(address, flush=True)
     print(f"Images go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
     if options.open:

@@ -1,0 +1,117 @@
+"""By which names a server of ours is reached, and by whose pages: the API's and the studio's guards ask here."""
+
+import re
+import socket
+import sys
+from base64 import b64decode
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pixart.errors import PixArtError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Names:
+    """By which names a server is reached.
+
+    Attributes:
+        hosts: names and addresses that a Host header may have, at any port (a tunnel has another).
+        own_address: whether the address that a connection came in at is one of them, too, as behind `0.0.0.0`.
+        proxied: those of them that a proxy may put pages of other ports and schemes behind.
+    """
+
+    hosts: frozenset[str]
+    own_address: bool = False
+    proxied: frozenset[str] = frozenset()
+
+    def knows_host(self, scope: dict) -> bool:
+        """Whether the one Host header of an HTTP scope is such a name."""
+        name = _name_of(f"//{_host(scope)}")
+        own = {scope["server"][0].lower()} if self.own_address and scope.get("server") else set()
+        return bool(name) and name in self.hosts | own
+
+    def refuses_page(self, scope: dict) -> bool:
+        """Whether a browser says that a page of another site sends this, not a person who follows a link."""
+        if any(not self._is_origin(origin.lower(), _host(scope)) for origin in _values(scope, b"origin")):
+            return True
+        opened = _values(scope, b"sec-fetch-mode") == ["navigate"] and scope["method"] in ("GET", "HEAD")
+        return not opened and any(site in ("cross-site", "same-site") for site in _values(scope, b"sec-fetch-site"))
+
+    def _is_origin(self, origin: str, host: str) -> bool:
+        """The same host and port as the request's; behind a named proxy, the name."""
+        try:
+            parts = urlsplit(origin)
+            port = parts.port
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+            return False
+        if parts.hostname in self.proxied:
+            return True
+        default = {"http": ":80", "https": ":443"}[parts.scheme]
+        named = host if re.search(r":\d+$", host) else host + default
+        return named == (parts.netloc if port is not None else parts.netloc + default)
+
+
+def names_of(host: str, further: tuple[str, ...]) -> Names:
+    """The names of a server that listens at the address `host`, and is reached by `further` names."""
+    names = {name.lower().strip("[]") for name in (*LOOPBACK, *further)}
+    if host in LOOPBACK:
+        return Names(frozenset(names))
+    return Names(frozenset({*names, host.lower().strip("[]"), socket.gethostname().lower()} - {"0.0.0.0", "::"}), True)
+
+
+def basic_password(header: str) -> str | None:
+    """The password in an Authorization header of the Basic scheme, or None."""
+    scheme, _, given = header.partition(" ")
+    try:
+        return b64decode(given, validate=True).decode().partition(":")[2] if scheme.lower() == "basic" else None
+    except ValueError:
+        return None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: whether the port is free is known before anything is loaded. Raises PixArtError."""
+    try:
+        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if sys.platform != "win32":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host.strip("[]"), port))
+            listening.listen(2048)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PixArtError(f"Nothing can be served at {host}:{port} ({reason}); choose another --port.") from None
+    return listening
+
+
+def address_of(host: str, listening: socket.socket) -> str:
+    """For a person to open."""
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}"
+
+
+def _host(scope: dict) -> str:
+    """The Host header, if there is one only."""
+    given = _values(scope, b"host")
+    return given[0].lower() if len(given) == 1 else ""
+
+
+def _values(scope: dict, header: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == header]
+
+
+def _name_of(url: str) -> str | None:
+    """The host of an address without its port; None for what is none."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises for what is no port
+    except ValueError:
+        return None
+    return parts.hostname if parts.username is None and not (parts.path or parts.query or parts.fragment) else None
