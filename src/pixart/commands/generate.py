@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from pixart.checkpoints.official import OfficialFile
 from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.settings import RANDOM_SEED, Settings
@@ -39,12 +40,7 @@ class Generate:
     """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
     parts: Annotated[str | None, shown("FOLDER", "none")] = None
     """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
-    ema: bool = False
-    """Of an official file: the moving average that it holds."""
-    num_heads: Annotated[int | None, shown("N", "16")] = None
-    """Of an official file: the one size that its tensors do not tell."""
-    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
-    """Of an official file without pos_embed: side of the images that it was trained on."""
+    file: Annotated[OfficialFile, arg(name="")] = field(default_factory=OfficialFile)
     fast: bool = False
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
@@ -72,7 +68,7 @@ class Generate:
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu; with torch also cuda and mps; or auto: the CPU where the folder has graphs, else the fastest there is."""
     memory: Annotated[Memory, arg(name="")] = PLAIN
-    output: Annotated[str | None, shown("PATH", "the current folder")] = None
+    output: Annotated[str | None, shown("PATH", "the current folder", "-o", "--outdir")] = None
     """A .png, .jpg or .webp file, or a folder. An existing file is kept: the next free name is taken."""
     transparent: bool = False
     """Cut out the object: the white around it becomes transparent, with soft edges."""
@@ -95,14 +91,7 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
-    folder = open_model_folder(
-        options.model,
-        parts=options.parts,
-        ema=options.ema,
-        num_heads=options.num_heads,
-        image_size=options.image_size,
-        fast=options.fast,
-    )
+    folder = open_model_folder(options.model, parts=options.parts, how=options.file, fast=options.fast)
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"

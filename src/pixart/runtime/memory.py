@@ -14,8 +14,6 @@ DECODE = ("auto", "whole", "tiled")
 TEXT_ENCODER = ("auto", "loaded", "streamed")
 PATHS = ("text_states", "text_cache")
 PART_DTYPES = ("auto", *DTYPES)
-# Besides dtypes: these round differently from the networks as they are, so pixels may differ.
-CHANGE_PIXELS = ("text_encoder", "text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
 USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image metadata
 
 
@@ -51,11 +49,6 @@ class Memory:
         """What is not the default, for image metadata; without paths, which change no pixel."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in PATHS}
         return {name: value for name, value in values.items() if value not in (getattr(Memory, name), USUAL.get(name))}
-
-    @property
-    def changes_pixels(self) -> tuple[str, ...]:
-        """The options in force that may change pixels."""
-        return tuple(name for name in self.chosen if name in CHANGE_PIXELS)
 
 
 PLAIN = Memory()

@@ -161,7 +161,7 @@ class Guard:
             return refuse(431, f"The headers are too large; at most {MOST_HEADERS:,} bytes are read.", "headers")
         headers = Headers(scope=scope)
         if not self.access.names.knows_host(scope):
-            return refuse(403, "This server is not known by that host name; --allowed-host allows another.", "host")
+            return refuse(403, "This server is not known by that host name; its --allowed-host allows another.", "host")
         if self.access.names.refuses_page(scope):
             return refuse(403, "Pages of other addresses may not use this server.", "origin")
         if self.access.keys and path not in OPEN and not OPEN_IMAGE.fullmatch(path):
