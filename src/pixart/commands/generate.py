@@ -17,7 +17,7 @@ from pixart.checkpoints.official import OfficialFile
 from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.settings import RANDOM_SEED, Settings
-from pixart.runtime.memory import PLAIN, Memory
+from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 
 if TYPE_CHECKING:
     from pixart.checkpoints.model_folder import ModelFolder
@@ -61,12 +61,7 @@ class Generate:
     """Generate the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
     no_binning: bool = False
     """Generate width and height exactly, as flow models do; they must be multiples of the model's patches."""
-    engine: Annotated[str, arg(metavar="NAME")] = "auto"
-    """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
-    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
-    """float32; with torch also bfloat16 and float16; with onnx int8, faster and not quite the same image; or auto."""
-    device: Annotated[str, arg(metavar="NAME")] = "auto"
-    """cpu; with torch also cuda and mps; or auto: the CPU where the folder has graphs, else the fastest there is."""
+    computing: Annotated[Computing, arg(name="")] = AUTO
     memory: Annotated[Memory, arg(name="")] = PLAIN
     output: Annotated[str | None, shown("PATH", "the current folder", "-o", "--outdir")] = None
     """A .png, .jpg or .webp file, or a folder. An existing file is kept: the next free name is taken."""
@@ -102,15 +97,15 @@ def generate(options: Generate) -> int:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
         return 0
     request = jobs[0].request
-    engines = {_engine(options.engine, job.request, folder) for job in jobs}
-    engine = "torch" if "torch" in engines else options.engine
+    engines = {_engine(options.computing.engine, job.request, folder) for job in jobs}
+    engine = "torch" if "torch" in engines else options.computing.engine
     target = next(target for target in jobs[0].targets if target)
     if options.memory.text_states is not None:
         for job in jobs:
             check_text_states(folder, job.request, options.memory.text_states)
     with Progress() as progress:
         largest = max((job.request.largest for job in jobs), key=math.prod)
-        how = (engine, options.dtype, options.memory, options.device)
+        how = (engine, options.computing.dtype, options.memory, options.computing.device)
         runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)
         check_output(target)
         if there:

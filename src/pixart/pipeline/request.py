@@ -155,7 +155,9 @@ def make_request(
         image=start,
     )
     if outpaint and start.fills(request.image_height, request.image_width):
-        raise UsageError("Outpainting needs a size that is larger than the image or of another shape; give a width and height.")
+        raise UsageError(
+            "Outpainting needs a size that is larger than the image or of another shape; give a width and height."
+        )
     if folder.fast:
         _check_fast(request, folder)
     return request

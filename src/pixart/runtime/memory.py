@@ -1,4 +1,4 @@
-"""How networks are held in memory: options, and checks that need no torch. docs/memory.md says what each saves."""
+"""What computes networks and how they are held in memory; needs no torch. docs/memory.md says what each saves."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +15,18 @@ TEXT_ENCODER = ("auto", "loaded", "streamed")
 PATHS = ("text_states", "text_cache")
 PART_DTYPES = ("auto", *DTYPES)
 USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image metadata
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computes a model; `pixart.pipeline.networks.choose_runtime` checks it and decides what is auto."""
+
+    engine: Annotated[str, arg(metavar="NAME")] = "auto"
+    """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32; with torch also bfloat16 and float16; with onnx int8, faster and not quite the same image; or auto."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cpu; with torch also cuda and mps; or auto: the CPU where the folder has graphs, else the fastest there is."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Memory:
 
 
 PLAIN = Memory()
+AUTO = Computing()
 
 
 def check_memory(memory: Memory) -> Memory:

@@ -1,13 +1,17 @@
-"""By which names a server of ours is reached, and by whose pages: the API's and the studio's guards ask here."""
+"""Where a server of ours listens, by which names it is reached, and by whose pages: of the API and the studio."""
 
 import re
 import socket
 import sys
 from base64 import b64decode
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pixart.errors import PixArtError
+from tyro.conf import UseAppendAction, arg
+
+from pixart.config import shown
+from pixart.errors import PixArtError, UsageError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -55,12 +59,57 @@ class Names:
         return named == (parts.netloc if port is not None else parts.netloc + default)
 
 
-def names_of(host: str, further: tuple[str, ...]) -> Names:
-    """The names of a server that listens at the address `host`, and is reached by `further` names."""
-    names = {name.lower().strip("[]") for name in (*LOOPBACK, *further)}
-    if host in LOOPBACK:
-        return Names(frozenset(names))
-    return Names(frozenset({*names, host.lower().strip("[]"), socket.gethostname().lower()} - {"0.0.0.0", "::"}), True)
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens."""
+
+    port: Annotated[int, arg(metavar="N")]
+    """Port to listen on; 0 takes a free one."""
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """Where to listen. Others can reach any address but the default, so that needs a key or password."""
+    allowed_host: Annotated[
+        tuple[str, ...], UseAppendAction, arg(metavar="NAME", help_behavior_hint="(repeatable)")
+    ] = ()
+    """A further name by which clients may reach this server, as behind a proxy."""
+    root_path: Annotated[str, shown("PATH", "none")] = ""
+    """The path that a proxy takes away before it hands a request on, such as /proxy/7860."""
+
+    def __post_init__(self):
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"The port must be from 0 to 65535, not {self.port}.")
+
+    def names(self) -> Names:
+        """By which the server is reached."""
+        names = {name.lower().strip("[]") for name in (*LOOPBACK, *self.allowed_host)}
+        if self.host in LOOPBACK:
+            return Names(frozenset(names))
+        names |= {self.host.lower().strip("[]"), socket.gethostname().lower()}
+        return Names(frozenset(names - {"0.0.0.0", "::"}), own_address=True)
+
+    def listen(self) -> socket.socket:
+        """A listening socket: whether the port is free is known before anything is loaded. Raises PixArtError."""
+        try:
+            family = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)[0][0]
+            listening = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                if sys.platform != "win32":
+                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind((self.host.strip("[]"), self.port))
+                listening.listen(2048)
+            except BaseException:
+                listening.close()
+                raise
+        except (OSError, OverflowError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            where = f"{self.host}:{self.port} ({reason})"
+            raise PixArtError(f"Nothing can be served at {where}; choose another --port.") from None
+        return listening
+
+    def address(self, listening: socket.socket) -> str:
+        """For a person to open."""
+        host = self.host
+        shown_as = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        return f"http://{shown_as}:{listening.getsockname()[1]}"
 
 
 def basic_password(header: str) -> str | None:
@@ -70,31 +119,6 @@ def basic_password(header: str) -> str | None:
         return b64decode(given, validate=True).decode().partition(":")[2] if scheme.lower() == "basic" else None
     except ValueError:
         return None
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: whether the port is free is known before anything is loaded. Raises PixArtError."""
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if sys.platform != "win32":
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((host.strip("[]"), port))
-            listening.listen(2048)
-        except BaseException:
-            listening.close()
-            raise
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PixArtError(f"Nothing can be served at {host}:{port} ({reason}); choose another --port.") from None
-    return listening
-
-
-def address_of(host: str, listening: socket.socket) -> str:
-    """For a person to open."""
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{listening.getsockname()[1]}"
 
 
 def _host(scope: dict) -> str:

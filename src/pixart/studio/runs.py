@@ -3,10 +3,11 @@
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pixart.config import structure
 from pixart.errors import PixArtError
 from pixart.files import read_json_object, write_json
 from pixart.pipeline.image_files import slug
@@ -79,18 +80,10 @@ class Runs:
             return None
         try:
             record = read_json_object(path / RECORD, MAX_RECORD)
-            return Run(
-                name=name,
-                created=float(record["created"]),
-                prompt=str(record["prompt"]),
-                model=str(record["model"]),
-                seconds=float(record["seconds"]),
-                form=dict(record["form"]),
-                pictures=tuple(image for image in record["pictures"] if _is_plain(image["file"])),
-                notices=tuple(map(str, record["notices"])),
-                grid=int(record["grid"]),
-            )
-        except (PixArtError, OSError, ValueError, KeyError, TypeError):
+            record.pop("format", None)
+            run = structure(record | {"name": name}, Run, RECORD)
+            return replace(run, pictures=tuple(image for image in run.pictures if _is_plain(image["file"])))
+        except (PixArtError, OSError, KeyError, TypeError):
             return None
 
     def files(self, run: Run) -> list[Path]:

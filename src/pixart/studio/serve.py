@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pixart.errors import UsageError
 from pixart.files import read_bytes
-from pixart.server.access import LOOPBACK, names_of
+from pixart.server.access import LOOPBACK, Listening
 
 LARGEST_UPLOAD = "32mb"
 MAX_SESSIONS = 100  # visitors, about 0.2 MB each, of whom Gradio knows which run their page shows
@@ -36,22 +36,12 @@ def check_access(host: str, password: str | None) -> None:
         )
 
 
-def serve(
-    studio,
-    listening: socket.socket,
-    *,
-    host: str,
-    allowed_hosts: tuple[str, ...] = (),
-    password: str | None = None,
-    root_path: str = "",
-) -> None:
+def serve(studio, listening: socket.socket, where: Listening, password: str | None = None) -> None:
     """Serve the page of a Studio until a signal ends it, which is then raised as it would have been.
 
     Args:
-        listening: see `listen`; `host` is the address that it was asked for.
-        allowed_hosts: names, besides the address itself, by which browsers may reach the page.
+        listening: the socket of `where`.
         password: asked for by HTTP Basic authentication, with any user name; needed where others can reach the page.
-        root_path: the path that a proxy takes away before it hands a request on.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -72,7 +62,7 @@ def serve(
         FastAPI(openapi_url=None),
         page,
         path="",
-        server_name=host,
+        server_name=where.host,
         footer_links=["settings"],
         run_history=False,
         allowed_paths=[],
@@ -83,14 +73,16 @@ def serve(
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        root_path=root_path or None,
+        root_path=where.root_path or None,
         theme=theme(),
         css_paths=HERE / "page.css",
         head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
     space = "SPACE_ID" in os.environ
-    named = {*allowed_hosts, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
-    names = replace(names_of(host, tuple(named)), proxied=frozenset(name.lower() for name in named))
+    named = {*where.allowed_host, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
+    names = replace(
+        replace(where, allowed_host=tuple(named)).names(), proxied=frozenset(name.lower() for name in named)
+    )
     guard = Guard(app, studio, Access(names, password, space))
     config = uvicorn.Config(guard, log_level="warning", ws="none", timeout_graceful_shutdown=3, proxy_headers=False)
     try:
