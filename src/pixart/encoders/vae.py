@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 
 
 class Decoder:
@@ -54,8 +54,7 @@ def load_autoencoder(folder: Path, dtype: str = "float32"):
             output_loading_info=True,
         )
     except Exception as error:  # a damaged folder can fail anywhere inside the library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"The autoencoder in {folder} cannot be loaded: {reason}") from error
+        raise PixArtError(f"The autoencoder in {folder} cannot be loaded: {reason_of(error)}.") from error
     if info["missing_keys"]:
         raise PixArtError(f"The autoencoder in {folder} lacks weights, among them {sorted(info['missing_keys'])[0]}.")
     return model.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from tyro.conf import UseAppendAction, arg
 
 from pixart.config import shown
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -100,8 +100,7 @@ class Listening:
                 listening.close()
                 raise
         except (OSError, OverflowError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            where = f"{self.host}:{self.port} ({reason})"
+            where = f"{self.host}:{self.port} ({reason_of(error)})"
             raise PixArtError(f"Nothing can be served at {where}; choose another --port.") from None
         return listening
 

@@ -18,7 +18,7 @@ import torch
 from pixart.checkpoints.adapters import Adapter, write_adapter
 from pixart.checkpoints.model_folder import SIGMA_TOKENS
 from pixart.config import plain
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import locked, read_json_object, remove_partial, write_json
 from pixart.model.adapters import adapted, merge
 from pixart.model.pixart import PixArt
@@ -166,8 +166,7 @@ class _Watch:
             try:
                 files = sampler.sample(model, step, self.recipe.samples.size or self._base_size(step))
             except Exception as error:  # samples are for looking at; training does not depend on them
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.say(f"step {step:,}: no samples could be made: {reason}")
+                self.say(f"step {step:,}: no samples could be made: {reason_of(error)}")
             else:
                 self.say(f"step {step:,}: {len(files)} samples in {files[0][0].parent}")
                 self.tracker.log(step, {"validation": Images(files)})
