@@ -144,7 +144,7 @@ def test_the_command_line_names_the_bin(eps_model, tmp_path, capsys):
     captured = capsys.readouterr()
     record = json.loads(captured.out)
     assert record["bin"] == {"ratio": 0.72, "height": 208, "width": 288} and record["binning"]
-    assert "288 x 208" in captured.err and "--no-binning" in captured.err
+    assert "288 x 208" in captured.err and "binning" in captured.err
     assert Image.open(record["path"]).size == (128, 90)
     assert read_settings(record["path"])["bin"] == record["bin"]
     assert main([*command, "--height", "96", "--no-binning", "--output", str(tmp_path / "exact.png"), "--json"]) == 0

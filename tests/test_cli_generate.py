@@ -59,9 +59,16 @@ def test_a_random_seed_is_shown(tiny_model, capsys):
         assert str(json.loads(out)["seed"]) in err
 
 
-def test_the_habits_of_others(tiny_model, tmp_path, capsys):
-    options = ["--size", "96x64", "--cfg", "3", "-n", "2", "--sampler", "Euler a", "--steps", "2", "--seed", "1"]
-    assert main(["generate", "a fox", "--model", str(tiny_model), *options, "--output", "fox.webp", "--json"]) == 0
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--size", "96x64", "--sampler", "Euler a", "--steps", "2", "--output", "fox.webp"],
+        ["-W", "96", "-H", "64", "--scheduler", "Euler a", "--num-inference-steps", "2", "-o", "fox.webp"],
+    ],
+)
+def test_the_habits_of_others(tiny_model, tmp_path, capsys, options):
+    options = ["--model", str(tiny_model), "--cfg", "3", "-n", "2", "--seed", "1", *options]
+    assert main(["generate", "a fox", *options, "--json"]) == 0
     first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (first["width"], first["height"], first["guidance_scale"]) == (96, 64, 3.0)
     assert (first["sampler"], second["seed"]) == ("euler-ancestral", 2)

@@ -242,7 +242,6 @@ def test_what_may_change_bytes_is_named_recorded_and_near(tiny_model, plain, mem
     result = pipe("a red apple", **SMALL)
     assert result.settings[0]["memory"] == memory
     assert Memory(**result.settings[0]["memory"]).chosen == pipe.networks.memory.chosen
-    assert set(pipe.networks.memory.changes_pixels) == set(memory) - {"staged"}
     difference = np.abs(pixels(result)[0] - pixels(plain("a red apple", **SMALL))[0])
     assert difference.mean() < 12, "another picture"
     dtypes = {name: next(part.model.parameters()).dtype for name, part in kept_parts(pipe)}

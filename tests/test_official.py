@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pixart.checkpoints.diffusers import load_transformer, read_null_caption, save_transformer
-from pixart.checkpoints.official import NULL_CAPTION, POSITIONS, read_official, write_official
+from pixart.checkpoints.official import NULL_CAPTION, POSITIONS, OfficialFile, read_official, write_official
 from pixart.errors import PixArtError, UsageError
 from pixart.model.block import Attention
 from pixart.model.pixart import PixArt, PixArtConfig
@@ -136,13 +136,13 @@ def test_the_average_is_taken_on_request_and_keeps_the_true_null_caption(tmp_pat
     raw, ema = official_state(config), official_state(config, seed=1)
     path = tmp_path / "both.pth"
     torch.save({"state_dict": raw, "state_dict_ema": {f"module.{name}": ema[name] for name in ema}}, path)
-    plain, average = read_official(path), read_official(path, ema=True)
+    plain, average = read_official(path), read_official(path, OfficialFile(ema=True))
     assert plain.has_ema and torch.equal(plain.state["x_embedder.proj.bias"], raw["x_embedder.proj.bias"])
     assert torch.equal(average.state["x_embedder.proj.bias"], ema["x_embedder.proj.bias"])
     assert torch.equal(average.null_caption, raw[NULL_CAPTION])
     torch.save(raw, path)
     with pytest.raises(UsageError, match="no moving average"):
-        read_official(path, ema=True)
+        read_official(path, OfficialFile(ema=True))
 
 
 def test_without_the_grid_the_size_must_be_said(tmp_path):
@@ -151,11 +151,11 @@ def test_without_the_grid_the_size_must_be_said(tmp_path):
     save_file({f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")
     with pytest.raises(UsageError, match="--image-size 256"):
         read_official(tmp_path / "a.safetensors")
-    assert read_official(tmp_path / "a.safetensors", image_size=256).config == VARIANTS["sigma 256"]
+    assert read_official(tmp_path / "a.safetensors", OfficialFile(image_size=256)).config == VARIANTS["sigma 256"]
     with pytest.raises(UsageError, match="not a multiple of 16"):
-        read_official(tmp_path / "a.safetensors", image_size=100)
+        read_official(tmp_path / "a.safetensors", OfficialFile(image_size=100))
     with pytest.raises(UsageError, match="--num-heads"):
-        read_official(tmp_path / "a.safetensors", image_size=256, num_heads=7)
+        read_official(tmp_path / "a.safetensors", OfficialFile(image_size=256, num_heads=7))
 
 
 def test_what_is_wrong_is_named(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from test_convert import CONFIG
 from test_official import official_state
 
-from pixart.checkpoints.official import NULL_CAPTION, POSITIONS, read_official
+from pixart.checkpoints.official import NULL_CAPTION, POSITIONS, OfficialFile, read_official
 from pixart.diffusion import flow
 from pixart.diffusion.objective import Objective
 from pixart.diffusion.schedule import make_schedule
@@ -40,7 +40,7 @@ def test_sigma_files_without_positions_count_them_by_size(tmp_path, size, scale)
     state[NULL_CAPTION] = torch.zeros(300, state[NULL_CAPTION].shape[1])
     path = tmp_path / "sigma.safetensors"
     save_file(state, path)
-    assert read_official(path, num_heads=CONFIG.num_heads, image_size=size).config.position_scale == scale
+    assert read_official(path, OfficialFile(num_heads=CONFIG.num_heads, image_size=size)).config.position_scale == scale
 
 
 def test_a_flow_network_is_given_1000_sigma_in_training_and_in_sampling():

@@ -12,7 +12,7 @@ from test_official import official_state
 
 import pixart
 from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
-from pixart.checkpoints.official import NULL_CAPTION, POSITIONS
+from pixart.checkpoints.official import NULL_CAPTION, POSITIONS, OfficialFile
 from pixart.cli import main
 from pixart.diffusion.guidance import guided
 from pixart.diffusion.solvers import schedule_for
@@ -114,11 +114,14 @@ def test_a_file_without_the_grid_is_sized_by_its_official_name_or_asked_for(tmp_
     del state[POSITIONS]
     save_file(state, tmp_path / "mine.safetensors")
     with pytest.raises(UsageError, match="--image-size 256, 512, 1024 or 2048"):
-        open_model_folder(tmp_path / "mine.safetensors", parts=parts, num_heads=2)
+        open_model_folder(tmp_path / "mine.safetensors", parts=parts, how=OfficialFile(num_heads=2))
     for name, side in (("PixArt-XL-2-512x512", 512), ("PixArt-XL-2-1024-MS", 1024), ("PixArt-Sigma-XL-2-2K-MS", 2048)):
         save_file(state, tmp_path / f"{name}.safetensors")
-        assert open_model_folder(tmp_path / f"{name}.safetensors", parts=parts, num_heads=2).native_size == side
-    folder = open_model_folder(tmp_path / "mine.safetensors", parts=parts, num_heads=2, image_size=256)
+        named = open_model_folder(tmp_path / f"{name}.safetensors", parts=parts, how=OfficialFile(num_heads=2))
+        assert named.native_size == side
+    folder = open_model_folder(
+        tmp_path / "mine.safetensors", parts=parts, how=OfficialFile(num_heads=2, image_size=256)
+    )
     assert folder.native_size == 256
 
 
@@ -181,7 +184,7 @@ def _give_t5(folder) -> None:
 
 @torch.no_grad()
 def test_the_null_caption_under_the_prompts_mask_is_what_the_official_code_asks(official, parts):
-    folder = open_model_folder(official / "comfy.safetensors", parts=parts, num_heads=2)
+    folder = open_model_folder(official / "comfy.safetensors", parts=parts, how=OfficialFile(num_heads=2))
     assert folder.null_tokens == 120
     given = {"parts": parts, "num_heads": 2, "dtype": "float32", "device": "cpu"}
     pipe = Pipeline.from_pretrained(official / "comfy.safetensors", **given)

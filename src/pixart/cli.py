@@ -111,6 +111,12 @@ def _dispatch(arguments: list[str]) -> int:
         case []:
             print(HELP, file=sys.stderr)
             return 2
+    with quiet_libraries():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    match arguments:
         case ["generate", *rest]:
             from pixart.commands.generate import Generate, generate
 
@@ -121,53 +127,43 @@ def _dispatch(arguments: list[str]) -> int:
         case ["verify", *rest]:
             from pixart.commands.verify import Verify, verify
 
-            with quiet_libraries():
-                return run_command(Verify, rest, "pixart verify", verify)
+            return run_command(Verify, rest, "pixart verify", verify)
         case ["app", *rest]:
             from pixart.studio.command import run as app
 
-            with quiet_libraries():
-                return app(rest)
+            return app(rest)
         case ["serve", *rest]:
             from pixart.commands.serve import Serve, serve
 
-            with quiet_libraries():
-                return run_command(Serve, rest, "pixart serve", serve)
+            return run_command(Serve, rest, "pixart serve", serve)
         case ["convert", *rest]:
             from pixart.commands.convert import Convert, convert
 
-            with quiet_libraries():
-                return run_command(Convert, rest, "pixart convert", convert)
+            return run_command(Convert, rest, "pixart convert", convert)
         case ["merge", *rest]:
             from pixart.commands.merge import Merge, merge
 
-            with quiet_libraries():
-                return run_command(Merge, rest, "pixart merge", merge)
+            return run_command(Merge, rest, "pixart merge", merge)
         case ["encode", *rest]:
             from pixart.commands.encode import Encode, encode
 
-            with quiet_libraries():
-                return run_command(Encode, rest, "pixart encode", encode)
+            return run_command(Encode, rest, "pixart encode", encode)
         case ["info", *rest]:
             from pixart.commands.info import Info, info
 
-            with quiet_libraries():
-                return run_command(Info, rest, "pixart info", info)
+            return run_command(Info, rest, "pixart info", info)
         case ["compare", *rest]:
             from pixart.commands.compare import Compare, compare
 
-            with quiet_libraries():
-                return run_command(Compare, rest, "pixart compare", compare)
+            return run_command(Compare, rest, "pixart compare", compare)
         case ["metrics", *rest]:
             from pixart.commands.metrics import Metrics, metrics
 
-            with quiet_libraries():
-                return run_command(Metrics, rest, "pixart metrics", metrics)
+            return run_command(Metrics, rest, "pixart metrics", metrics)
         case ["layout", *rest]:
             from pixart.commands.metrics import Layout, layout
 
-            with quiet_libraries():
-                return run_command(Layout, rest, "pixart layout", layout)
+            return run_command(Layout, rest, "pixart layout", layout)
         case ["prompts", *rest]:
             from pixart.commands.compare import Prompts, list_prompts
 
@@ -175,23 +171,19 @@ def _dispatch(arguments: list[str]) -> int:
         case ["finetune", *rest]:
             from pixart.commands.finetune import Finetune, finetune
 
-            with quiet_libraries():
-                return run_command(Finetune, rest, "pixart finetune", finetune)
+            return run_command(Finetune, rest, "pixart finetune", finetune)
         case ["train", *rest]:
             from pixart.training.command import run
 
-            with quiet_libraries():
-                return run(rest)
+            return run(rest)
         case ["export", *rest]:
             from pixart.training.command import run_export
 
-            with quiet_libraries():
-                return run_export(rest)
+            return run_export(rest)
         case ["data", "check", *rest]:
             from pixart.commands.check import Check, check
 
-            with quiet_libraries():
-                return run_command(Check, rest, "pixart data check", check)
+            return run_command(Check, rest, "pixart data check", check)
         case ["data", "caption", *rest]:
             from pixart.commands.caption import Caption, caption
 
@@ -199,8 +191,7 @@ def _dispatch(arguments: list[str]) -> int:
         case ["data", "extract", *rest]:
             from pixart.commands.extract import Extract, extract
 
-            with quiet_libraries():
-                return run_command(Extract, rest, "pixart data extract", extract)
+            return run_command(Extract, rest, "pixart data extract", extract)
         case ["data", "statistics", *rest]:
             from pixart.commands.statistics import Statistics, statistics
 

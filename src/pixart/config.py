@@ -88,11 +88,11 @@ def run_command(kind: type[T], arguments: list[str], command: str, act: Callable
     return act(options)
 
 
-def shown(metavar: str, default: str):
-    """How help shows an option whose default is found out later."""
+def shown(metavar: str, default: str, *aliases: str):
+    """How help shows an option whose default is found out later, and other names for it."""
     from tyro.conf import arg
 
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})", aliases=aliases)
 
 
 def unknown(kind: str, name: str, allowed: typing.Iterable[str]) -> str:

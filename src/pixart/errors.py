@@ -29,3 +29,11 @@ def shown(value: Any, length: int = 80) -> str:
     text = str(value)[: length + 1] if isinstance(value, str | int | float) else f"({type(value).__name__})"
     line = "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text)
     return line if len(line) <= length else line[:length] + " ..."
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, as a part of a sentence: the system's words, or the first line that says something."""
+    text = str(getattr(error, "strerror", None) or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # torch begins with the name of the class, and goes on with each weight.
+    return lines[1 if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else 0][:500].rstrip(".:")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 100
@@ -112,7 +112,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     except FileNotFoundError:
         raise PixArtError(f"{path} is missing.") from None
     except OSError as error:
-        raise PixArtError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise PixArtError(f"{path} cannot be read: {reason_of(error)}.") from None
     if len(content) > limit:
         raise PixArtError(f"{path} is longer than {limit:,} bytes, which is the most that is read.")
     return content

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import open_regular, read_json_object
 
 if TYPE_CHECKING:
@@ -230,5 +230,5 @@ def _read(piece: Sequence[Stored]) -> int:
                 while left > 0 and (count := file.readinto(buffer[: min(left, AT_ONCE)])):
                     left -= count
         except OSError as error:
-            raise PixArtError(f"{stored.path} cannot be read: {error.strerror or error}.") from None
+            raise PixArtError(f"{stored.path} cannot be read: {reason_of(error)}.") from None
     return sum(stored.size for stored in piece)

@@ -9,6 +9,7 @@ from pixart.checkpoints.diffusers import CONFIG_NAME, check_transformer, officia
 from pixart.checkpoints.dit import is_dit, read_dit
 from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, open_model_folder
+from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.checkpoints.sources import read_source, transformer_folder
 from pixart.errors import PixArtError
 from pixart.weights import stored_dtypes
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 
 
 def describe(
-    source: str | Path | None = None,
-    *,
-    parts: str | Path | None = None,
-    ema: bool = False,
-    num_heads: int | None = None,
-    image_size: int | None = None,
+    source: str | Path | None = None, *, parts: str | Path | None = None, how: OfficialFile = PLAIN
 ) -> tuple[dict[str, Any], ModelFolder | None]:
     """What `source` (None: the shipped model) is; the keys depend on its kind. And the model, where it can sample.
 
@@ -37,15 +33,14 @@ def describe(
         raise PixArtError(f"{path} is not there.")
     if is_adapter(path):
         return _adapter(path), None
-    given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
     if is_dit(path):
-        return _dit(path, **given), None
+        return _dit(path, how), None
     hub_id = str(source) if source is not None and looks_like_hub_id(source) else None
     missing = 0 if hub_id is None else left_to_fetch(hub_id)
     folder = None
     if missing == 0 and (parts is not None or (path / "model_index.json").is_file()):
-        folder = open_model_folder(source, parts=parts, **given)
-    facts = _file(path, **given) if path.is_file() or any(given.values()) else _folder(path, missing == 0)
+        folder = open_model_folder(source, parts=parts, how=how)
+    facts = _file(path, how) if path.is_file() or how != PLAIN else _folder(path, missing == 0)
     if folder is not None:
         facts |= {"kind": "model folder"} if parts is None else {"parts": str(parts)}
         facts |= _sampling(folder)
@@ -76,9 +71,9 @@ def _adapter(path: Path) -> dict[str, Any]:
     }
 
 
-def _file(path: Path, **given: Any) -> dict[str, Any]:
+def _file(path: Path, how: OfficialFile) -> dict[str, Any]:
     """Of an official file, every number of which is looked at."""
-    checkpoint = read_source(path, **given)
+    checkpoint = read_source(path, how)
     return {
         "kind": "official file",
         "path": str(path),
@@ -148,8 +143,8 @@ def _sampling(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
-def _dit(path: Path, **given: Any) -> dict[str, Any]:
-    model = read_dit(path, **given)
+def _dit(path: Path, how: OfficialFile) -> dict[str, Any]:
+    model = read_dit(path, how)
     return {
         "kind": "class-conditional DiT, from which pixart convert --to reparameterized makes a start",
         "path": str(path),

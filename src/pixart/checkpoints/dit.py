@@ -16,7 +16,7 @@ from pixart.checkpoints.official import (
     NUM_HEADS,
     POSITIONS,
     Checkpoint,
-    check_sizes,
+    OfficialFile,
     count_blocks,
     dims,
     read_states,
@@ -70,15 +70,13 @@ def _diffusers_folder(source: Path) -> Path | None:
     return source.parent if named else None
 
 
-def read_dit(source: Path, *, num_heads: int | None, ema: bool, image_size: int | None) -> "DiT":
+def read_dit(source: Path, how: OfficialFile) -> "DiT":
     """Read a DiT, in fp32, from a file in its own layout or a folder of Diffusers.
 
     Args:
         source: the file; or the folder with config.json and the weights, or one that has it as `transformer/`. A
             pickle in such a folder is opened only where it is `source` itself.
-        num_heads: for a file, whose shapes do not tell (None: 16); a folder's config does.
-        ema: of a training checkpoint of DiT's own, the moving average.
-        image_size: for a file without `pos_embed`: side in pixels of the images it was trained on.
+        how: of a file; `ema` of a training checkpoint of DiT's own, `image_size` where it has no `pos_embed`.
 
     Raises:
         PixArtError: a file is missing or damaged, or holds another network; lists missing, extra, misshapen tensors.
@@ -87,17 +85,16 @@ def read_dit(source: Path, *, num_heads: int | None, ema: bool, image_size: int 
 
     from pixart.model.dit import DiT, DiTConfig
 
-    check_sizes(num_heads, image_size)
-    num_heads = NUM_HEADS if num_heads is None else num_heads
+    num_heads, image_size = how.num_heads or NUM_HEADS, how.image_size
     folder = _diffusers_folder(source)
     if folder is not None:
         where = str(source if source.is_file() else folder / WEIGHTS_NAME)
         state, num_heads, sample_size = _from_diffusers(folder, Path(where))
     else:
         states, where = read_states(source), str(source)
-        if ema and "state_dict_ema" not in states:
+        if how.ema and "state_dict_ema" not in states:
             raise UsageError(f"{source} holds no moving average; leave --ema out.")
-        state = without_prefix(states["state_dict_ema" if ema else "state_dict"])
+        state = without_prefix(states["state_dict_ema" if how.ema else "state_dict"])
         grid = state.pop(POSITIONS, None)
         if grid is None and image_size is None:
             raise UsageError(f"{source} has no {POSITIONS}; give --image-size, the side of its images in pixels.")

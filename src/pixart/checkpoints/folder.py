@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pixart.checkpoints.diffusers import CLASS_NAMES, FORMAT_VERSION, MAX_LAYERS, WEIGHTS_NAME, save_transformer
 from pixart.checkpoints.hashes import write_hashes
 from pixart.checkpoints.tensors import save_tensors
-from pixart.errors import PixArtError, UsageError, shown
+from pixart.errors import PixArtError, UsageError, reason_of, shown
 from pixart.files import read_json_object, replacing, write_json
 from pixart.weights import map_tensors
 
@@ -85,7 +85,7 @@ def new_folder(dest: Path, *, hashed: bool = True) -> Iterator[Path]:
             if hashed:
                 write_hashes(work)
     except OSError as error:  # shutil's own error is one, too
-        raise PixArtError(f"{dest} cannot be written ({error.strerror or error}).") from None
+        raise PixArtError(f"{dest} cannot be written ({reason_of(error)}).") from None
 
 
 def write_model_folder(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import file_hash, open_regular, read_json_object, write_json
 from pixart.weights import weight_files
 
@@ -76,7 +76,7 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
         try:
             sampled = sampled_hash(path)
         except OSError as error:
-            raise PixArtError(f"{path} cannot be read: {error.strerror or error}.") from None
+            raise PixArtError(f"{path} cannot be read: {reason_of(error)}.") from None
         known = isinstance(entry, dict) and entry.get("sampled") == sampled
         hashes[name] = entry["sha256"] if known and SHA256.fullmatch(str(entry.get("sha256"))) else sampled
     return hashes

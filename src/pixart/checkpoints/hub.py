@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 
 Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
 
@@ -127,9 +127,9 @@ def _download(hub_id: str, wanted: Wanted, **options):
                     if isinstance(cause, kind):
                         raise PixArtError(sentence) from None
                 cause = cause.__cause__
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise PixArtError(
-                f"The download of {name} broke off ({reason}); run the same again, and it goes on where it stopped."
+                f"The download of {name} broke off ({reason_of(error)}); run the same again, and it goes on where it "
+                "stopped."
             ) from None
 
 

@@ -28,6 +28,7 @@ from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.folder import check_sizes, read_encoder_config, text_width
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
+from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
@@ -121,9 +122,7 @@ def open_model_folder(
     model: str | Path | None = None,
     *,
     parts: str | Path | None = None,
-    ema: bool = False,
-    num_heads: int | None = None,
-    image_size: int | None = None,
+    how: OfficialFile = PLAIN,
     fast: bool = False,
 ) -> ModelFolder:
     """Find a model, check it, and read its small files.
@@ -132,7 +131,7 @@ def open_model_folder(
         model: a model folder, or its id on the Hugging Face Hub ("org/name" or "org/name@revision"); None: the shipped
             model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
         parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
-        ema, num_heads, image_size: of an official file; see `pixart.checkpoints.official.read_official`.
+        how: of an official file; see `pixart.checkpoints.official.read_official`.
         fast: to sample with the folder's few-step transformer.
 
     Raises:
@@ -141,8 +140,7 @@ def open_model_folder(
         UsageError: `parts` is needed and not given, or given and of no use; an option does not fit; there is no
             few-step transformer.
     """
-    given = {"ema": ema, "num_heads": num_heads, "image_size": image_size}
-    if model is None and (parts is not None or any(given.values())):
+    if model is None and (parts is not None or how != PLAIN):
         raise UsageError("--parts, --ema, --num-heads and --image-size go with an official file; name it with --model.")
     if fast and parts is not None:
         raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
@@ -157,7 +155,7 @@ def open_model_folder(
         made = f"give the model that it has made: {made}" if made.is_dir() else "and no finished model is in it"
         raise UsageError(f"{model} is the folder of a training run; {made}.")
     if parts is None and place.is_dir() and ((place / "model_index.json").is_file() or not _is_transformer(place)):
-        if any(given.values()):
+        if how != PLAIN:
             raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
         folder = _open(place, Source() if model is None else Source(_given(model), revision=revision_of(place)), None)
         return _with_fast(folder) if fast else folder
@@ -170,12 +168,13 @@ def open_model_folder(
         raise UsageError(f"{model} is a complete model; leave --parts out.")
     from pixart.checkpoints.sources import read_source
 
-    checkpoint = read_source(place, **given)
+    checkpoint = read_source(place, how)
     rest = resolve(parts, "parts")
     if not rest.is_dir():
         raise PixArtError(f"{parts} is not there; --parts needs a model folder, or a hub id.")
     revision = revision_of(place) or revision_of(rest)
-    return _open(rest, Source(_given(model), _given(parts), ema, num_heads, image_size, revision), checkpoint)
+    source = Source(_given(model), _given(parts), how.ema, how.num_heads, how.image_size, revision)
+    return _open(rest, source, checkpoint)
 
 
 def check_parts(parts: Path, checkpoint: "Checkpoint") -> None:

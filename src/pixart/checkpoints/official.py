@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pixart.checkpoints.diffusers import MAX_LAYERS, MAX_SIZE, NULL_CAPTION, official_shapes
 from pixart.checkpoints.tensors import (
@@ -23,7 +23,7 @@ from pixart.checkpoints.tensors import (
     widened,
     writing,
 )
-from pixart.config import shortened
+from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
 from pixart.weights import is_pickle, map_tensors
 
@@ -45,6 +45,27 @@ NAMED_SIZES = re.compile(r"-(256x256|512x512|512-MS|1024-MS|2K-MS)(?![\dK])")
 
 
 @dataclass(frozen=True)
+class OfficialFile:
+    """What is to be said of an official file, since it holds two or does not tell; `image_size` in pixels."""
+
+    ema: bool = False
+    """Of an official file: the moving average that it holds."""
+    num_heads: Annotated[int | None, shown("N", "16")] = None
+    """Of an official file: the one size that its tensors do not tell."""
+    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
+    """Of an official file without pos_embed: side of the images that it was trained on."""
+
+    def __post_init__(self):
+        sizes = (("--num-heads", self.num_heads, MAX_SIZE), ("--image-size", self.image_size, 8 * MAX_SIZE))
+        for name, value, most in sizes:
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"{name} is {value}; give a number from 1 to {most:,}.")
+
+
+PLAIN = OfficialFile()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A PixArt: `state` by official names, without the null caption (L, T), which stands apart.
 
@@ -59,36 +80,32 @@ class Checkpoint:
     dtypes: tuple[str, ...] = ()
 
 
-def read_official(
-    path: Path, *, num_heads: int = NUM_HEADS, ema: bool = False, image_size: int | None = None
-) -> Checkpoint:
+def read_official(path: Path, how: OfficialFile = PLAIN) -> Checkpoint:
     """Read an official checkpoint; sizes and options are inferred from its tensors.
 
     Args:
         path: a pickle (`.pth` or any other name but `.safetensors`) or a safetensors file.
-        num_heads: the one size that no shape tells.
-        ema: take the moving average. Its null caption is that of the weights beside it all the same: the official
-            training averages trained weights only, so the average's own null caption was never more than noise.
-        image_size: side in pixels of the images it was trained on; needed only where the file has no `pos_embed` and
-            not the name of a released one.
+        how: its `num_heads` is the one size that no shape tells. The null caption of the moving average (`ema`) is that
+            of the weights beside it: the official training averages trained weights only, so the average's own null
+            caption was never more than noise. `image_size` is needed only where the file has no `pos_embed` and not the
+            name of a released one.
 
     Raises:
         PixArtError: the file is missing, damaged, or holds another network; lists missing, extra and misshapen tensors.
         UsageError: `num_heads` or `image_size` does not fit, or is needed; or there is no moving average.
     """
-    check_sizes(num_heads, image_size)
     states = read_states(path)
-    if ema and "state_dict_ema" not in states:
+    if how.ema and "state_dict_ema" not in states:
         raise UsageError(f"{path} holds no moving average (state_dict_ema); leave --ema out.")
-    state = _without_prefix(states["state_dict_ema" if ema else "state_dict"], path)
-    if ema:
+    state = _without_prefix(states["state_dict_ema" if how.ema else "state_dict"], path)
+    if how.ema:
         plain = _without_prefix(states["state_dict"], path)
         state = {name: plain[name] if name == NULL_CAPTION and name in plain else state[name] for name in state}
     refuse_not_finite(state, str(path))
     dtypes = tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
     state = widened(state)
     null_caption, positions = state.pop(NULL_CAPTION, None), state.pop(POSITIONS, None)
-    config = _infer(state, null_caption, positions, num_heads, image_size, path)
+    config = _infer(state, null_caption, positions, how, path)
     check_tensors(shapes(state), official_shapes(config), str(path))
     if null_caption is not None and (null_caption.dim() != 2 or null_caption.shape[1] != config.text_dim):
         raise PixArtError(f"{path} has {NULL_CAPTION} of {list(null_caption.shape)}, not [tokens, {config.text_dim}].")
@@ -189,8 +206,7 @@ def _infer(
     state: "dict[str, torch.Tensor]",
     null_caption: "torch.Tensor | None",
     positions: "torch.Tensor | None",
-    num_heads: int,
-    image_size: int | None,
+    how: OfficialFile,
     path: Path,
 ) -> "PixArtConfig":
     from pixart.model.pixart import PixArtConfig
@@ -210,14 +226,14 @@ def _infer(
     }
     if len(set(compressing.values())) > 1:
         raise PixArtError(f"{path} compresses keys and values by several factors: {sorted(set(compressing.values()))}.")
-    sample_size, scale = _positions(positions, null_caption, patch_size, image_size, path)
+    sample_size, scale = _positions(positions, null_caption, patch_size, how.image_size, path)
     try:
         return PixArtConfig(
             in_channels=in_channels,
             out_channels=patches // patch_size**2,
             width=width,
             depth=depth,
-            num_heads=num_heads,
+            num_heads=how.num_heads or NUM_HEADS,
             patch_size=patch_size,
             mlp_ratio=dims(state, "blocks.0.mlp.fc1.weight", 2, path)[0] // width,
             text_dim=dims(state, "y_embedder.y_proj.fc1.weight", 2, path)[1],
@@ -239,13 +255,6 @@ def count_blocks(state: "dict[str, torch.Tensor]", blocks: str, path: Path) -> i
     if count > MAX_LAYERS:
         raise PixArtError(f"{path} has a tensor of block {count - 1}; no network has more than {MAX_LAYERS} blocks.")
     return count
-
-
-def check_sizes(num_heads: int | None, image_size: int | None) -> None:
-    """UsageError for sizes that no network has. Lets None pass."""
-    for name, value, most in (("--num-heads", num_heads, MAX_SIZE), ("--image-size", image_size, 8 * MAX_SIZE)):
-        if value is not None and not 1 <= value <= most:
-            raise UsageError(f"{name} is {value}; give a number from 1 to {most:,}.")
 
 
 def dims(state: "dict[str, torch.Tensor]", name: str, count: int, path: Path) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from pixart.config import shortened
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import replacing
 
 if TYPE_CHECKING:
@@ -120,8 +120,9 @@ def writing(path: Path) -> Iterator[Path]:
         with replacing(path) as part:
             yield part
     except (SafetensorError, OSError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"{path} cannot be written ({reason}); make room or choose another place.") from None
+        raise PixArtError(
+            f"{path} cannot be written ({reason_of(error)}); make room or choose another place."
+        ) from None
 
 
 def refuse_not_floats(state: "dict[str, torch.Tensor]", where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart.buckets import bucket_table
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.commands.dataset_options import DatasetOptions
 from pixart.config import shown
 from pixart.data.check.findings import NOTE
@@ -19,8 +20,6 @@ from pixart.encoders.tokenizer import MAX_TOKENS, Tokenizer
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, replacing, write_whole
 from pixart.progress import Progress
-
-DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
 
 @dataclass(frozen=True)

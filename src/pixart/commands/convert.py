@@ -9,6 +9,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
+from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
 
@@ -51,12 +52,7 @@ class Convert:
     """The form."""
     parts: Annotated[str | None, shown("FOLDER", "SOURCE, if it has them")] = None
     """A model folder, or hub id, to copy autoencoder, text encoder, tokenizer and scheduler from."""
-    num_heads: Annotated[int | None, shown("N", "16")] = None
-    """Heads of an official file, the one size that its tensors do not tell."""
-    ema: bool = False
-    """Take the moving average that a checkpoint of the official training holds."""
-    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
-    """Side of the images that an official file was trained on; needed if it has no pos_embed."""
+    file: Annotated[OfficialFile, arg(name="")] = PLAIN
     text_dim: Annotated[int, arg(metavar="N")] = 4096
     """reparameterized: width of the text states that the new network will read."""
     timestep: Annotated[float, arg(metavar="T")] = 500.0
@@ -110,7 +106,7 @@ def _to_official(options: Convert, source: Path) -> None:
 
     if options.dest.suffix not in (".pth", ".safetensors"):
         raise UsageError(f"{options.dest} must end in .pth or .safetensors.")
-    checkpoint = read_source(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size)
+    checkpoint = read_source(source, options.file)
     if checkpoint.null_caption is None:
         _say(
             "The source has no null caption, so the file has none either; the official code would sample with a random "
@@ -130,10 +126,10 @@ def _to_folder(options: Convert, source: Path) -> None:
     if options.to == "reparameterized":
         checkpoint = _from_dit(options, source)
     else:
-        checkpoint = read_source(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size)
+        checkpoint = read_source(source, options.file)
         if parts is None and (source / INDEX).is_file():
             parts = source
-        if checkpoint.has_ema and not options.ema:
+        if checkpoint.has_ema and not options.file.ema:
             _say("The file holds a moving average too; --ema takes that instead.")
     if parts is not None:
         check_parts(parts, checkpoint)
@@ -151,7 +147,7 @@ def _from_dit(options: Convert, source: Path) -> "Checkpoint":
     if not 0 <= options.timestep <= 1000 or options.text_dim < 1:
         raise UsageError("--timestep must be from 0 to 1000, and --text-dim at least 1.")
     return reparameterized(
-        read_dit(source, num_heads=options.num_heads, ema=options.ema, image_size=options.image_size),
+        read_dit(source, options.file),
         text_dim=options.text_dim,
         timestep=options.timestep,
         class_free=options.class_free,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from pixart.commands.check import DEFAULT_MODEL, longest_caption
+from pixart.checkpoints.model_folder import DEFAULT_MODEL
+from pixart.commands.check import longest_caption
 from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
 from pixart.data.dropped import ALLOWED

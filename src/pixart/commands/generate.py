@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from pixart.checkpoints.official import OfficialFile
 from pixart.config import shortened, shown
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.settings import RANDOM_SEED, Settings
-from pixart.quiet import quiet_libraries
-from pixart.runtime.memory import PLAIN, Memory
+from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 
 if TYPE_CHECKING:
     from pixart.checkpoints.model_folder import ModelFolder
@@ -40,12 +40,7 @@ class Generate:
     """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
     parts: Annotated[str | None, shown("FOLDER", "none")] = None
     """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
-    ema: bool = False
-    """Of an official file: the moving average that it holds."""
-    num_heads: Annotated[int | None, shown("N", "16")] = None
-    """Of an official file: the one size that its tensors do not tell."""
-    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
-    """Of an official file without pos_embed: side of the images that it was trained on."""
+    file: Annotated[OfficialFile, arg(name="")] = field(default_factory=OfficialFile)
     fast: bool = False
     """Use the model's few-step transformer: guidance is in its weights."""
     styles: bool = False
@@ -66,14 +61,9 @@ class Generate:
     """Generate the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
     no_binning: bool = False
     """Generate width and height exactly, as flow models do; they must be multiples of the model's patches."""
-    engine: Annotated[str, arg(metavar="NAME")] = "auto"
-    """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
-    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
-    """float32; with torch also bfloat16 and float16; with onnx int8, faster and not quite the same image; or auto."""
-    device: Annotated[str, arg(metavar="NAME")] = "auto"
-    """cpu; with torch also cuda and mps; or auto: the CPU where the folder has graphs, else the fastest there is."""
+    computing: Annotated[Computing, arg(name="")] = AUTO
     memory: Annotated[Memory, arg(name="")] = PLAIN
-    output: Annotated[str | None, shown("PATH", "the current folder")] = None
+    output: Annotated[str | None, shown("PATH", "the current folder", "-o", "--outdir")] = None
     """A .png, .jpg or .webp file, or a folder. An existing file is kept: the next free name is taken."""
     transparent: bool = False
     """Cut out the object: the white around it becomes transparent, with soft edges."""
@@ -96,15 +86,7 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
-    with quiet_libraries():
-        folder = open_model_folder(
-            options.model,
-            parts=options.parts,
-            ema=options.ema,
-            num_heads=options.num_heads,
-            image_size=options.image_size,
-            fast=options.fast,
-        )
+    folder = open_model_folder(options.model, parts=options.parts, how=options.file, fast=options.fast)
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
@@ -115,15 +97,15 @@ def generate(options: Generate) -> int:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
         return 0
     request = jobs[0].request
-    engines = {_engine(options.engine, job.request, folder) for job in jobs}
-    engine = "torch" if "torch" in engines else options.engine
+    engines = {_engine(options.computing.engine, job.request, folder) for job in jobs}
+    engine = "torch" if "torch" in engines else options.computing.engine
     target = next(target for target in jobs[0].targets if target)
     if options.memory.text_states is not None:
         for job in jobs:
             check_text_states(folder, job.request, options.memory.text_states)
-    with quiet_libraries(), Progress() as progress:
+    with Progress() as progress:
         largest = max((job.request.largest for job in jobs), key=math.prod)
-        how = (engine, options.dtype, options.memory, options.device)
+        how = (engine, options.computing.dtype, options.memory, options.computing.device)
         runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)
         check_output(target)
         if there:

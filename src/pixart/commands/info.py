@@ -5,8 +5,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
+from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.config import shown
 
 if TYPE_CHECKING:
@@ -26,12 +27,7 @@ class Info:
     """A model folder, a hub id, a transformer's folder, an official .pth or safetensors file, or a DiT."""
     parts: Annotated[str | None, shown("FOLDER", "none")] = None
     """For an official file: the model folder or hub id whose other parts it would sample with."""
-    ema: bool = False
-    """Of an official file: the moving average that it holds."""
-    num_heads: Annotated[int | None, shown("N", "16")] = None
-    """Heads of an official file, the one size that its tensors do not tell."""
-    image_size: Annotated[int | None, shown("PIXELS", "by pos_embed")] = None
-    """Side of the images that an official file was trained on; needed if it has no pos_embed."""
+    file: Annotated[OfficialFile, arg(name="")] = PLAIN
     json: bool = False
     """Print one JSON object instead of lines."""
 
@@ -40,13 +36,7 @@ def info(options: Info) -> int:
     """Run `pixart info`; prints a line per fact."""
     from pixart.checkpoints.describe import describe
 
-    facts, folder = describe(
-        options.source,
-        parts=options.parts,
-        ema=options.ema,
-        num_heads=options.num_heads,
-        image_size=options.image_size,
-    )
+    facts, folder = describe(options.source, parts=options.parts, how=options.file)
     if folder is not None:
         facts["memory"] = _memory(folder)
     if options.json:

@@ -178,15 +178,16 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
 def _find_model(record: dict[str, Any], options: Verify) -> Any:
     """The model folder: the one that is named, else the shipped one; raises PixArtError if that is another one."""
     from pixart.checkpoints.model_folder import open_model_folder, transformer_hash, weight_hashes
+    from pixart.checkpoints.official import PLAIN, OfficialFile
 
     source, fast = record.get("source"), record.get("fast") is True
     source = source if isinstance(source, dict) else {}
     if options.model is not None:
-        of_file = {}
+        how = PLAIN
         if options.parts is not None:
-            of_file = {name: source[name] for name in ("num_heads", "image_size") if type(source.get(name)) is int}
-            of_file["ema"] = source.get("ema") is True
-        return open_model_folder(options.model, parts=options.parts, fast=fast, **of_file)
+            sizes = {name: source[name] for name in ("num_heads", "image_size") if type(source.get(name)) is int}
+            how = OfficialFile(source.get("ema") is True, **sizes)
+        return open_model_folder(options.model, parts=options.parts, how=how, fast=fast)
     hashes = record.get("weights")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
         raise UsageError("Its settings do not name its weights.")

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from pixart import files
 from pixart.data.storage import Folder, is_url
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 
 ORIGINAL = "original"  # the source of captions that the data set came with
 MAX_IMAGE_BYTES = 512 * 1024**2  # a larger file is not read: no decoder here takes one within its pixel limit
@@ -186,5 +186,4 @@ def open_regular(path: str) -> tuple[BinaryIO, int]:
     except (FileNotFoundError, NotADirectoryError):
         raise ImageProblem("missing", f"{name} is not there.") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageProblem("unreadable", f"{name} cannot be opened: {reason}.") from None
+        raise ImageProblem("unreadable", f"{name} cannot be opened: {reason_of(error)}.") from None

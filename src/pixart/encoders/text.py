@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.encoders.tokenizer import MAX_TOKENS, Tokenizer
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.weights import OnBytes, weight_files
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class TextEncoder:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a damaged folder can fail anywhere inside the library
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise PixArtError(f"The text encoder in {encoder_folder} cannot be loaded: {reason}") from error
+            raise PixArtError(f"The text encoder in {encoder_folder} cannot be loaded: {reason_of(error)}.") from error
         # The pooler is not used.
         missing = [name for name in weights.missing if not name.startswith("pooler.")]
         if missing:

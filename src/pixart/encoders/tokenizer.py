@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import read_json_object
 
 MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
@@ -128,8 +128,7 @@ def _panics(folder: Path) -> Iterator[None]:
     except (PixArtError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"The tokenizer in {folder} cannot be used: {reason}") from None
+        raise PixArtError(f"The tokenizer in {folder} cannot be used: {reason_of(error)}.") from None
 
 
 def _count(config: dict, name: str) -> int | None:

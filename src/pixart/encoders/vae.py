@@ -4,38 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 
 
 class Decoder:
     """Diffusers' AutoencoderKL from a folder, its means as latents. Holds no state between calls."""
 
     def __init__(self, folder: Path, *, dtype: str = "float32", tiled: bool = False):
-        """Load from disk only; with `tiled` large images are decoded in overlapping tiles that are blended.
-
-        Raises:
-            PixArtError: the folder does not hold what it should; names it.
-        """
-        import torch
-        from diffusers import AutoencoderKL
-
-        try:
-            model, info = AutoencoderKL.from_pretrained(
-                folder,
-                torch_dtype=getattr(torch, dtype),
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
-        except Exception as error:  # a damaged folder can fail anywhere inside the library
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise PixArtError(f"The autoencoder in {folder} cannot be loaded: {reason}") from error
-        if info["missing_keys"]:
-            raise PixArtError(
-                f"The autoencoder in {folder} lacks weights, among them {sorted(info['missing_keys'])[0]}."
-            )
-        self.model = model.eval().requires_grad_(False)
+        """As `load_autoencoder`; with `tiled` large images are decoded in overlapping tiles that are blended."""
+        self.model = load_autoencoder(folder, dtype)
         self.folder = folder
         if tiled:
             self.model.enable_tiling()
@@ -52,7 +29,6 @@ class Decoder:
             pixels = self.model.decode(latents, return_dict=False)[0].float().cpu().numpy()
         return to_bytes(pixels, self.folder)
 
-
     def encode(self, pixels: np.ndarray):
         """uint8 RGB (H, W, 3) -> the mean of its latent, fp32 tensor (1, C, h, w), times `scaling_factor`."""
         import torch
@@ -61,6 +37,27 @@ class Decoder:
             image = torch.tensor(pixels).permute(2, 0, 1)[None] / 127.5 - 1
             image = image.to(self.model.device, self.model.dtype)
             return self.model.encode(image).latent_dist.mean.float() * self.model.config.scaling_factor
+
+
+def load_autoencoder(folder: Path, dtype: str = "float32"):
+    """A frozen Diffusers AutoencoderKL from the disk. PixArtError, naming the folder, where it cannot be loaded."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    try:
+        model, info = AutoencoderKL.from_pretrained(
+            folder,
+            torch_dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # a damaged folder can fail anywhere inside the library
+        raise PixArtError(f"The autoencoder in {folder} cannot be loaded: {reason_of(error)}.") from error
+    if info["missing_keys"]:
+        raise PixArtError(f"The autoencoder in {folder} lacks weights, among them {sorted(info['missing_keys'])[0]}.")
+    return model.eval().requires_grad_(False)
 
 
 def to_bytes(pixels: np.ndarray, folder: Path) -> np.ndarray:

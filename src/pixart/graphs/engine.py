@@ -12,7 +12,7 @@ from pixart.checkpoints.adapters import Lora, changes, diffusers_layers, in_dtyp
 from pixart.checkpoints.model_folder import ModelFolder, fingerprint
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import to_bytes
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.model.deltas import merged
 from pixart.model.positions import sincos_positions
 from pixart.runtime.batch import rows_at_once
@@ -90,8 +90,7 @@ class GraphNetworks:
         except PixArtError:
             raise
         except Exception as error:  # the runtime has its own exception classes, one for each kind of damage
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise PixArtError(f"{path} cannot be loaded: {reason} {again}") from None
+            raise PixArtError(f"{path} cannot be loaded: {reason_of(error)}. {again}") from None
 
     def prepare(self, texts: Sequence[str]) -> None:
         pass  # each is encoded alone, so that its states do not depend on the others

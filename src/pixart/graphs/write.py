@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from pixart.checkpoints.model_folder import ModelFolder, fingerprint
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.graphs.autoencoder import build_decoder, build_encoder
 from pixart.graphs.denoiser import build_denoiser
 from pixart.graphs.text import build_text
@@ -67,7 +67,7 @@ def write_graphs(folder: ModelFolder, check: Callable[[tuple[str, ...]], None]) 
         check(tuple(parts[name].name if name in parts else name for name in folder.graphs))
         return [part.replace(folder.path / name) for name, part in parts.items()]
     except OSError as error:
-        raise PixArtError(f"The graphs cannot be written into {folder.path}: {error.strerror or error}.") from None
+        raise PixArtError(f"The graphs cannot be written into {folder.path}: {reason_of(error)}.") from None
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

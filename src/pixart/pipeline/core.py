@@ -222,13 +222,13 @@ class Core:
                 raise PixArtError(
                     f"The image with seed {state.seed} ended in numbers that are not finite: weights in "
                     f"{self.folder.path} are damaged, or the guidance scale {state.request.guidance_scale:g} is too "
-                    "high, or the dtype too narrow; copy the model again, lower the scale, or give --dtype float32."
+                    "high, or the dtype too narrow; copy the model again, lower the scale, or give the dtype float32."
                 )
         try:
             return self.networks.decode(latents)
         except MemoryError:
             raise PixArtError(
-                "The decoder does not fit the free memory of this device; decode with --decode tiled."
+                "The decoder does not fit the free memory of this device; choose to decode tiled."
             ) from None
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import parse_json, write_whole
 from pixart.pipeline.image_metadata import ImageTexts, read_texts
 from pixart.pixels import on_white
@@ -75,7 +75,7 @@ def check_output(path: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise PixArtError(f"The image cannot be written to {path}: {path.parent} is not a folder.") from None
     except OSError as error:
-        raise PixArtError(f"The image cannot be written to {path}: {error.strerror or error}.") from None
+        raise PixArtError(f"The image cannot be written to {path}: {reason_of(error)}.") from None
 
 
 def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata: bool = True) -> Path:
@@ -105,8 +105,7 @@ def write_image(image, settings: dict[str, Any] | None, path: Path, *, metadata:
             raise
         return target
     except (OSError, ValueError) as error:  # ValueError: more metadata than a JPEG segment holds
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise PixArtError(f"The image cannot be written to {path}: {reason}.") from None
+        raise PixArtError(f"The image cannot be written to {path}: {reason_of(error)}.") from None
 
 
 def save_image(

@@ -104,10 +104,10 @@ def read_image_input(image: Any, mask: Any, outpaint: bool) -> ImageInput | None
     """
     if image is None:
         if mask is not None or outpaint:
-            raise UsageError("A mask or outpainting needs the image that it is for; give --image too.")
+            raise UsageError("A mask or outpainting needs the image that it is for; give the image, too.")
         return None
     if mask is not None and outpaint:
-        raise UsageError("Outpainting makes its own mask; leave --mask or --outpaint out.")
+        raise UsageError("Outpainting makes its own mask; leave the mask or outpaint out.")
     if mask is not None and open_image(mask, "mask").convert("L").getextrema()[1] < 128:
         raise UsageError("The mask is black all over, so nothing would be generated; paint the place white.")
     return ImageInput(image, mask, outpaint, open_image(image, "image").size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from pixart.errors import PixArtError, UsageError, shown
+from pixart.errors import PixArtError, UsageError, reason_of, shown
 from pixart.files import open_regular
 
 MAX_TEXT = 2 * 2**20  # bytes of one text, unpacked; Pillow refuses packed ones over half of it
@@ -97,7 +97,7 @@ def read_texts(path: str | Path) -> ImageTexts:
     except FileNotFoundError:
         raise UsageError(f"There is no file {name}; give an image file.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise UsageError(f"{name} cannot be read: {shown(getattr(error, 'strerror', None) or str(error))}.") from None
+        raise UsageError(f"{name} cannot be read: {shown(reason_of(error))}.") from None
     except UsageError:
         raise
     except PixArtError:

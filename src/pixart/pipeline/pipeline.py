@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pixart
 from pixart.checkpoints.adapters import Lora, check_loras
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
+from pixart.checkpoints.official import OfficialFile
 from pixart.config import plain
 from pixart.diffusion.solvers import Step
 from pixart.encoders.text_states import read_head
@@ -92,8 +93,7 @@ class Pipeline:
             UsageError: engine, dtype and device do not go together, or are not to be had here.
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        given = {"parts": parts, "ema": ema, "num_heads": num_heads, "image_size": image_size}
-        folder = open_model_folder(model, fast=fast, **given)
+        folder = open_model_folder(model, parts=parts, how=OfficialFile(ema, num_heads, image_size), fast=fast)
         found = check_loras(folder, loras)
         pipeline = cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
         pipeline.use(found)
@@ -180,12 +180,12 @@ class Pipeline:
         if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
             say(
                 f"Generated at {request.bin.width} x {request.bin.height}, which the model was trained at, and fitted "
-                f"to {request.width} x {request.height}; --no-binning generates that size itself."
+                f"to {request.width} x {request.height}; without binning, that size itself is generated."
             )
         if request.guidance_scale == 1.0 and request.resolved_negative_prompt:
             say(
                 f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
-                "nothing; give a larger --guidance-scale."
+                "nothing; give a larger guidance scale."
             )
         source = None
         if request.image is not None:

@@ -155,7 +155,9 @@ def make_request(
         image=start,
     )
     if outpaint and start.fills(request.image_height, request.image_width):
-        raise UsageError("Outpainting needs a size that is larger than the image or of another shape; give --size.")
+        raise UsageError(
+            "Outpainting needs a size that is larger than the image or of another shape; give a width and height."
+        )
     if folder.fast:
         _check_fast(request, folder)
     return request
@@ -169,9 +171,9 @@ def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None
 def _check_passes(settings: Settings, image: ImageInput | None, steps: int, strength: float | None, most: int) -> None:
     """Whether the image to start from and the second pass are what can be; `most` is the largest enlargement."""
     if image is None and strength is not None:
-        raise UsageError("The strength says how much an image is changed; give --image too.")
+        raise UsageError("The strength says how much an image is changed; give the image, too.")
     if settings.upscale > 1 and image is not None and (image.mask is not None or image.outpaint):
-        raise UsageError("A second pass would change what the mask keeps; leave --upscale out, and enlarge the result.")
+        raise UsageError("A second pass would change what the mask keeps; leave upscale out, and enlarge the result.")
     if settings.upscale > most:
         raise UsageError(f"This model can enlarge that size at most {most} times, not {settings.upscale} times.")
     if strength is not None and int(steps * strength) < 1:
@@ -194,7 +196,7 @@ def _check_null_text(null_text: str, folder: ModelFolder, negative: str) -> None
     if not folder.null_tokens:
         raise UsageError(
             f"{folder.name} holds no null caption, which Diffusers' own converter drops; use the official file (with "
-            "--parts), or a folder that pixart convert made of it."
+            "parts), or a folder that pixart convert made of it."
         )
     if negative:
         raise UsageError(
@@ -221,7 +223,7 @@ def _check_fast(request: Request, folder: ModelFolder) -> None:
             raise UsageError(
                 f"The few-step model of {folder.name} takes no {what} {json.dumps(given, ensure_ascii=False)}{why}: it "
                 f"samples in {own['steps']} Euler steps, with guidance {folder.defaults[DISTILLED]:g} away from the "
-                "empty prompt in its weights. Leave that out, or leave out --fast."
+                "empty prompt in its weights. Leave that out, or use the model itself, without fast."
             )
 
 

@@ -44,12 +44,9 @@ class Settings:
     """Of the noise that the first image starts from; the next images take the next seeds. -1 is random."""
     num_images: Annotated[int, arg(metavar="N", aliases=("-n",))] = 1
     """How many images."""
-    steps: Annotated[int | None, shown("N", "the model's, else what suits the sampler")] = None
+    steps: Annotated[int | None, shown("N", "the model's, else what suits the sampler", "--num-inference-steps")] = None
     """Number of denoising steps."""
-    guidance_scale: Annotated[
-        float | None,
-        arg(metavar="X", aliases=("--cfg",), help_behavior_hint="(default: the model's, else what suits the sampler)"),
-    ] = None
+    guidance_scale: Annotated[float | None, shown("X", "the model's, else what suits the sampler", "--cfg")] = None
     """How strongly to follow the prompt; 1 means no guidance."""
     guidance_interval: Annotated[tuple[int, int], arg(metavar="FROM TO")] = (0, 1000)
     """Timesteps at which guidance acts: 0 is clean, 1000 is noise (arXiv 2404.07724). Outside, the work is halved."""
@@ -60,14 +57,14 @@ class Settings:
     prompt's mask, or caption-all."""
     guidance_channels: Annotated[int | None, shown("N", "all")] = None
     """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
-    width: Annotated[int | None, shown("PIXELS", "the model's")] = None
+    width: Annotated[int | None, shown("PIXELS", "the model's", "-W")] = None
     """Width of the image."""
-    height: Annotated[int | None, shown("PIXELS", "the model's")] = None
+    height: Annotated[int | None, shown("PIXELS", "the model's", "-H")] = None
     """Height of the image."""
     binning: Suppress[bool | None] = None
     """Generate the official size of the nearest shape and fit the image to width and height, as stock Diffusers does;
     None: models that predict eps do, flow models do not."""
-    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver")] = None
+    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver", "--scheduler")] = None
     """dpm-solver, sa-solver, euler, euler-ancestral; for models that predict eps also dpm-solver-karras, ddim, ddpm,
     lcm, dmd (one step); or a name that Diffusers, A1111 or ComfyUI has for it, such as "DPM++ 2M Karras"."""
 

@@ -1,4 +1,4 @@
-"""How networks are held in memory: options, and checks that need no torch. docs/memory.md says what each saves."""
+"""What computes networks and how they are held in memory; needs no torch. docs/memory.md says what each saves."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,9 +14,19 @@ DECODE = ("auto", "whole", "tiled")
 TEXT_ENCODER = ("auto", "loaded", "streamed")
 PATHS = ("text_states", "text_cache")
 PART_DTYPES = ("auto", *DTYPES)
-# Besides dtypes: these round differently from the networks as they are, so pixels may differ.
-CHANGE_PIXELS = ("text_encoder", "text_encoder_8bit", "decode", "text_encoder_dtype", "vae_dtype")
 USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image metadata
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computes a model; `pixart.pipeline.networks.choose_runtime` checks it and decides what is auto."""
+
+    engine: Annotated[str, arg(metavar="NAME")] = "auto"
+    """onnx (ONNX Runtime, needs the folder's graphs), torch, or auto: the first where it can be had."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32; with torch also bfloat16 and float16; with onnx int8, faster and not quite the same image; or auto."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cpu; with torch also cuda and mps; or auto: the CPU where the folder has graphs, else the fastest there is."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,9 @@ class Memory:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in PATHS}
         return {name: value for name, value in values.items() if value not in (getattr(Memory, name), USUAL.get(name))}
 
-    @property
-    def changes_pixels(self) -> tuple[str, ...]:
-        """The options in force that may change pixels."""
-        return tuple(name for name in self.chosen if name in CHANGE_PIXELS)
-
 
 PLAIN = Memory()
+AUTO = Computing()
 
 
 def check_memory(memory: Memory) -> Memory:

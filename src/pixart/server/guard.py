@@ -1,7 +1,5 @@
 """What stands before the application: who may send requests, from where, and how much. An ASGI middleware."""
 
-import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
@@ -9,22 +7,21 @@ import logging
 import re
 import time
 import uuid
-from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
 from pixart.errors import UsageError, shown
 from pixart.files import read_bytes
+from pixart.server.access import Names, basic_password
+from pixart.server.body import Body, TooMuch
 from pixart.server.limits import PLAIN_BODY, Limits
 from pixart.server.metrics import Metrics
 
 logger = logging.getLogger("pixart.server")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-DRAINED, DRAIN_SECONDS = 2**26, 2.0  # bytes of a refused body that are read on, and for how long
 MOST_HEADERS = 2**16  # bytes of all headers
 LEAST_KEY = 16  # characters; shorter ones can be guessed
 # Without a key: health, and images by their unguessable addresses. Everything else needs one, also what is not there.
@@ -39,23 +36,17 @@ class Access:
 
     Attributes:
         keys: SHA-256 of each API key -> its name; empty: no key is needed.
-        hosts: names that a Host header may have, at any port.
-        own_address: whether the address that a connection came in at is one of them, too.
+        names: by which the server is reached.
     """
 
     keys: dict[bytes, str]
-    hosts: frozenset[str]
-    own_address: bool = False
+    names: Names
 
     def owner(self, header: str) -> str | None:
         """The name of the key in an Authorization header (Bearer, or the password of Basic), or None."""
         scheme, _, given = header.partition(" ")
-        if scheme.lower() == "basic":
-            try:
-                given = b64decode(given, validate=True).decode().partition(":")[2]
-            except ValueError:
-                return None
-        elif scheme.lower() != "bearer":
+        given = given if scheme.lower() == "bearer" else basic_password(header)
+        if given is None:
             return None
         digest, found = hashlib.sha256(given.strip().encode()).digest(), None
         for key, name in self.keys.items():  # all of them, so that time says nothing
@@ -168,28 +159,23 @@ class Guard:
 
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
             return refuse(431, f"The headers are too large; at most {MOST_HEADERS:,} bytes are read.", "headers")
-        headers: dict[bytes, list[str]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.lower(), []).append(value.decode("latin-1"))
-        host = headers.get(b"host", [])
-        own = {scope["server"][0].lower()} if self.access.own_address and scope.get("server") else set()
-        if len(host) != 1 or _host_name(host[0]) not in self.access.hosts | own:
-            return refuse(403, "This server is not known by that host name; --allowed-host allows another.", "host")
-        origins = [origin.lower().partition("://")[2] for origin in headers.get(b"origin", [])]
-        if any(origin != host[0].lower() for origin in origins) or _is_foreign(headers):
+        headers = Headers(scope=scope)
+        if not self.access.names.knows_host(scope):
+            return refuse(403, "This server is not known by that host name; its --allowed-host allows another.", "host")
+        if self.access.names.refuses_page(scope):
             return refuse(403, "Pages of other addresses may not use this server.", "origin")
         if self.access.keys and path not in OPEN and not OPEN_IMAGE.fullmatch(path):
-            given = headers.get(b"authorization", [])
+            given = headers.getlist("authorization")
             owner = self.access.owner(given[0]) if len(given) == 1 else None
             if owner is None:
                 message = "An API key is needed, as in: Authorization: Bearer KEY"
                 return refuse(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
             state["owner"] = owner
-        if headers.get(b"content-encoding", ["identity"]) != ["identity"]:
+        if headers.getlist("content-encoding") not in ([], ["identity"]):
             return refuse(415, "Compressed requests are not read; send it without Content-Encoding.", "encoding")
         if path in IMAGE_PATHS and self.large > self.limits.max_queue:
             return refuse(429, "Too many images are being sent; try again.", "queue_full", {"retry-after": "5"})
-        length = headers.get(b"content-length", ["0"])[0]
+        length = headers.get("content-length", "0")
         most = self._most_bytes(path)
         if not length.isdecimal() or len(length) > 15 or int(length) > most:
             return refuse(413, f"This request is too large; at most {most:,} bytes are read.", "too_large")
@@ -197,51 +183,3 @@ class Guard:
 
     def _most_bytes(self, path: str) -> int:
         return self.limits.max_body if path in IMAGE_PATHS else min(PLAIN_BODY, self.limits.max_body)
-
-
-class TooMuch(HTTPException):
-    """A body is too long, or takes too long."""
-
-
-class Body:
-    """The body of a request, with limits: it may say no length, or never end."""
-
-    def __init__(self, receive: Any, most: int, seconds: float):
-        self.wrapped, self.most, self.seconds = receive, most, seconds
-        self.ends = time.monotonic() + seconds
-        self.read, self.complete = 0, False
-
-    async def receive(self) -> dict:
-        if self.complete:
-            return await self.wrapped()  # waits for the client to leave
-        try:
-            event = await asyncio.wait_for(self.wrapped(), max(0.001, self.ends - time.monotonic()))
-        except TimeoutError:
-            raise TooMuch(408, f"The request did not come within {self.seconds:g} s.") from None
-        self.read += len(event.get("body", b""))
-        self.complete = not event.get("more_body", False)
-        if self.read > self.most:
-            raise TooMuch(413, f"This request is too large; at most {self.most:,} bytes are read.")
-        return event
-
-    async def drain(self) -> None:
-        """Read on for a moment after a refusal, since a client that is still sending would not see it."""
-        self.most, self.ends = self.read + DRAINED, time.monotonic() + DRAIN_SECONDS
-        with contextlib.suppress(TooMuch):
-            while not self.complete:
-                await self.receive()
-
-
-def _host_name(host: str) -> str:
-    """A Host header without its port; an address in brackets without them."""
-    host = host.lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    name, _, port = host.partition(":")
-    return name if not port or port.isdecimal() else ""
-
-
-def _is_foreign(headers: dict[bytes, list[str]]) -> bool:
-    """Whether a browser says that a page of another site sends this, not a person who follows a link."""
-    sites, modes = headers.get(b"sec-fetch-site", []), headers.get(b"sec-fetch-mode", [])
-    return any(site in ("cross-site", "same-site") for site in sites) and modes != ["navigate"]

@@ -5,7 +5,6 @@ import json
 import logging
 import signal
 import socket
-import sys
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pixart.errors import PixArtError
 from pixart.server.app import create_app
-from pixart.server.guard import LOOPBACK, Access
+from pixart.server.guard import Access
 from pixart.server.service import Service
 
 
@@ -45,38 +44,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
         return json.dumps(content)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: whether the port is free is known before anything is loaded."""
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if sys.platform != "win32":
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((host.strip("[]"), port))
-            listening.listen(2048)
-        except BaseException:
-            listening.close()
-            raise
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PixArtError(f"Nothing can be served at {host}:{port} ({reason}); choose another --port.") from None
-    return listening
-
-
-def address_of(host: str, listening: socket.socket) -> str:
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{listening.getsockname()[1]}"
-
-
-def allowed_hosts(host: str, more: tuple[str, ...]) -> tuple[frozenset[str], bool]:
-    """The names in a Host header, and whether the address of a connection is one too, as behind `0.0.0.0`."""
-    names = {*LOOPBACK, *(name.lower().strip("[]") for name in more)}
-    if host in LOOPBACK:
-        return frozenset(names), False
-    return frozenset({*names, host.lower().strip("[]"), socket.gethostname().lower()} - {"0.0.0.0", "::"}), True
 
 
 def run(service: Service, access: Access, listening: socket.socket, root_path: str = "") -> None:

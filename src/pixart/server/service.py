@@ -30,7 +30,7 @@ from pixart.pipeline.image_files import save_image
 from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
 from pixart.pipeline.pipeline import Generated, Pipeline
 from pixart.pipeline.request import Request, make_request
-from pixart.runtime.memory import PLAIN, Memory
+from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 from pixart.server.limits import Limits
 from pixart.server.metrics import Metrics
 
@@ -58,9 +58,7 @@ class Source:
 
     model: str | None = None
     fast: bool = False
-    engine: str = "auto"
-    dtype: str = "auto"
-    device: str = "auto"
+    computing: Computing = AUTO
     memory: Memory = PLAIN
     loras: Path | None = None  # a folder of adapters
 
@@ -86,7 +84,8 @@ class Model:
 def open_model(source: Source, name: str | None = None) -> Model:
     """Check a model's files and the device; loads nothing. Raises as `open_model_folder` and `choose_runtime` do."""
     folder = open_model_folder(source.model, fast=source.fast)
-    runtime = choose_runtime(folder, source.engine, source.dtype, source.memory, source.device)
+    how = source.computing
+    runtime = choose_runtime(folder, how.engine, how.dtype, source.memory, how.device)
     loras = find_loras(source.loras, folder) if source.loras is not None else {}
     return Model(name or folder.name + ("-fast" if source.fast else ""), source, folder, runtime, loras=loras)
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import arg
 
 from pixart.config import run_command
-from pixart.errors import UsageError
+from pixart.runtime.memory import AUTO, Computing
+from pixart.server.access import Listening
+
+HERE = Listening(port=7860)
 
 
 @dataclass
@@ -23,24 +26,10 @@ class App:
     """Use the model's few-step transformer: guidance is in its weights."""
     outputs: Annotated[Path, arg(metavar="FOLDER")] = Path("outputs")
     """Where the images are saved, each run in a folder of its own. Files in it can be fetched through the page."""
-    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
-    """Where to listen. Others can reach any address but the default, so it needs a password."""
-    port: Annotated[int, arg(metavar="N")] = 7860
-    """Port to listen on."""
+    listening: Annotated[Listening, arg(name="")] = HERE
     password_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: PIXART_PASSWORD)")] = None
     """A file with a password, which the browser then asks for, with any user name."""
-    allowed_host: Annotated[
-        tuple[str, ...], UseAppendAction, arg(metavar="NAME", help_behavior_hint="(repeatable)")
-    ] = ()
-    """A further name by which browsers may reach the page, as behind a proxy."""
-    root_path: Annotated[str, arg(metavar="PATH", help_behavior_hint="(default: none)")] = ""
-    """The path that a proxy takes away before it hands a request on, such as /proxy/7860."""
-    engine: Annotated[str, arg(metavar="NAME")] = "auto"
-    """onnx, torch, or auto."""
-    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
-    """float32, int8 (onnx), bfloat16 or float16 (torch), or auto."""
-    device: Annotated[str, arg(metavar="NAME")] = "auto"
-    """cpu, with torch cuda or mps, or auto."""
+    computing: Annotated[Computing, arg(name="")] = AUTO
     no_metadata: bool = False
     """Write images without settings in them; they cannot be generated again from the file."""
     open: bool = False
@@ -53,12 +42,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(options: App) -> int:
-    if not 1 <= options.port <= 65535:
-        raise UsageError(f"The port must be from 1 to 65535, not {options.port}.")
-    from pixart.studio.serve import check_access, forget_gradio_settings, listen, read_password, serve
+    from pixart.studio.serve import check_access, forget_gradio_settings, read_password, serve
 
     password = read_password(options.password_file)
-    check_access(options.host, password)
+    check_access(options.listening.host, password)
     if ignored := forget_gradio_settings():
         print(f"Ignored: {', '.join(ignored)}; see docs/app.md, Safety.", file=sys.stderr, flush=True)
     import gradio  # noqa: F401  so that a missing extra is said before anything is loaded
@@ -67,28 +54,20 @@ def _run(options: App) -> int:
     from pixart.studio.models import Choice
     from pixart.studio.studio import Studio
 
-    choice = Choice(options.model, options.engine, options.dtype, device=options.device, fast=options.fast)
+    how = options.computing
+    choice = Choice(options.model, how.engine, how.dtype, device=how.device, fast=options.fast)
     studio = Studio(choice, options.outputs, metadata=not options.no_metadata)
-    choose_runtime(studio.models.folder, options.engine, options.dtype, device=options.device)
-    listening = listen(options.host, options.port)
+    choose_runtime(studio.models.folder, how.engine, how.dtype, device=how.device)
+    listening = options.listening.listen()
     studio.worker.submit(studio.models.require)  # so that the first click need not wait for it
-    shown = "localhost" if options.host in ("0.0.0.0", "::") else options.host
-    shown = f"[{shown}]" if ":" in shown else shown
-    address = f"http://{shown}:{options.port}/"  # whoever asks before the page is built waits a moment
+    address = options.listening.address(listening) + "/"  # whoever asks before the page is built waits a moment
     print(address, flush=True)
     print(f"Images go to {studio.runs.folder}. Ctrl-C ends it.", file=sys.stderr, flush=True)
     if options.open:
         webbrowser.open(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that nothing is left behind
     try:
-        serve(
-            studio,
-            listening,
-            host=options.host,
-            allowed_hosts=options.allowed_host,
-            password=password,
-            root_path=options.root_path,
-        )
+        serve(studio, listening, options.listening, password)
     finally:
         studio.close()
     return 0

@@ -1,6 +1,5 @@
 """What stands before Gradio: who may ask, from which page, for which paths, and how much they may send."""
 
-import base64
 import hmac
 import os
 import re
@@ -8,11 +7,13 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.responses import FileResponse, PlainTextResponse
 
+from pixart.server.access import Names, basic_password
+from pixart.server.body import Body, TooMuch
 from pixart.studio.studio import Studio
 
 # The browser itself then refuses to ask any other host for anything, whatever stands in the page.
@@ -23,6 +24,7 @@ POLICY = (
 )
 LARGEST_BODY = 24_000_000  # bytes of one request that is no upload: a prompt of 10 MB is answered, not a flood
 LARGEST_UPLOAD = 34_000_000  # bytes of the body of one upload
+BODY_SECONDS = 3600.0  # for one body, over the slowest line
 # Uploads of one client and of all: how many, how many bytes, and within how many seconds. One that does not say how
 # large it is counts as the largest.
 UPLOADS_OF_ONE = (30, 200_000_000, 60)
@@ -42,22 +44,14 @@ class Access:
     """Who may use the page.
 
     Attributes:
-        hosts: names and addresses that a Host header may have, at any port (a tunnel has another).
-        foreign: those of them that a proxy may put pages of other ports and schemes behind.
-        own_address: whether the address that a connection came in at is one of the hosts, too.
+        names: by which the page is reached.
         password: asked for if not None.
         in_space: shown in a frame of the Hugging Face Hub.
     """
 
-    hosts: frozenset[str]
-    foreign: frozenset[str] = frozenset()
-    own_address: bool = False
+    names: Names
     password: str | None = None
     in_space: bool = False
-
-
-class _TooLarge(Exception):
-    pass
 
 
 class Guard:
@@ -93,14 +87,15 @@ class Guard:
             await self._send_file(asked.group(1), scope, receive, send_with_policy)
             return
         # The page reads the events of its session here; when it is closed, so is this request.
+        most = LARGEST_UPLOAD if _uploads(scope["path"]) else LARGEST_BODY
         is_data = scope["path"].rstrip("/").endswith("/queue/data")
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0] if is_data else ""
         try:
             self.studio.listening[session] += 1
-            await self.app(scope, self._limited(scope, receive), send_with_policy)
-        except _TooLarge:
+            await self.app(scope, Body(receive, most, BODY_SECONDS).receive, send_with_policy)
+        except TooMuch as error:
             if not answered:
-                await PlainTextResponse("This request is too large.", 413)(scope, receive, send_with_policy)
+                await PlainTextResponse(error.detail, error.status_code)(scope, receive, send_with_policy)
         finally:
             self.studio.listening[session] -= 1
             if not self.studio.listening[session]:
@@ -120,56 +115,24 @@ class Guard:
     def _refusal(self, scope) -> tuple | None:
         """Status, body and further headers of what is refused before anything is read."""
         headers = Headers(scope=scope)
-        hosts = headers.getlist("host")
-        host = hosts[0].lower() if len(hosts) == 1 else ""
-        if not self._is_host(_name_of(f"//{host}"), scope):
+        if not self.access.names.knows_host(scope):
             return 403, "This address is not one that the page is served at; --allowed-host NAME allows another."
-        foreign = any(not self._is_origin(origin.lower(), host) for origin in headers.getlist("origin"))
-        opened = headers.get("sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
-        if foreign or (headers.get("sec-fetch-site") in ("cross-site", "same-site") and not opened):
+        if self.access.names.refuses_page(scope):
             return 403, "Pages of other addresses may not use this one."
-        if self.access.password is not None and not self._knows(headers.get("authorization", "")):
+        given = basic_password(headers.get("authorization", "")) or ""
+        if self.access.password is not None and not hmac.compare_digest(given.encode(), self.access.password.encode()):
             return 401, "This page has a password.", {"www-authenticate": 'Basic realm="pixart", charset="UTF-8"'}
         path = scope["path"]
         if not (ROUTES.fullmatch(path) or FILE.fullmatch(path)) or ".." in path.split("/"):
             return 403, "Only files of this page are served."
         length = headers.get("content-length", "0")
-        upload = path.rstrip("/").endswith("/upload")
+        upload = _uploads(path)
         if not re.fullmatch("[0-9]{1,12}", length) or int(length) > (LARGEST_UPLOAD if upload else LARGEST_BODY):
             return 413, "This request is too large."
         size = int(length) if "content-length" in headers else LARGEST_UPLOAD
         if upload and scope["method"] == "POST" and not self._may_upload(scope, size):
             return 429, "Too much was uploaded within a short time; try again later.", {"retry-after": "60"}
         return None
-
-    def _is_host(self, name: str | None, scope) -> bool:
-        if not name:
-            return False
-        served = {scope["server"][0].lower()} if self.access.own_address and scope.get("server") else set()
-        return name in self.access.hosts or name in served
-
-    def _is_origin(self, origin: str, host: str) -> bool:
-        """The same host and port as the request's; behind a named proxy, the name."""
-        try:
-            parts = urlsplit(origin)
-            port = parts.port
-        except ValueError:
-            return False
-        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
-            return False
-        if parts.hostname in self.access.foreign:
-            return True
-        default = {"http": ":80", "https": ":443"}[parts.scheme]
-        named = host if re.search(r":\d+$", host) else host + default
-        return named == (parts.netloc if port is not None else parts.netloc + default)
-
-    def _knows(self, header: str) -> bool:
-        kind, _, value = header.partition(" ")
-        try:
-            given = base64.b64decode(value, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
-        except ValueError:
-            given = b""
-        return hmac.compare_digest(given, self.access.password.encode("utf-8"))
 
     def _may_upload(self, scope, size: int) -> bool:
         now = time.monotonic()
@@ -182,21 +145,6 @@ class Guard:
                 return False
         self.uploads.append((now, client, size))
         return True
-
-    def _limited(self, scope, receive):
-        """`receive`, which counts: a body that says no length may not be endless."""
-        most = LARGEST_UPLOAD if scope["path"].rstrip("/").endswith("/upload") else LARGEST_BODY
-        read = 0
-
-        async def counted():
-            nonlocal read
-            event = await receive()
-            read += len(event.get("body", b""))
-            if read > most:
-                raise _TooLarge
-            return event
-
-        return counted
 
     async def _send_file(self, asked: str, scope, receive, send) -> None:
         path = self._allowed(asked) if scope["method"] in ("GET", "HEAD") else None
@@ -217,11 +165,5 @@ class Guard:
         return path if run is not None and path.name in [image["file"] for image in run.images] else None
 
 
-def _name_of(url: str) -> str | None:
-    """The host of an address without its port; None for what is none."""
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018  raises for what is no port
-    except ValueError:
-        return None
-    return parts.hostname if parts.username is None and not (parts.path or parts.query or parts.fragment) else None
+def _uploads(path: str) -> bool:
+    return path.rstrip("/").endswith("/upload")

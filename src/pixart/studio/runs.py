@@ -3,11 +3,12 @@
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pixart.errors import PixArtError
+from pixart.config import structure
+from pixart.errors import PixArtError, reason_of
 from pixart.files import read_json_object, write_json
 from pixart.pipeline.image_files import slug
 
@@ -48,7 +49,7 @@ class Runs:
             folder.mkdir(parents=True, exist_ok=True)
             self.folder = folder.resolve()
         except (OSError, ValueError) as error:
-            raise PixArtError(f"The outputs folder {folder} cannot be made: {_reason(error)}.") from None
+            raise PixArtError(f"The outputs folder {folder} cannot be made: {reason_of(error)}.") from None
 
     def new(self, prompt: str) -> Path:
         """A folder of its own for a run that begins now."""
@@ -61,7 +62,7 @@ class Runs:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise PixArtError(f"The images cannot be saved: no folder {path} ({_reason(error)}).") from None
+                raise PixArtError(f"The images cannot be saved: no folder {path} ({reason_of(error)}).") from None
         raise PixArtError(f"The images cannot be saved: {self.folder} has a thousand runs of this second.")
 
     def write(self, run: Run) -> None:
@@ -70,7 +71,7 @@ class Runs:
         try:
             write_json(path, {"format": 1, **asdict(run)})
         except OSError as error:
-            raise PixArtError(f"The run cannot be recorded in {path}: {_reason(error)}.") from None
+            raise PixArtError(f"The run cannot be recorded in {path}: {reason_of(error)}.") from None
 
     def get(self, name: str) -> Run | None:
         """The run of that name, which may come from anywhere; None if there is no such run with a readable record."""
@@ -79,18 +80,10 @@ class Runs:
             return None
         try:
             record = read_json_object(path / RECORD, MAX_RECORD)
-            return Run(
-                name=name,
-                created=float(record["created"]),
-                prompt=str(record["prompt"]),
-                model=str(record["model"]),
-                seconds=float(record["seconds"]),
-                form=dict(record["form"]),
-                images=tuple(image for image in record["images"] if _is_plain(image["file"])),
-                notices=tuple(map(str, record["notices"])),
-                grid=int(record["grid"]),
-            )
-        except (PixArtError, OSError, ValueError, KeyError, TypeError):
+            record.pop("format", None)
+            run = structure(record | {"name": name}, Run, RECORD)
+            return replace(run, images=tuple(image for image in run.images if _is_plain(image["file"])))
+        except (PixArtError, OSError, KeyError, TypeError):
             return None
 
     def files(self, run: Run) -> list[Path]:
@@ -133,14 +126,10 @@ class Runs:
             if not any(path.iterdir()):
                 path.rmdir()
         except OSError as error:
-            raise PixArtError(f"Not all of {path} could be deleted: {_reason(error)}.") from None
+            raise PixArtError(f"Not all of {path} could be deleted: {reason_of(error)}.") from None
         return len(files)
 
 
 def _is_plain(name: Any) -> bool:
     """An image's name inside its own folder; run.json may have been written by somebody else."""
     return isinstance(name, str) and name.endswith(".png") and Path(name).name == name and not name.startswith(".")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

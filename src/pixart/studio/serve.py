@@ -3,17 +3,17 @@
 import os
 import shutil
 import socket
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import UsageError
 from pixart.files import read_bytes
+from pixart.server.access import LOOPBACK, Listening
 
 LARGEST_UPLOAD = "32mb"
 MAX_SESSIONS = 100  # visitors, about 0.2 MB each, of whom Gradio knows which run their page shows
 MAX_WAITING = 64  # clicks of all visitors together
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def forget_gradio_settings() -> list[str]:
@@ -36,22 +36,12 @@ def check_access(host: str, password: str | None) -> None:
         )
 
 
-def serve(
-    studio,
-    listening: socket.socket,
-    *,
-    host: str,
-    allowed_hosts: tuple[str, ...] = (),
-    password: str | None = None,
-    root_path: str = "",
-) -> None:
+def serve(studio, listening: socket.socket, where: Listening, password: str | None = None) -> None:
     """Serve the page of a Studio until a signal ends it, which is then raised as it would have been.
 
     Args:
-        listening: see `listen`; `host` is the address that it was asked for.
-        allowed_hosts: names, besides the address itself, by which browsers may reach the page.
+        listening: the socket of `where`.
         password: asked for by HTTP Basic authentication, with any user name; needed where others can reach the page.
-        root_path: the path that a proxy takes away before it hands a request on.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -72,7 +62,7 @@ def serve(
         FastAPI(openapi_url=None),
         page,
         path="",
-        server_name=host,
+        server_name=where.host,
         footer_links=["settings"],
         run_history=False,
         allowed_paths=[],
@@ -83,22 +73,17 @@ def serve(
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        root_path=root_path or None,
+        root_path=where.root_path or None,
         theme=theme(),
         css_paths=HERE / "page.css",
         head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
     space = "SPACE_ID" in os.environ
-    named = {*allowed_hosts, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
-    own = {*LOOPBACK, *({host, socket.gethostname()} - {"0.0.0.0", "::"} if host not in LOOPBACK else ())}
-    access = Access(
-        hosts=frozenset(name.lower().strip("[]") for name in own | named),
-        foreign=frozenset(name.lower() for name in named),
-        own_address=host not in LOOPBACK,
-        password=password,
-        in_space=space,
+    named = {*where.allowed_host, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
+    names = replace(
+        replace(where, allowed_host=tuple(named)).names(), proxied=frozenset(name.lower() for name in named)
     )
-    guard = Guard(app, studio, access)
+    guard = Guard(app, studio, Access(names, password, space))
     config = uvicorn.Config(guard, log_level="warning", ws="none", timeout_graceful_shutdown=3, proxy_headers=False)
     try:
         uvicorn.Server(config).run([listening])
@@ -120,22 +105,3 @@ def read_password(file: Path | None) -> str | None:
     if not password or "\n" in password:
         raise UsageError(f"{file} must hold one line, the password.")
     return password
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: whether the port is free is known before anything is built. Raises PixArtError."""
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if sys.platform != "win32":
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((host.strip("[]"), port))
-            listening.listen(2048)
-        except BaseException:
-            listening.close()
-            raise
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PixArtError(f"The page cannot be served at {host}:{port} ({reason}); choose another --port.") from None
-    return listening

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.extras import missing_extra
 from pixart.files import read_json_object, write_json
 
@@ -144,8 +144,7 @@ class Tracker:
     def _fail(self, error: BaseException) -> None:
         if not self.failed:
             known = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
-            reason = (str(known or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            self.say(f"{self.config.to}: {reason}. The run goes on without it.")
+            self.say(f"{self.config.to}: {reason_of(known or error)}. The run goes on without it.")
         self.failed = True
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pixart.config import plain, structure
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import file_hash, read_json, remove_partial, replacing, write_json
 from pixart.model.adapters import kept
 from pixart.training.distribution import full_tensor, shard_like
@@ -91,14 +91,14 @@ class Checkpoint:
         try:
             return load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
-            raise PixArtError(f"The checkpoint file {path} cannot be loaded: {_reason(error)}.") from None
+            raise PixArtError(f"The checkpoint file {path} cannot be loaded: {reason_of(error)}.") from None
 
     def _fill(self, fill: Callable[[], None]) -> None:
         try:
             fill()
         except (RuntimeError, KeyError, ValueError) as error:
             raise PixArtError(
-                f"{self.folder} holds another network or optimizer than this recipe: {_reason(error)}. "
+                f"{self.folder} holds another network or optimizer than this recipe: {reason_of(error)}. "
                 "Give the recipe that it was made with, or another --output."
             ) from None
 
@@ -146,7 +146,7 @@ def verified(folder: Path) -> Checkpoint:
             if file_hash(path) != expected.sha256:
                 raise ValueError("its contents have changed since it was written")
     except (OSError, ValueError, PixArtError) as error:
-        raise PixArtError(f"The checkpoint file {path} cannot be loaded: {_reason(error)}.") from None
+        raise PixArtError(f"The checkpoint file {path} cannot be loaded: {reason_of(error)}.") from None
     return Checkpoint(folder, state)
 
 
@@ -183,7 +183,7 @@ def save(
             state = State(**{**vars(state), "files": files})
             write_json(partial / STATE, plain(State(**{**vars(state), "sha256": _hash_of_state(state)})))
     except (OSError, SafetensorError) as error:  # the second is what safetensors makes of a full disk
-        raise PixArtError(f"Could not write {final}: {_reason(error)}. Older checkpoints are kept.") from None
+        raise PixArtError(f"Could not write {final}: {reason_of(error)}. Older checkpoints are kept.") from None
     sweep(run)
 
 
@@ -224,9 +224,3 @@ def _is_intact(folder: Path) -> bool:
 def _hash_of_state(state: State) -> str:
     rest = {key: value for key, value in plain(state).items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """The first line that says something; torch begins with the name of the class and goes on with each weight."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1 if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else 0].rstrip(".:")

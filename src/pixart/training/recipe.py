@@ -13,7 +13,6 @@ features = "runs/features-512"
 """
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -90,9 +89,7 @@ def load(name: str, flags: list[str] | None = None) -> tuple[Any, Recipe]:
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"No recipe {name!r}.{hint} The recipes are: {', '.join(names())}; or give a .toml file.")
+        raise UsageError(unknown("recipe or .toml file", name, names()))
     file = _from_table(read_toml(path), path.name)
     if flags:
         # tyro shows and reads nested settings by their type, so it sees the file as one dataclass.

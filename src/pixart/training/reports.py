@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import write_whole
 from pixart.training.distribution import World
 
@@ -53,7 +53,7 @@ def log(run: Path, step: int, metrics: dict[str, float], record: Callable[[int, 
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
     except OSError as error:
-        raise PixArtError(f"{path} cannot be written: {error.strerror or error}. The checkpoints are kept.") from None
+        raise PixArtError(f"{path} cannot be written: {reason_of(error)}. The checkpoints are kept.") from None
     record(step, metrics)
 
 

@@ -17,7 +17,8 @@ import torch
 
 from pixart.checkpoints.adapters import Adapter, write_adapter
 from pixart.checkpoints.model_folder import SIGMA_TOKENS
-from pixart.errors import PixArtError, UsageError
+from pixart.config import plain
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import locked, read_json_object, remove_partial, write_json
 from pixart.model.adapters import adapted, merge
 from pixart.model.pixart import PixArt
@@ -97,7 +98,7 @@ def _train(
     if world.main:
         for line in [*estimate(model, recipe, world), *([f"continuing with {', '.join(changed)}"] if changed else [])]:
             say(line)
-        write_json(run / CONFIG, config | {"loop": to_json(task, recipe)["loop"]} | _optimizer(config, recipe))
+        write_json(run / CONFIG, config | {"loop": plain(recipe.loop), "optimizer": plain(recipe.optimizer)})
         progress.start("training", recipe.steps, unit="steps")
     with _Watch(task, recipe, config, world, say, progress) as watch:
         averaged = train_loop(
@@ -165,8 +166,7 @@ class _Watch:
             try:
                 files = sampler.sample(model, step, self.recipe.samples.size or self._base_size(step))
             except Exception as error:  # samples are for looking at; training does not depend on them
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.say(f"step {step:,}: no samples could be made: {reason}")
+                self.say(f"step {step:,}: no samples could be made: {reason_of(error)}")
             else:
                 self.say(f"step {step:,}: {len(files)} samples in {files[0][0].parent}")
                 self.tracker.log(step, {"validation": Images(files)})
@@ -284,8 +284,7 @@ def _decided(config: dict, recipe: Recipe, task: Task, world: World) -> tuple[Re
     if (recipe.output / CONFIG).is_file():
         there = _config(recipe.output)
         changed = _changes(there, config, recipe.output)
-        decided = _with_decided(there, config)
-        precision, rate = decided["loop"]["precision"], decided["optimizer"]["learning_rate"]
+        precision, rate = there["loop"]["precision"], there["optimizer"].get("learning_rate")
     else:
         precision, rate = recipe.loop.precision, recipe.optimizer.learning_rate
         if precision == "auto":
@@ -296,10 +295,6 @@ def _decided(config: dict, recipe: Recipe, task: Task, world: World) -> tuple[Re
             rate = RATES[kind if recipe.trainable.method == "full" else "adapter"]
     loop, optimizer = replace(recipe.loop, precision=precision), replace(recipe.optimizer, learning_rate=rate)
     return replace(recipe, loop=loop, optimizer=optimizer), changed
-
-
-def _optimizer(config: dict, recipe: Recipe) -> dict:
-    return {"optimizer": config["optimizer"] | {"learning_rate": recipe.optimizer.learning_rate}}
 
 
 @contextlib.contextmanager

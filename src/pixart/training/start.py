@@ -11,8 +11,7 @@ from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
 from pixart.checkpoints.sources import read_source
 from pixart.config import structure
-from pixart.data.encode import load_vae
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError
 from pixart.files import read_json_object
 from pixart.model.dit import DiT, DiTConfig
 from pixart.model.pixart import PixArt, PixArtConfig
@@ -100,16 +99,6 @@ def vae_folder_of(init: Path) -> Path:
             return folder
     state = "holds no autoencoder; if it is a run, finish it first" if init.exists() else "is not there"
     raise PixArtError(f"{init} {state}.")
-
-
-def vae_from(vae: torch.nn.Module, init: Path) -> None:
-    """Fill `vae` from another autoencoder. UsageError where its sizes are others."""
-    folder = vae_folder_of(init)
-    state = load_vae(folder).state_dict()
-    shapes = [{name: part.shape for name, part in each.items()} for each in (state, vae.state_dict())]
-    if shapes[0] != shapes[1]:
-        raise UsageError(f"The autoencoder {folder} has other sizes than this recipe; leave them out to take its own.")
-    vae.load_state_dict(state)
 
 
 def _of_run(run: Path) -> Start:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pixart.data.captioning.captioner import Caption, Item
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import read_json_object
 from pixart.runtime.device import Device, Precision, choose_device, choose_precision, find_devices
 from pixart.weights import weight_files
@@ -196,8 +196,7 @@ def _load(name: str, dtype: str, device_name: str) -> tuple[Any, Any]:
     except ModuleNotFoundError:  # cli says which library this kind of model needs besides
         raise
     except Exception as error:  # what a damaged file makes the libraries raise is anybody's guess
-        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
-        raise PixArtError(f"{name} cannot be loaded as an image-text-to-text model: {reason}.") from None
+        raise PixArtError(f"{name} cannot be loaded as an image-text-to-text model: {reason_of(error)}.") from None
     # transformers fills what is missing with random numbers, and then the captions would be noise.
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])

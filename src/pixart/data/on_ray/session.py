@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 
 ATTEMPTS = 3  # how often an item is tried when the actor's process ends with it
 WINDOW = 4096  # items that are planned before they are computed, so that the plan of a huge data set fits in memory
@@ -131,9 +131,9 @@ def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 
         try:
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise PixArtError(
-                f"No Ray cluster answers at {address}: {reason} Start one with ray start --head, or give --ray local."
+                f"No Ray cluster answers at {address}: {reason_of(error)}. Start one with ray start --head, or "
+                "give --ray local."
             ) from None
     import ray.data
 

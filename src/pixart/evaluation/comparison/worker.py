@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.evaluation.comparison.models import FOR_RUNS, SHIPPED
 from pixart.evaluation.comparison.record import Cell, add_image
 from pixart.runtime.memory import Memory
@@ -117,7 +117,7 @@ class DiffusersGenerator:
             else:
                 pipe.to(device)
         except (OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError, AssertionError) as error:
-            raise PixArtError(f"{source} cannot be loaded by Diffusers: {_first_line(error)}") from None
+            raise PixArtError(f"{source} cannot be loaded by Diffusers: {reason_of(error)}.") from None
         pipe.set_progress_bar_config(disable=True)
         self.pipe, self.torch, self.notices = pipe, torch, []
         self.parameters = inspect.signature(pipe.__call__).parameters
@@ -149,7 +149,7 @@ class DiffusersGenerator:
         try:
             images = self.pipe(prompt=texts, generator=generators, **call).images
         except (ValueError, TypeError) as error:  # what the pipeline does not take: a size, a missing image
-            raise PixArtError(f"{type(self.pipe).__name__} refuses: {_first_line(error)}") from None
+            raise PixArtError(f"{type(self.pipe).__name__} refuses: {reason_of(error)}.") from None
         self.settings["width"], self.settings["height"] = images[0].size
         return [image.convert("RGB") for image in images]
 
@@ -246,7 +246,3 @@ def _memory() -> dict[str, int]:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         found["device_bytes"] = torch.cuda.max_memory_reserved()
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)

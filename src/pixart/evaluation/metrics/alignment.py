@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixart.errors import PixArtError
+from pixart.errors import PixArtError, reason_of
 from pixart.files import file_hash
 
 AT_ONCE = 16
@@ -32,9 +32,9 @@ class Clip:
             self.processor = CLIPProcessor.from_pretrained(source, local_files_only=True)
             folder = Path(cached_file(source, "config.json", local_files_only=True)).parent
         except Exception as error:  # a damaged folder can fail anywhere inside the library
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise PixArtError(
-                f"CLIP cannot be loaded from {source} ({reason}); get it with: hf download {CLIP}, or give its folder."
+                f"CLIP cannot be loaded from {source} ({reason_of(error)}); get it with: hf download {CLIP}, or give "
+                "its folder."
             ) from error
         self.model = model.to(device).eval()
         files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))

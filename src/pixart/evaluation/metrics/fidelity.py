@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pixart.errors import PixArtError, UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.evaluation.metrics.images import Folder, read
 
 FEATURES = 2048  # of Inception v3: with no more images than that, FID's covariances have no inverse
@@ -98,8 +98,7 @@ def features(folder: Folder, weights: Path, size: int, device: str = "cpu") -> n
                 found.append(network(pixels, return_features=True).cpu().double().numpy())
         return np.concatenate(found)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PixArtError(f"{weights} is not Inception v3 as TorchScript ({reason}); get {WHERE}") from error
+        raise PixArtError(f"{weights} is not Inception v3 as TorchScript ({reason_of(error)}); get {WHERE}") from error
 
 
 def frechet_distance(images: np.ndarray, real: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pixart.checkpoints.folder import (
     DDPM_SCHEDULER,
     FLOW_SCHEDULER,
+    SAMPLE_SIZES,
     check_fit,
     read_encoder_config,
     write_model_folder,
@@ -29,8 +30,6 @@ from pixart.training.latents import LatentRows, denoising_validation, encoder_fo
 from pixart.training.recipe import Recipe
 from pixart.training.samples import Sampler
 from pixart.training.start import Start, fill, read_start
-
-SAMPLE_SIZES = (32, 64, 128)  # of the latent: what the stock pipeline generates
 
 
 @dataclass(frozen=True)
