@@ -6,8 +6,9 @@ and its base as `base_model.<official names>`. The folder (huggingface/diffusers
 ours says in its config.json also for which base it is.
 """
 
+import importlib.util
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
 from pathlib import Path
@@ -25,6 +26,7 @@ from pixart.weights import is_pickle, read_header
 if TYPE_CHECKING:
     import torch
 
+    from pixart.checkpoints.model_folder import ModelFolder
     from pixart.model.pixart import PixArtConfig
 
 CLASS_NAME = "PixArtControlNetAdapterModel"
@@ -32,12 +34,12 @@ OURS, BASE, THEIRS = "controlnet.", "base_model.", "controlnet_blocks."
 PIXELS_PER_LATENT = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ControlNetFile:
     """A ControlNet as it was read: `state` by official names, `blocks` the sizes of what it copies.
 
     `sample_size` is that of its base's latents, where the file says it; `base` the base's tensors (official names) that
-    an official file holds.
+    an official file holds. With `hed`, the state of a network that finds edges, it is given the edges of an image.
     """
 
     source: str
@@ -47,11 +49,12 @@ class ControlNetFile:
     sample_size: int | None = None
     base: "dict[str, torch.Tensor]" = field(default_factory=dict, repr=False)
     sha256: str = ""
+    hed: "dict[str, torch.Tensor] | None" = field(default=None, repr=False)
 
     def for_images(self) -> dict[str, Any]:
         """As image metadata has it; of a path the last name, since images are given away."""
         name = self.source if looks_like_hub_id(self.source) else Path(self.source).resolve().name
-        return {"name": name, "sha256": self.sha256}
+        return {"name": name, "sha256": self.sha256, "edges": None if self.hed is None else "hed"}
 
 
 def is_controlnet(path: Path) -> bool:
@@ -96,6 +99,15 @@ def read_controlnet(given: str | Path) -> ControlNetFile:
     return ControlNetFile(str(given), state, blocks, copies, size, base, file_hash(file))
 
 
+def controlnet_for(folder: "ModelFolder", given: str | Path, hed: Path | None = None) -> ControlNetFile:
+    """As `read_controlnet`, and checked that it fits the model; `hed` is a file as ControlNetHED.pth."""
+    if importlib.util.find_spec("torch") is None:
+        raise PixArtError("A ControlNet needs torch, which is not installed: pip install 'pixart[torch]'")
+    control = read_controlnet(given)
+    check_fit(control, folder.transformer)
+    return control if hed is None else replace(control, hed=_read_hed(hed))
+
+
 def check_fit(control: ControlNetFile, transformer: dict[str, Any]) -> None:
     """PixArtError where it is for another model than that of this transformer's config.json: says for which."""
     width, depth, size = (transformer[name] for name in ("cross_attention_dim", "num_layers", "sample_size"))
@@ -136,6 +148,18 @@ def write_controlnet(
         folder.mkdir(parents=True)
         save_tensors(_to_diffusers(state, copies), folder / WEIGHTS_NAME, None)
         write_json(folder / CONFIG_NAME, config | ({} if sample_size is None else {"sample_size": sample_size}))
+
+
+def _read_hed(path: Path) -> "dict[str, torch.Tensor]":
+    import torch
+
+    from pixart.model.hed import Hed
+
+    state = read_states(path)["state_dict"]
+    with torch.device("meta"):
+        check_tensors(shapes(state), shapes(Hed().state_dict()), str(path))
+    refuse_not_finite(state, str(path))
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def _sizes(state: "dict[str, torch.Tensor]", prefix: str, path: Path) -> "tuple[PixArtConfig, int]":
