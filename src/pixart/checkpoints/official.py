@@ -145,22 +145,29 @@ def read_states(path: Path) -> "dict[str, dict[str, torch.Tensor]]":
 def write_official(checkpoint: Checkpoint, path: Path) -> None:
     """Write a `.pth` ({"state_dict": ...}) or, by the suffix, a safetensors file, complete or not at all.
 
-    With the null caption where there is one, and the position grid made again.
-
     Raises:
         PixArtError: the disk refuses.
     """
-    import torch
+    write_state(official_state(checkpoint), path)
 
+
+def official_state(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
+    """All tensors of an official file: with the null caption where there is one, and the position grid made again."""
     state = dict(checkpoint.state)
     if checkpoint.null_caption is not None:
         state[NULL_CAPTION] = checkpoint.null_caption
-    state[POSITIONS] = position_grid(checkpoint.config)
+    return state | {POSITIONS: position_grid(checkpoint.config)}
+
+
+def write_state(state: "dict[str, torch.Tensor]", path: Path) -> None:
+    """As `write_official`, of any state dict."""
+    import torch
+
     if path.suffix == ".safetensors":
         save_tensors(state, path, None)
         return
     with writing(path) as part:
-        torch.save({"state_dict": {name: tensor.contiguous() for name, tensor in state.items()}}, part)
+        torch.save({"state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}}, part)
 
 
 def position_grid(config: "PixArtConfig") -> "torch.Tensor":

@@ -41,6 +41,9 @@ class Convert:
 
     An adapter (LoRA and its kin) as SOURCE: diffusers, peft (a folder), comfyui, official, kohya, lycoris are the ways
     in which programs name its layers; docs/lora.md says who reads which.
+
+    A ControlNet as SOURCE: official, a file, with its base of --parts; diffusers, a folder as of Diffusers' research
+    project. No bit of it changes.
     """
 
     source: Annotated[str, arg(metavar="SOURCE")]
@@ -70,6 +73,7 @@ def convert(options: Convert) -> int:
     if options.to == "onnx":
         return _to_onnx(options)
     from pixart.checkpoints.adapters import is_adapter, read_adapter, write_adapter
+    from pixart.checkpoints.controlnet import is_controlnet
 
     if options.dest is None:
         raise UsageError(f"Say what to write: pixart convert {options.source} DEST --to {options.to}")
@@ -86,6 +90,10 @@ def convert(options: Convert) -> int:
         write_adapter(adapter, options.dest, options.to)
         print(options.dest)
         return 0
+    if is_controlnet(Path(options.source)):
+        _control(options)
+        print(options.dest)
+        return 0
     if options.to in ("peft", "comfyui", "kohya", "lycoris"):
         raise UsageError(f"{options.source} is no adapter; {options.to} is a form of adapters.")
     complete = options.to == "diffusers" and options.parts is None
@@ -98,6 +106,26 @@ def convert(options: Convert) -> int:
         _to_folder(options, source)
     print(options.dest)
     return 0
+
+
+def _control(options: Convert) -> None:
+    from pixart.checkpoints.controlnet import read_controlnet, write_controlnet
+    from pixart.checkpoints.official import official_state
+    from pixart.checkpoints.sources import read_source
+
+    as_file = options.dest.suffix in (".pth", ".safetensors")
+    if options.to not in ("diffusers", "official") or as_file != (options.to == "official"):
+        raise UsageError(
+            f"{options.source} is a ControlNet; it becomes diffusers, a folder, or official, a .pth or .safetensors "
+            "file."
+        )
+    found = read_controlnet(options.source)
+    base = found.base if options.to == "official" else {}
+    if options.to == "official" and options.parts is not None:
+        base = official_state(read_source(resolve(options.parts, "transformer")))
+    if options.to == "official" and not base:
+        _say("The official code reads a ControlNet only together with its base; --parts MODEL puts that in as well.")
+    write_controlnet(found.state, options.dest, copies=found.copies, sample_size=found.sample_size, base=base)
 
 
 def _to_official(options: Convert, source: Path) -> None:

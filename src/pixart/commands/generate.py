@@ -20,6 +20,7 @@ from pixart.pipeline.settings import RANDOM_SEED, Settings
 from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 
 if TYPE_CHECKING:
+    from pixart.checkpoints.controlnet import ControlNetFile
     from pixart.checkpoints.model_folder import ModelFolder
     from pixart.commands.prompt_file import Job
     from pixart.pipeline.request import Request
@@ -54,6 +55,14 @@ class Generate:
     """White where the image is generated anew; the rest of it stays."""
     outpaint: bool = False
     """Keep the image, in the middle of width and height, and generate what is around it."""
+    control: Annotated[str | None, shown("FILE", "none")] = None
+    """A ControlNet: an official .pth or safetensors file, or a folder as of Diffusers' research project. With torch."""
+    control_image: Annotated[Path | None, shown("FILE", "none")] = None
+    """What it is given: an image of edges, or of what else it was trained on, of any size."""
+    control_hed: Annotated[Path | None, shown("FILE", "none")] = None
+    """ControlNetHED.pth of the PixArt repositories, which makes edges of that image, as official ControlNets read."""
+    control_scale: Annotated[float | None, shown("X", "1")] = None
+    """How much of its effect is added: 0 is none."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
     size: Annotated[str | None, shown("WxH", "the model's")] = None
     """Width and height together, as in 768x512."""
@@ -79,6 +88,7 @@ def generate(options: Generate) -> int:
     """Run `pixart generate`; prints the path of every image."""
     # Everything that can be wrong with the request is reported before torch is loaded, which takes seconds.
     from pixart.checkpoints.adapters import check_loras
+    from pixart.checkpoints.controlnet import controlnet_for
     from pixart.checkpoints.model_folder import open_model_folder
     from pixart.checkpoints.styles import style_notice
     from pixart.pipeline.image_files import check_output
@@ -91,8 +101,17 @@ def generate(options: Generate) -> int:
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
+    if options.control is None:
+        incomplete = options.control_image is not None or options.control_hed is not None
+    else:
+        incomplete = options.control_image is None and options.prompts is None  # whose lines may name their own images
+    if incomplete:
+        raise UsageError("A ControlNet and the image that it is given go together; give --control and --control-image.")
+    if options.control is not None and options.engine == "onnx":
+        raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
     loras = check_loras(folder, options.lora)
-    jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras])
+    control = None if options.control is None else controlnet_for(folder, options.control, options.control_hed)
+    jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras], control)
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
         return 0
@@ -106,7 +125,7 @@ def generate(options: Generate) -> int:
     with Progress() as progress:
         largest = max((job.request.largest for job in jobs), key=math.prod)
         how = (engine, options.computing.dtype, options.memory, options.computing.device)
-        runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1)
+        runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1, control=control)
         check_output(target)
         if there:
             progress.say(f"{there:,} images are there already.")
@@ -120,7 +139,7 @@ def generate(options: Generate) -> int:
 
         for notice in [notice for lora in loras for notice in lora.adapter.notices]:
             progress.say(notice)
-        pipeline = Pipeline(folder, load_networks(folder, runtime, progress))
+        pipeline = Pipeline(folder, load_networks(folder, runtime, progress, control))
         pipeline.use(loras)
         with _tracking(options.track, target.parent, progress.say) as record:
             _write_all(pipeline, jobs, options, progress, record)
@@ -141,7 +160,9 @@ def _engine(given: str, request: "Request", folder: "ModelFolder") -> str:
     return "torch" if given == "auto" and (lacking or request.null_text != "encoded") else given
 
 
-def _jobs(options: Generate, folder: "ModelFolder", loras: list[dict[str, Any]]) -> tuple[list["Job"], int]:
+def _jobs(
+    options: Generate, folder: "ModelFolder", loras: list[dict[str, Any]], control: "ControlNetFile | None"
+) -> tuple[list["Job"], int]:
     """The requests with the paths of their images, and how many images of a prompt file are there already."""
     from pixart.checkpoints.model_folder import transformer_hash, weight_hashes
     from pixart.commands.prompt_file import Job, jobs_of
@@ -163,7 +184,7 @@ def _jobs(options: Generate, folder: "ModelFolder", loras: list[dict[str, Any]])
             "transparent": options.transparent or None,
             "loras": loras or None,
         }
-        return jobs_of(options.prompts, folder, settings, output, conditions)
+        return jobs_of(options.prompts, folder, settings, output, conditions, control)
     request = make_request(folder, _prompt(options), **settings)
     requests = [request]
     if options.styles:
@@ -216,6 +237,7 @@ def _settings(options: Generate) -> dict[str, Any]:
     """The options that `make_request` takes."""
     settings = asdict(options.settings) | {"binning": _either(options.binning, options.no_binning)}
     settings |= {"image": options.image, "mask": options.mask, "outpaint": options.outpaint}
+    settings |= {"control_image": options.control_image, "control_scale": options.control_scale}
     if options.size is not None:
         match = re.fullmatch(r"(\d{1,5})\s*[xX*\u00d7]\s*(\d{1,5})", options.size.strip())
         if match is None:

@@ -5,18 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import plain
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import parse_json, read_bytes
 from pixart.pipeline.image_files import read_settings, slug
-from pixart.pipeline.request import Request, make_request
+from pixart.pipeline.request import Request, control_for_images, make_request
 from pixart.pipeline.restore import NAMES
 
 MAX_BYTES = 16 << 20
 MAX_LINES = 100_000
 TOGETHER = 64  # prompts of a job; what is encoded of them may be kept until its end
-KEYS = ("prompt", "num_images", "image", "mask", "outpaint", *NAMES)
+KEYS = ("prompt", "num_images", "image", "mask", "outpaint", "control_image", "control_scale", *NAMES)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,12 @@ class Job:
 
 
 def jobs_of(
-    path: Path, folder: ModelFolder, settings: dict[str, Any], output: Path, conditions: dict[str, Any]
+    path: Path,
+    folder: ModelFolder,
+    settings: dict[str, Any],
+    output: Path,
+    conditions: dict[str, Any],
+    control: ControlNetFile | None = None,
 ) -> tuple[list[Job], int]:
     """What is left to generate of the file `path` into the folder `output`, and how many images are there.
 
@@ -41,11 +47,13 @@ def jobs_of(
     """
     there, left = 0, []
     for number, request in _read(path, folder, settings):
+        given = control is not None and request.control is not None
+        wanted = conditions | {"control": control_for_images(control, request) if given else None}
         stem = f"{number:04}-{slug(request.resolved_prompts[0])}"
         targets: list[Path | None] = []
         for seed in request.seeds:
             target = output / f"{stem}-{seed}.png"
-            targets.append(None if _is_done(target, request, seed, conditions) else target)
+            targets.append(None if _is_done(target, request, seed, wanted) else target)
         there += targets.count(None)
         if any(targets):
             left.append(Job(request, targets))
@@ -91,7 +99,8 @@ def _json(row: str) -> dict[str, Any]:
 
 
 def _settings_of(request: Request) -> tuple[Any, ...]:
-    return (request.num_images, request.image, *(getattr(request, name) for name in NAMES))
+    control = request.control and (request.control.image, request.control_scale)
+    return (request.num_images, request.image, control, *(getattr(request, name) for name in NAMES))
 
 
 def _is_done(path: Path, request: Request, seed: int, conditions: dict[str, Any]) -> bool:

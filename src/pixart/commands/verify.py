@@ -169,6 +169,11 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
         )
     if record.get("image") is not None:
         raise PixArtError("It was made from another image, which is not in the file; generate it again with --image.")
+    if record.get("control") is not None:
+        raise PixArtError(
+            "It was made with a ControlNet, whose image is not in the file; generate it again with --control and "
+            "--control-image."
+        )
     size = Path(path).stat().st_size
     if size > MAX_FILE:
         raise PixArtError(f"The file has {size:,} bytes; at most {MAX_FILE:,} are read.")

@@ -47,6 +47,7 @@ class GraphNetworks:
         self.folder, self.int8, self.threads = folder, int8, threads()
         text, denoiser, decoder, denoiser_int8, self.encoder = graphs or folder.graphs
         self.loras: tuple[Lora, ...] = ()
+        self.control = None  # which only torch computes
         own, shared = fingerprint(folder.path, fast=folder.fast), fingerprint(folder.path)
         wanted = {text: own, denoiser_int8 if int8 else denoiser: own, decoder: shared}
         self._adaptable = list(wanted.items())[:2]

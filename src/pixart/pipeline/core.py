@@ -11,7 +11,7 @@ independent, so a batch may hold images of different prompts, at different steps
 need latents of one shape.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,14 @@ class Source:
     image: FittedImage | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Control:
+    """What a ControlNet is given: the latent (1, C, h, w) of a condition image, and how much of its effect is added."""
+
+    latent: Any
+    scale: float
+
+
 @dataclass(eq=False)
 class State:
     """One image on its way from noise (`x_t` of shape (1, C, h, w)) to a clean latent."""
@@ -63,6 +71,7 @@ class State:
     solver: Solver
     source: Source | None = None
     noise: Any = None  # with a source: what it was noised with
+    control: Control | None = None
 
     @property
     def done(self) -> bool:
@@ -81,6 +90,7 @@ class Core:
     def __init__(self, folder: ModelFolder, networks: Networks):
         self.folder, self.networks = folder, networks
         self.most_images: int | None = None  # of a pass, once memory ran out
+        self._condition: tuple[Any, Any, Any] = (None, None, None)  # an image for a ControlNet, its size and its latent
 
     def encode(self, request: Request) -> list[Conditioning]:
         """The texts of a request, encoded: a conditioning for each prompt."""
@@ -101,7 +111,14 @@ class Core:
             unconditional, unconditional_cut = negative
         return Conditioning(request.prompts[index], resolved, text, unconditional, cut, unconditional_cut)
 
-    def start(self, request: Request, conditioning: Conditioning, seed: int, source: Source | None = None) -> State:
+    def start(
+        self,
+        request: Request,
+        conditioning: Conditioning,
+        seed: int,
+        source: Source | None = None,
+        control: Control | None = None,
+    ) -> State:
         """A new image: noise of the request's size from `seed`; with a `source`, that latent with the noise."""
         factor = self.folder.vae_factor
         shape = (self.folder.transformer["in_channels"], request.image_height // factor, request.image_width // factor)
@@ -116,7 +133,25 @@ class Core:
         if source is not None and (first or source.mask is None):  # as in Diffusers: with a mask, all of it anew
             x_t = schedule.noised(source.latent, eps, first)
         solver = SAMPLERS[request.sampler].solver(schedule, fresh_noise, first)
-        return State(request, conditioning, seed, x_t, solver, source, None if source is None else eps)
+        return State(request, conditioning, seed, x_t, solver, source, None if source is None else eps, control)
+
+    def control(self, request: Request, say: Callable[[str], None] = lambda notice: None) -> Control | None:
+        """The condition image of a request, encoded at the size that is generated; once for all of its images.
+
+        As the official recipe has it, with three channels from -1 to 1; but of the posterior the mean, not a sample, so
+        that the same image gives the same latent.
+        """
+        if request.control is None:
+            return None
+        size = (request.image_height, request.image_width)
+        if self._condition[0] is not request.control or self._condition[1] != size:
+            pixels = request.control.fitted(*size, say).pixels
+            if (hed := self.networks.control.hed) is not None:
+                from pixart.model.hed import edges
+
+                pixels = edges(hed, pixels)
+            self._condition = request.control, size, self._encode_image(pixels)
+        return Control(self._condition[2], request.control_scale)
 
     def source(self, request: Request, image: FittedImage) -> Source:
         """The image that a request starts from, encoded. Raises PixArtError where it does not fit the device."""
@@ -128,12 +163,13 @@ class Core:
         """Finished states as new ones of a larger size, for a second pass."""
         from PIL import Image
 
+        control = self.control(larger)
         for state, pixels in zip(states, self.decode(states), strict=True):
             size = (larger.image_width, larger.image_height)
             image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
             given = None if state.source is None else state.source.image
             source = Source(self._encode_image(np.asarray(image)), larger.first_step, image=given)
-            yield self.start(larger, state.conditioning, state.seed, source)
+            yield self.start(larger, state.conditioning, state.seed, source, control)
 
     def _encode_image(self, pixels: np.ndarray) -> Any:
         try:
@@ -186,11 +222,14 @@ class Core:
         with_guidance = [index for index, state in enumerate(states) if state.is_guided]
         texts = [state.conditioning.text for state in states]
         texts += [states[index].conditioning.unconditional for index in with_guidance]
+        controls = [state.control for state in states]
+        controlled = {"controls": controls} if any(controls) else {}
         predictions = self.networks.denoise(
             stack([state.x_t for state in states]),
             [state.solver.timestep for state in states],
             texts,
             [*range(len(states)), *with_guidance],
+            **controlled,
         )
         result = [predictions[row : row + 1] for row in range(len(states))]
         for row, index in enumerate(with_guidance, len(states)):

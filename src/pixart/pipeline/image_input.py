@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ class ImageInput:
     mask: Any | None
     outpaint: bool
     size: tuple[int, int]  # of the image, width and height
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the image's pixels as they were given."""
+        return hashlib.sha256(open_image(self.image, "image").tobytes()).hexdigest()
 
     def fills(self, height: int, width: int) -> bool:
         """Whether it leaves nothing to generate around it."""

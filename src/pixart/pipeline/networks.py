@@ -6,13 +6,14 @@ Which engine, device and dtype a model gets is decided here, before anything hea
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from pixart.checkpoints.adapters import Lora
+from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import unknown
 from pixart.errors import PixArtError, UsageError
@@ -34,6 +35,7 @@ class Networks(Protocol):
     name: str
     max_tokens: int
     memory: Memory
+    control: ControlNetFile | None  # a ControlNet that is loaded beside the denoiser
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
         """Generate with these adapters, which fit the model, and no others from now on; the model stays loaded."""
@@ -53,7 +55,14 @@ class Networks(Protocol):
     def latents(self, noise: np.ndarray) -> Any:
         """Latents or noise (B, C, h, w) float32 as an array of this engine."""
 
-    def denoise(self, x_t: Any, timesteps: Sequence[float], texts: Sequence[Any], images: Sequence[int]) -> Any:
+    def denoise(
+        self,
+        x_t: Any,
+        timesteps: Sequence[float],
+        texts: Sequence[Any],
+        images: Sequence[int],
+        controls: Sequence[Any] = (),
+    ) -> Any:
         """Predictions (B, out_channels, h, w) of B rows in one pass.
 
         Args:
@@ -61,6 +70,7 @@ class Networks(Protocol):
             timesteps: of each image, 0 (clean) to 1000 (noise).
             texts: of each row.
             images: of each row, the index of its image; a guided image has two rows.
+            controls: of each image, what the ControlNet is given (`latent` and `scale`) or None; empty where none is.
 
         Raises:
             MemoryError: so many rows do not fit the device.
@@ -114,6 +124,7 @@ def choose_runtime(
     *,
     size: tuple[int, int] | None = None,
     once: bool = False,
+    control: ControlNetFile | None = None,
 ) -> Runtime:
     """Engine, device, dtype and memory plan for a model; loads no network.
 
@@ -123,6 +134,7 @@ def choose_runtime(
     Args:
         size: height and width in pixels of the largest image, which decides what fits; None: the model's own.
         once: the model is loaded for one request.
+        control: a ControlNet that is loaded with it, which only torch computes.
 
     Raises:
         UsageError: no such engine, dtype or device, or not together.
@@ -131,7 +143,10 @@ def choose_runtime(
     for kind, name, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
         if name not in known:
             raise UsageError(unknown(kind, str(name), known))
+    if control is not None and (engine == "onnx" or dtype == "int8"):
+        raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
     for_graphs = check_memory(memory) == PLAIN and device in ("auto", "cpu") and dtype in GRAPH_DTYPES
+    for_graphs = for_graphs and control is None
     if (engine == "onnx" or dtype == "int8") and not for_graphs:
         raise UsageError(
             "ONNX Runtime computes on the CPU in float32 or int8, with all networks loaded; memory options, other "
@@ -152,6 +167,8 @@ def choose_runtime(
     found = choose_device(find_devices(), device)
     precision = choose_precision(found, dtype)
     sizes = sizes_of(folder, *(size or (folder.native_size, folder.native_size)))
+    if control is not None:
+        sizes = replace(sizes, denoiser=sizes.denoiser + sum(tensor.numel() for tensor in control.state.values()))
     plan = choose_plan(sizes, found, precision, find_cpu().free_bytes, memory, once=once)
     return Runtime("torch", found, precision, memory=plan.memory, held=plan.reason)
 
@@ -187,8 +204,15 @@ def sizes_of(folder: ModelFolder, height: int, width: int) -> Sizes:
     )
 
 
-def load_networks(folder: ModelFolder, runtime: Runtime, progress: Progress | None = None) -> Networks:
+def load_networks(
+    folder: ModelFolder,
+    runtime: Runtime,
+    progress: Progress | None = None,
+    control: ControlNetFile | None = None,
+) -> Networks:
     """Load a checked model folder as `choose_runtime` decided; `progress` shows what is read, now and on first use.
+
+    `control` is a ControlNet that fits the model, for a runtime with torch.
 
     Raises:
         PixArtError: a file is damaged, and named.
@@ -199,7 +223,7 @@ def load_networks(folder: ModelFolder, runtime: Runtime, progress: Progress | No
         return GraphNetworks(folder, int8=runtime.int8)
     from pixart.pipeline.torch_networks import TorchNetworks
 
-    return TorchNetworks(folder, runtime.device, runtime.precision, runtime.memory, progress)
+    return TorchNetworks(folder, runtime.device, runtime.precision, runtime.memory, progress, control)
 
 
 def _installed(library: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pixart
 from pixart.checkpoints.adapters import Lora, check_loras
+from pixart.checkpoints.controlnet import controlnet_for
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, transformer_hash, weight_hashes
 from pixart.checkpoints.official import OfficialFile
 from pixart.config import plain
@@ -19,7 +20,7 @@ from pixart.pipeline.bins import fit
 from pixart.pipeline.core import Conditioning, Core, State
 from pixart.pipeline.image_files import pixel_hash
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
-from pixart.pipeline.request import Request, check_text_states, make_request
+from pixart.pipeline.request import Request, check_text_states, control_for_images, make_request
 from pixart.pipeline.settings import Settings
 from pixart.runtime.memory import PLAIN, Memory
 
@@ -74,6 +75,8 @@ class Pipeline:
         memory: Memory = PLAIN,
         device: str = "auto",
         loras: Iterable[LoraPath] = (),
+        control: str | Path | None = None,
+        control_hed: str | Path | None = None,
     ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
@@ -87,6 +90,9 @@ class Pipeline:
                 float32 for graphs, else what suits the device.
             memory: ways to generate in less memory, with torch; see `pixart.runtime.memory.Memory`.
             loras: adapters to generate with, see `set_loras`.
+            control: a ControlNet to load beside it, with torch: an official file, or a folder as of Diffusers' research
+                project; it acts where a call has a `control_image`.
+            control_hed: ControlNetHED.pth of the PixArt repositories, which makes edges of each `control_image`.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
 
         Raises:
@@ -95,7 +101,10 @@ class Pipeline:
         """
         folder = open_model_folder(model, parts=parts, how=OfficialFile(ema, num_heads, image_size), fast=fast)
         found = check_loras(folder, loras)
-        pipeline = cls(folder, load_networks(folder, choose_runtime(folder, engine, dtype, memory, device)))
+        hed = None if control_hed is None else Path(control_hed)
+        beside = None if control is None else controlnet_for(folder, control, hed)
+        runtime = choose_runtime(folder, engine, dtype, memory, device, control=beside)
+        pipeline = cls(folder, load_networks(folder, runtime, control=beside))
         pipeline.use(found)
         return pipeline
 
@@ -124,6 +133,8 @@ class Pipeline:
         image: Any = None,
         mask: Any = None,
         outpaint: bool = False,
+        control_image: Any = None,
+        control_scale: float | None = None,
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> Result:
@@ -133,6 +144,8 @@ class Pipeline:
             image: a path or PIL image to start from; `strength` says how far from it.
             mask: a path or PIL image, white where `image` is to be generated anew; the rest stays.
             outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
+            control_image: a path or PIL image for the ControlNet that was loaded, such as edges.
+            control_scale: how much of its effect is added, 1 if left out.
             on_step: `on_step(index of the image, Step)` is called after every step, and may raise to stop.
             settings: the fields of `pixart.pipeline.request.Settings`, where each is described: negative_prompt, style,
                 seed, num_images, steps, guidance_scale, width, height, sampler and others. What is left out or None is
@@ -141,7 +154,9 @@ class Pipeline:
         Raises:
             UsageError: this model cannot generate that.
         """
-        request = make_request(self.folder, prompt, image=image, mask=mask, outpaint=outpaint, **settings)
+        given = {"image": image, "mask": mask, "outpaint": outpaint}
+        given |= {"control_image": control_image, "control_scale": control_scale}
+        request = make_request(self.folder, prompt, **given, **settings)
         notices: list[str] = []
         images = list(self.generate(request, on_step, notices.append))
         return Result(
@@ -177,6 +192,8 @@ class Pipeline:
 
     def _started(self, request: Request, say: Callable[[str], None]) -> Iterator[State]:
         self._check_text_states(request)
+        if request.control is not None and self.networks.control is None:
+            raise UsageError("An image for a ControlNet was given, and no ControlNet was loaded; load one too.")
         if request.bin and (request.bin.height, request.bin.width) != (request.height, request.width):
             say(
                 f"Generated at {request.bin.width} x {request.bin.height}, which the model was trained at, and fitted "
@@ -190,9 +207,10 @@ class Pipeline:
         source = None
         if request.image is not None:
             source = self.core.source(request, request.image.fitted(request.image_height, request.image_width, say))
+        control = self.core.control(request, say)
         for conditioning in self._in_stages(self._conditionings(request, say)):
             for seed in request.seeds:
-                yield self.core.start(request, conditioning, seed, source)
+                yield self.core.start(request, conditioning, seed, source, control)
 
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
@@ -293,6 +311,7 @@ class Pipeline:
             "image": None if start is None else start.hashes,
             **self.provenance,
             **({"loras": [lora.for_images() for lora in self.loras]} if self.loras else {}),
+            **({"control": control_for_images(self.networks.control, request)} if request.control else {}),
             "pixels_sha256": pixel_hash(image),
         }
         return Generated(image, state.seed, settings)

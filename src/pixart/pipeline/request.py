@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.buckets import Bucket
+from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.fast import DISTILLED
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.checkpoints.styles import known_styles
@@ -18,7 +19,7 @@ from pixart.errors import UsageError
 from pixart.pipeline.bins import bins_by_itself, choose_bin
 from pixart.pipeline.image_input import ImageInput, read_image_input
 from pixart.pipeline.prompts import apply_style, check_text, find_style
-from pixart.pipeline.settings import MAX_SIDE, MIN_SIZE, RANDOM_SEED, Settings, whole_number
+from pixart.pipeline.settings import MAX_CONTROL, MAX_SIDE, MIN_SIZE, RANDOM_SEED, Settings, number, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Request(Settings):
     resolved_negative_prompt: str
     bin: Bucket | None
     image: ImageInput | None = None
+    control: ImageInput | None = None  # what a ControlNet is given
+    control_scale: float = 1.0
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -86,6 +89,8 @@ def make_request(
     image: Any = None,
     mask: Any = None,
     outpaint: bool = False,
+    control_image: Any = None,
+    control_scale: float | None = None,
     **given: Any,
 ) -> Request:
     """Fill in the model folder's defaults and check every field; raises UsageError with one sentence for the first.
@@ -94,6 +99,8 @@ def make_request(
         image: a path or PIL image to start from.
         mask: a path or PIL image, white where `image` is to be generated anew; the rest stays.
         outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
+        control_image: a path or PIL image for a ControlNet.
+        control_scale: how much of the control is added, 1 if left out.
         given: fields of `Settings`, None meaning not given.
     """
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -125,9 +132,12 @@ def make_request(
     scale = settings.guidance_scale
     channels = folder.transformer["in_channels"]
     binning = bins_by_itself(folder) if settings.binning is None else settings.binning
-    start = read_image_input(image, mask, outpaint)
-    if start is not None and settings.width is None and settings.height is None:
-        settings = replace(settings, **_size_like(folder, start, binning))
+    start, control = read_image_input(image, mask, outpaint), read_image_input(control_image, None, False)
+    if control is None and control_scale is not None:
+        raise UsageError("The control scale says how much an image for a ControlNet counts; give --control-image too.")
+    like = start or control
+    if like is not None and settings.width is None and settings.height is None:
+        settings = replace(settings, **_size_like(folder, like, binning))
     width, height = (_size(folder, settings, side, binning) for side in ("width", "height"))
     strength = settings.strength
     if start is not None and strength is None:
@@ -153,6 +163,8 @@ def make_request(
         resolved_negative_prompt=negative,
         bin=choose_bin(folder, height, width) if binning else None,
         image=start,
+        control=control,
+        control_scale=1.0 if control_scale is None else number(control_scale, "The control scale", 0, MAX_CONTROL),
     )
     if outpaint and start.fills(request.image_height, request.image_width):
         raise UsageError(
@@ -161,6 +173,11 @@ def make_request(
     if folder.fast:
         _check_fast(request, folder)
     return request
+
+
+def control_for_images(control: ControlNetFile, request: Request) -> dict[str, Any]:
+    """ControlNet, scale and condition image of a request, as image metadata has them."""
+    return {**control.for_images(), "scale": request.control_scale, "image_sha256": request.control.sha256}
 
 
 def check_text_states(folder: ModelFolder, request: Request, path: Path) -> None:

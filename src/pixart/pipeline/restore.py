@@ -60,6 +60,9 @@ def restore_settings(path: str | Path) -> Restored:
             if isinstance(lora, dict):
                 given = f"{shown(lora.get('name'))}:{shown(lora.get('strength'))}"
                 notices.append(f"It was generated with the adapter {given}; give it with --lora.")
+        if isinstance(own.get("control"), dict):
+            given = shown(own["control"].get("name"))
+            notices.append(f"It was generated with the ControlNet {given}; give it and its image with --control.")
         return Restored(OWN, request, notices, own.get("fast") is True)
     found = read_foreign(texts.texts)
     if found is None:

@@ -22,6 +22,7 @@ MAX_STEPS = 500
 MAX_GUIDANCE = 50.0
 MAX_NAME = 200
 MAX_UPSCALE = 4
+MAX_CONTROL = 10.0
 RANDOM_SEED = -1
 # The unconditional text of guidance: the empty or negative prompt, encoded; or the null caption of an official
 # checkpoint, under the mask of the prompt (as the official code does it) or all of it (as it did until November 2023).
@@ -87,15 +88,15 @@ class Settings:
             "seed": whole_number(self.seed, "The seed", RANDOM_SEED, MAX_SEED),
             "num_images": whole_number(self.num_images, "The number of images", 1, MAX_IMAGES),
             "steps": whole_number(self.steps, "The number of steps", 1, MAX_STEPS),
-            "guidance_scale": _number(self.guidance_scale, "The guidance scale", 0, MAX_GUIDANCE),
+            "guidance_scale": number(self.guidance_scale, "The guidance scale", 0, MAX_GUIDANCE),
             "guidance_interval": _interval(self.guidance_interval),
-            "guidance_rescale": _number(self.guidance_rescale, "The guidance rescale", 0, 1),
+            "guidance_rescale": number(self.guidance_rescale, "The guidance rescale", 0, 1),
             "guidance_channels": whole_number(self.guidance_channels, "The number of guided channels", 1, 1024),
             "width": whole_number(self.width, "The width", 1, MAX_SIDE),
             "height": whole_number(self.height, "The height", 1, MAX_SIDE),
-            "strength": _number(self.strength, "The strength", 0, 1),
+            "strength": number(self.strength, "The strength", 0, 1),
             "upscale": whole_number(self.upscale, "The enlargement", 1, MAX_UPSCALE),
-            "upscale_strength": _number(self.upscale_strength, "The strength of the second pass", 0, 1),
+            "upscale_strength": number(self.upscale_strength, "The strength of the second pass", 0, 1),
         }
         if self.sampler is not None:
             from pixart.diffusion.solvers import find_sampler
@@ -115,7 +116,7 @@ def whole_number(value: int | None, what: str, low: int, high: int) -> int | Non
     return int(value)
 
 
-def _number(value: float | None, what: str, low: float, high: float) -> float | None:
+def number(value: float | None, what: str, low: float, high: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pixart.checkpoints.adapters import Lora
+from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
 from pixart.encoders.text import EncodedText, TextEncoder
@@ -23,6 +24,7 @@ from pixart.encoders.text_states import StoredTexts, TextCache, read_head
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import Decoder
 from pixart.model.adapters import attach, detach
+from pixart.model.controlnet import build as build_controlnet
 from pixart.model.pixart import PixArt, TextContext
 from pixart.progress import Progress
 from pixart.runtime.batch import images_to_decode, rows_at_once
@@ -61,10 +63,11 @@ class TorchNetworks:
         precision: Precision,
         memory: Memory = PLAIN,
         progress: Progress | None = None,
+        control: ControlNetFile | None = None,
     ):
         """Load from disk only; `progress` shows what is read. Raises PixArtError, naming the file, for damage."""
         self.folder, self.place, self.precision, self.memory = folder, device, precision, memory
-        self.progress = progress
+        self.progress, self.control = progress, control
         self.device = torch.device(device.type, device.index) if device.type == "cuda" else torch.device(device.type)
         self.arithmetic = getattr(torch, precision.arithmetic)  # of the denoiser; the solvers' x_t is always fp32
         self._loaded: dict[str, Any] = {}
@@ -163,7 +166,12 @@ class TorchNetworks:
 
     @torch.inference_mode()
     def denoise(
-        self, x_t: torch.Tensor, timesteps: Sequence[float], texts: Sequence[Text], images: Sequence[int]
+        self,
+        x_t: torch.Tensor,
+        timesteps: Sequence[float],
+        texts: Sequence[Text],
+        images: Sequence[int],
+        controls: Sequence[Any] = (),
     ) -> torch.Tensor:
         denoiser = self.denoiser
         factor = self.folder.vae_factor
@@ -174,10 +182,21 @@ class TorchNetworks:
         try:
             rows = torch.tensor(images, device=self.device)
             modulation = denoiser.embed_timestep(torch.tensor(timesteps, device=self.device)[rows], size)
-            return denoiser.denoise(x_t[rows].to(self.arithmetic), modulation, self._together(texts)).float()
+            step = x_t[rows].to(self.arithmetic), modulation, self._together(texts)
+            if self.control is None:
+                return denoiser.denoise(*step).float()
+            return denoiser.control.denoise(denoiser, *step, *self._controls(x_t, rows, controls)).float()
         except torch.OutOfMemoryError as error:
             release_memory()
             raise MemoryError(str(error)) from None
+
+    def _controls(self, x_t: torch.Tensor, rows: torch.Tensor, controls: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """Latents and scales of the rows; nothing is added to those of an image without control."""
+        if not controls:
+            return (None,)
+        latents = torch.cat([torch.zeros_like(x_t[:1]) if each is None else each.latent for each in controls])
+        scales = torch.tensor([0.0 if each is None else each.scale for each in controls], device=self.device)
+        return latents[rows].to(self.arithmetic), scales[rows].to(self.arithmetic)[:, None, None]
 
     def _together(self, texts: Sequence[Text]) -> TextContext:
         """The texts of a pass as one context, which the next pass most likely uses again."""
@@ -191,7 +210,11 @@ class TorchNetworks:
         if text.context is None:
             # Its tokens only: padding would cost time, and a mask in every block of every step.
             states = text.states[:, text.mask[0]].to(self.device, self.arithmetic)
-            text.context = self.denoiser.encode_text(states, None)
+            denoiser = self.denoiser
+            by_both = self.control is not None
+            text.context = (
+                denoiser.control.encode_text(denoiser, states, None) if by_both else denoiser.encode_text(states, None)
+            )
         return text.context
 
     def images_at_once(self, rows: int, height: int, width: int) -> int:
@@ -321,7 +344,11 @@ class TorchNetworks:
     def _load_denoiser(self) -> PixArt:
         storage, device = getattr(torch, self.precision.storage), "cpu" if self.memory.offload else self.device
         with self._reading("denoiser", self._file_bytes(self.folder.transformer_folder)) as on_bytes:
-            denoiser = load_denoiser(self.folder, storage, device, on_bytes).requires_grad_(False)
+            denoiser = load_denoiser(self.folder, storage, device, on_bytes)
+        if self.control is not None:  # a part of it, so that both are moved and converted together
+            state = {name: tensor.to(device, storage) for name, tensor in self.control.state.items()}
+            denoiser.add_module("control", build_controlnet(denoiser.config, state, self.control.copies))
+        denoiser.requires_grad_(False)
         if self.precision.arithmetic != self.precision.storage:
             compute_in(denoiser, self.arithmetic)
         return denoiser

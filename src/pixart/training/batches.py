@@ -21,13 +21,15 @@ PREFETCHED = 2  # batches that each worker keeps ready
 class Phase:
     """`steps` steps on batches of `batch_size` images, over all processes.
 
-    Tasks on latents name their `features`, a folder of `pixart data extract`, which has its own base size. Tasks on
-    pixels give the base `size` in pixels, and `crop`, the side of random squares taken from each image.
+    Tasks on latents name their `features`, a folder of `pixart data extract`, which has its own base size; a ControlNet
+    also its `conditions`, the features of condition images of the same names. Tasks on pixels give the base `size` in
+    pixels, and `crop`, the side of random squares taken from each image.
     """
 
     steps: int
     batch_size: int
     features: Path | None = None
+    conditions: Path | None = None
     size: int | None = None
     crop: int | None = None
 

@@ -90,7 +90,7 @@ class LatentRows:
         mean, std = found.mean.float(), found.std.float()
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32))
         latent = (mean + std * noise) * store.manifest.scaling_factor
-        batch = {"latent": latent, "count": count, "keys": found.keys}
+        batch = {"latent": latent, "count": count, "keys": found.keys, "rows": rows, "views": views}
         return batch | (self._text(found) if has_text else self._classes(store, found, dropped))
 
     def _text(self, found: FeatureBatch) -> dict[str, Tensor]:

@@ -32,13 +32,14 @@ from pixart.training.trainable import Trainable
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIG = "config.json"
 ADAPTER = "adapter.safetensors"  # what a run of an adapter makes
-# Where each task is; a controlnet file belongs here too.
+# Where each task is.
 TASKS = {
     "autoencoder": "Autoencoder",
     "class_dit": "ClassDiT",
     "text_to_image": "TextToImage",
     "distillation": "Distillation",
     "decoder": "DecoderTuning",
+    "controlnet": "ControlNetTraining",
 }
 WATCHED = ("samples", "tracking")  # tables that do not change what is trained
 

@@ -119,7 +119,7 @@ def _train(
         )
     result = None
     if world.main:
-        for name in ("model", "fast", "vae", "dit"):
+        for name in ("model", "fast", "vae", "dit", "controlnet"):
             remove_partial(run / name)
         result = _export(task, averaged, recipe, run)
         saved = checkpoints.verified(checkpoints.found(run)[-1]).state
