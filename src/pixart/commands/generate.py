@@ -107,7 +107,7 @@ def generate(options: Generate) -> int:
         incomplete = options.control_image is None and options.prompts is None  # whose lines may name their own images
     if incomplete:
         raise UsageError("A ControlNet and the image that it is given go together; give --control and --control-image.")
-    if options.control is not None and options.engine == "onnx":
+    if options.control is not None and options.computing.engine == "onnx":
         raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
     loras = check_loras(folder, options.lora)
     control = None if options.control is None else controlnet_for(folder, options.control, options.control_hed)
