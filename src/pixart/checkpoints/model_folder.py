@@ -28,6 +28,7 @@ from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.folder import check_sizes, read_encoder_config, text_width
 from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
+from pixart.checkpoints.known import known_model
 from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
 from pixart.diffusion.schedule import read_scheduler
@@ -130,7 +131,8 @@ def open_model_folder(
     Args:
         model: a model folder, or its id on the Hugging Face Hub ("org/name" or "org/name@revision"); None: the shipped
             model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
-        parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
+        parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler. Of a
+            released model on the Hub that is a transformer alone they are known (`pixart.checkpoints.known`).
         how: of an official file; see `pixart.checkpoints.official.read_official`.
         fast: to sample with the folder's few-step transformer.
 
@@ -154,15 +156,18 @@ def open_model_folder(
         made = place / "model"
         made = f"give the model that it has made: {made}" if made.is_dir() else "and no finished model is in it"
         raise UsageError(f"{model} is the folder of a training run; {made}.")
-    if parts is None and place.is_dir() and ((place / "model_index.json").is_file() or not _is_transformer(place)):
+    if parts is None and looks_like_hub_id(model):
+        parts = parts_of(model, place)
+    if parts is None and place.is_dir() and not _is_transformer(place):
         if how != PLAIN:
             raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
         folder = _open(place, Source() if model is None else Source(_given(model), revision=revision_of(place)), None)
         return _with_fast(folder) if fast else folder
     if parts is None:
+        example = parts_of(model, place)
         raise UsageError(
             f"{model} is a transformer alone; name a model folder or hub id that has the rest (text encoder, "
-            "tokenizer, autoencoder, scheduler) with --parts."
+            f"tokenizer, autoencoder, scheduler) with --parts{f', such as {example}' if example else ''}."
         )
     if (place / "model_index.json").is_file():
         raise UsageError(f"{model} is a complete model; leave --parts out.")
@@ -174,7 +179,14 @@ def open_model_folder(
         raise PixArtError(f"{parts} is not there; --parts needs a model folder, or a hub id.")
     revision = revision_of(place) or revision_of(rest)
     source = Source(_given(model), _given(parts), how.ema, how.num_heads, how.image_size, revision)
-    return _open(rest, source, checkpoint)
+    own = place / "scheduler" / "scheduler_config.json"
+    return _open(rest, source, checkpoint, own if own.is_file() else None)
+
+
+def parts_of(model: str | Path, place: Path) -> str | None:
+    """The model that has the rest of a released one, which lies in `place` as a transformer alone."""
+    known = None if (place / "model_index.json").is_file() else known_model(model)
+    return known and known.parts
 
 
 def check_parts(parts: Path, checkpoint: "Checkpoint") -> None:
@@ -217,14 +229,19 @@ def _shown(source: str | None) -> str | None:
 
 
 def _is_transformer(folder: Path) -> bool:
-    """Whether it is the folder of a transformer alone."""
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+    """Whether it is the folder of a transformer alone, or has one and nothing else."""
+    if (folder / "model_index.json").is_file():
+        return False
+    inside = (folder / "transformer" / "config.json").is_file() and not (folder / "vae").is_dir()
+    return inside or (folder / "config.json").is_file()
 
 
-def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
-    index = _read(folder / "model_index.json")
+def _open(
+    folder: Path, source: Source, checkpoint: "Checkpoint | None", scheduler_file: Path | None = None
+) -> ModelFolder:
+    index, known = _read(folder / "model_index.json"), known_model(source.model)
     _check_classes(index, folder / "model_index.json")
-    place = folder / "scheduler" / "scheduler_config.json"
+    place = scheduler_file or folder / "scheduler" / "scheduler_config.json"
     scheduler, suited = read_scheduler(_read(place), str(place))
     text_encoder = read_encoder_config(folder / "text_encoder" / "config.json")
     vae = _read_vae(folder / "vae" / "config.json")
@@ -259,7 +276,7 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         transformer=transformer,
         text_encoder_class=index["text_encoder"][1],
         styles=read_styles(_read(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
-        defaults=suited | _read_defaults(folder / "pixart.json"),
+        defaults=suited | ({} if known is None else known.defaults) | _read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
