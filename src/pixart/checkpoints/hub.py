@@ -15,7 +15,8 @@ from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS
 from pixart.checkpoints.known import known_model
 from pixart.errors import PixArtError, reason_of
 
-Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
+# `parts` are what an official file lacks; `without texts`: without the text encoder's weights.
+Wanted = Literal["model", "model without texts", "transformer", "parts", "parts without texts", "configs", "adapter"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 RUNS = "runs"  # where trainings write, often before the folder is there
@@ -33,8 +34,10 @@ WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_mod
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
+    "model without texts": ("transformer/", "vae/"),
     "transformer": ("transformer/",),
     "parts": ("text_encoder/", "vae/"),
+    "parts without texts": ("vae/",),
     "configs": (),
 }
 

@@ -96,7 +96,13 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
-    folder = open_model_folder(options.model, parts=options.parts, how=options.file, fast=options.fast)
+    folder = open_model_folder(
+        options.model,
+        parts=options.parts,
+        how=options.file,
+        fast=options.fast,
+        text_encoder=options.memory.text_encoder,
+    )
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pixart.encoders.text_files import encoder_config
 from pixart.errors import PixArtError, reason_of
 from pixart.files import read_json_object
 
@@ -19,8 +20,8 @@ UNKNOWN = ("[UNK]", "<unk>")  # what BERT and T5 call the token of all that is n
 class Tokenizer:
     """The tokenizer of a model folder, cutting at what its text encoder reads. Holds no state between calls."""
 
-    def __init__(self, folder: Path, encoder_folder: Path, max_tokens: int = MAX_TOKENS):
-        """Load from disk only: `folder` is the tokenizer's, `encoder_folder` has the text encoder's config.json.
+    def __init__(self, folder: Path, encoder: Path, max_tokens: int = MAX_TOKENS):
+        """Load from disk only: `folder` is the tokenizer's, `encoder` the text encoder's folder or file.
 
         `max_tokens` is what the transformer was trained on.
 
@@ -28,7 +29,7 @@ class Tokenizer:
             PixArtError: one of them does not hold what it should; names it.
         """
         self.folder, self.tokenizer = folder, _load(folder)
-        config = read_json_object(encoder_folder / "config.json")
+        config = encoder_config(encoder)
         positions, words = (_count(config, name) for name in ("max_position_embeddings", "vocab_size"))
         # BERT has a table of positions, T5 has none and takes any length.
         self.positions = positions or max_tokens + PAD_TO

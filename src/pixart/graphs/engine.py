@@ -53,9 +53,7 @@ class GraphNetworks:
         self._adaptable = list(wanted.items())[:2]
         with ThreadPoolExecutor(len(wanted) + 1) as pool:
             loading: list[Future] = [pool.submit(self._load, *graph) for graph in wanted.items()]
-            tokenizer = pool.submit(
-                Tokenizer, folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens
-            )
+            tokenizer = pool.submit(Tokenizer, folder.tokenizer, folder.text_encoder, folder.max_tokens)
         self.tokenizer = tokenizer.result()
         self.max_tokens = self.tokenizer.max_tokens
         self.text, self.denoiser, self.decoder = (future.result() for future in loading)

@@ -88,7 +88,8 @@ class Pipeline:
                 can be had.
             dtype: "float32"; "bfloat16" or "float16" (torch); "int8" (onnx: faster, not quite the same image); "auto":
                 float32 for graphs, else what suits the device.
-            memory: ways to generate in less memory, with torch; see `pixart.runtime.memory.Memory`.
+            memory: ways to generate in less memory and another text encoder, with torch; see
+                `pixart.runtime.memory.Memory`.
             loras: adapters to generate with, see `set_loras`.
             control: a ControlNet to load beside it, with torch: an official file, or a folder as of Diffusers' research
                 project; it acts where a call has a `control_image`.
@@ -99,7 +100,8 @@ class Pipeline:
             UsageError: engine, dtype and device do not go together, or are not to be had here.
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        folder = open_model_folder(model, parts=parts, how=OfficialFile(ema, num_heads, image_size), fast=fast)
+        how = OfficialFile(ema, num_heads, image_size)
+        folder = open_model_folder(model, parts=parts, how=how, fast=fast, text_encoder=memory.text_encoder)
         found = check_loras(folder, loras)
         hed = None if control_hed is None else Path(control_hed)
         beside = None if control is None else controlnet_for(folder, control, hed)
@@ -251,8 +253,7 @@ class Pipeline:
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        path = self.folder.path
-        return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens)
+        return Tokenizer(self.folder.tokenizer, self.folder.text_encoder, self.folder.max_tokens)
 
     def _finished(
         self, started: Iterator[State], request: Request, on_step: OnStep | None, say: Callable[[str], None]
