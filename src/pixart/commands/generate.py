@@ -163,7 +163,10 @@ def _engine(given: str, request: "Request", folder: "ModelFolder") -> str:
             f"{folder.path} has no {ENCODER_GRAPH}, which reads images; give --engine torch, or write it with: pixart "
             f"convert {folder.path} --to onnx"
         )
-    return "torch" if given == "auto" and (lacking or request.null_text != "encoded") else given
+    texts = request.null_text != "encoded" or request.prompt_weights
+    if texts and given == "onnx":
+        raise UsageError("The graphs take no null caption and no prompt weights; give --engine torch.")
+    return "torch" if given == "auto" and (lacking or texts) else given
 
 
 def _jobs(

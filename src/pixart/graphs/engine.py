@@ -100,6 +100,9 @@ class GraphNetworks:
         feed = {"tokens": np.array([ids], np.int64), "text_mask": mask}
         return Text(self.text.run(["text"], feed)[0], mask), cut
 
+    def weighted(self, text: Text, weights: Sequence[float]) -> Text:
+        raise UsageError("The graphs take no prompt weights; give --engine torch, or leave --prompt-weights out.")
+
     def unconditional(self, text: Text, full: bool) -> Text:
         raise UsageError("The graphs take no null caption; give --engine torch, or leave --null-text out.")
 

@@ -46,6 +46,9 @@ class Networks(Protocol):
     def encode(self, text: str) -> tuple[Any, str]:
         """A text as `denoise` takes it, and the words over the limit. Once per text."""
 
+    def weighted(self, text: Any, weights: Sequence[float]) -> Any:
+        """A text that `encode` gave, with the states of each token, padding left out, times its weight."""
+
     def unconditional(self, text: Any, full: bool) -> Any:
         """The null caption that the model was trained with, as `denoise` takes it.
 

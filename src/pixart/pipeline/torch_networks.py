@@ -152,6 +152,11 @@ class TorchNetworks:
         encoded = self._encoded.get(text) or self.text_encoder.encode(text)
         return Text(encoded.states, encoded.mask), encoded.cut
 
+    def weighted(self, text: Text, weights: Sequence[float]) -> Text:
+        states = text.states.clone()
+        states[0, : len(weights)] *= torch.tensor(weights, device=states.device)[:, None]
+        return Text(states, text.mask)
+
     def unconditional(self, text: Text, full: bool) -> Text:
         caption = load_null_caption(self.folder)[None]
         mask = torch.ones(1, caption.shape[1], dtype=torch.bool) if full else text.mask
