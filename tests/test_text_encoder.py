@@ -15,8 +15,6 @@ from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
 from pixart.errors import PixArtError
 from pixart.runtime.memory import Memory
-from pixart.server.service import Source, open_model
-from pixart.studio.models import Choice, Models
 
 SMALL = {"seed": 4, "steps": 2, "width": 64, "height": 64, "binning": False}
 FLAGS = ("--seed", "4", "--steps", "2", "--size", "64x64", "--no-binning", "--dtype", "float32")
@@ -69,9 +67,11 @@ def test_every_command_takes_it_and_the_image_names_it(published, without, tmp_p
     second = tmp_path / "b.png"
     assert main(["generate", *given, *FLAGS, "--text-states", str(states), "-o", str(second)]) == 0
     assert main(["verify", str(first), *given]) == 0
-    memory = Memory(text_encoder=file)
-    assert open_model(Source(str(without), memory=memory)).folder.text_encoder == file
-    assert Models(Choice(str(without), memory=memory)).folder.text_encoder == file
+    for command in ("serve", "app"):  # which end here, for the text encoder's sake
+        options = ["--text-encoder", str(tmp_path / "no.safetensors"), "--port", "0"]
+        model = [str(without)] if command == "serve" else ["--model", str(without)]
+        assert main([command, *model, *options]) == 1
+        assert "no.safetensors" in capsys.readouterr().err
     # In the place of the model's own, which has graphs of another one
     own = image(published)
     assert np.array_equal(image(published, text_encoder=published / "text_encoder"), own)

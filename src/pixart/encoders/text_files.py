@@ -32,8 +32,8 @@ def tokenizer_folder(*folders: Path) -> Path:
     for folder in folders:
         if has_tokenizer(folder):
             return folder
-    places = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-    raise PixArtError(f"There is no tokenizer.json or spiece.model in {places}; copy or download it.")
+    files = " or ".join(dict.fromkeys(str(folder / "tokenizer.json") for folder in folders))
+    raise PixArtError(f"{files} is missing, and there is no spiece.model either; copy or download it.")
 
 
 def has_tokenizer(folder: Path) -> bool:
