@@ -46,7 +46,7 @@ def describe(
         folder = open_model_folder(source, parts=parts, how=how)
     facts = _file(path, how) if path.is_file() or how != PLAIN else _folder(path, missing == 0)
     if (known := known_model(source)) is not None:
-        facts["licence"] = facts.get("licence") or known.licence or None
+        facts |= {"family": known.family, "licence": facts.get("licence") or known.licence or None}
     if folder is not None:
         facts |= {"kind": "model folder"} if parts is None else {"parts": str(parts)}
         facts |= _sampling(folder)
@@ -108,7 +108,7 @@ def _folder(path: Path, complete: bool) -> dict[str, Any]:
 def _network(config: "PixArtConfig", caption: "torch.Tensor | None") -> dict[str, Any]:
     """`caption` is the null caption (L, T), where there is one.
 
-    A PixArt-Σ is told by what only it has; one of 512 px without its null caption is an α to every reader.
+    A PixArt-Σ is known by what only it has; one of 512 px without its null caption by its name alone.
     """
     sigma = (
         config.qk_norm

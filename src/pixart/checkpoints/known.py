@@ -6,6 +6,8 @@ Facts from the authors' repositories (PixArt-alpha, PixArt-sigma) and model card
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixart.encoders.tokenizer import MAX_TOKENS, SIGMA_TOKENS
+
 USUAL_SAMPLER = "dpm-solver"
 FILES = (".pth", ".safetensors")  # official files, which carry the names of their repositories
 ALPHA, SIGMA = "PixArt-α", "PixArt-Σ"
@@ -35,7 +37,7 @@ class KnownModel:
     @property
     def tokens(self) -> int:
         """Of a text that it reads."""
-        return 120 if self.family == ALPHA else 300
+        return MAX_TOKENS if self.family == ALPHA else SIGMA_TOKENS
 
     @property
     def defaults(self) -> dict[str, str]:

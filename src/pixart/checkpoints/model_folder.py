@@ -34,7 +34,7 @@ from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.text_files import tokenizer_folder
-from pixart.encoders.tokenizer import MAX_TOKENS
+from pixart.encoders.tokenizer import MAX_TOKENS, SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import read_json_object
 from pixart.weights import OnBytes, header_bytes, read_header, refuse_quantised, weight_files
@@ -56,7 +56,6 @@ ENCODER_GRAPH = "encoder.onnx"  # for images to start from; a folder may lack it
 GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx", ENCODER_GRAPH)
 # One autoencoder for both.
 FAST_GRAPHS = ("fast_text.onnx", "fast_denoiser.onnx", "decoder.onnx", "fast_denoiser_int8.onnx", ENCODER_GRAPH)
-SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 # The classes that model_index.json may name for a part.
 CLASSES = {"text_encoder": TEXT_ENCODERS, "transformer": CLASS_NAMES, "vae": ("AutoencoderKL",)}

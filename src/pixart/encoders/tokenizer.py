@@ -9,7 +9,8 @@ from pixart.encoders.text_files import encoder_config
 from pixart.errors import PixArtError, reason_of
 from pixart.files import read_json_object
 
-MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
+MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at
+SIGMA_TOKENS = 300  # of PixArt-Σ, and what its stock pipeline cuts at
 PAD_TO = 16
 MAX_GROWTH = 1000  # times that the rules of a tokenizer.json may lengthen a text
 MAX_RULES = 200
