@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.evaluation.comparison.models import FOR_RUNS, SHIPPED
 from pixart.evaluation.comparison.record import Cell, add_image
-from pixart.runtime.memory import PATHS, Memory
+from pixart.runtime.memory import Memory
 
 # What belongs to an image, not to the model.
 OF_AN_IMAGE = ("prompt", "resolved_prompt", "resolved_negative_prompt", "seed", "format", "pixels_sha256")
@@ -62,7 +62,8 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     call = {name: value for name, value in settings.items() if name not in (*FOR_RUNS, "batch_size")}
     loading = {name: call.pop(name) for name in OF_LOADING if name in call}
     memory = {field.name: call.pop(field.name) for field in fields(Memory) if field.name in call}
-    memory |= {name: Path(memory[name]) for name in PATHS if name in memory}
+    if "text_states" in memory:
+        memory["text_states"] = Path(memory["text_states"])
     if call.get("null_text", "encoded") != "encoded":  # as in pixart generate: only torch takes a null caption
         loading.setdefault("engine", "torch")
     return loading | {"memory": Memory(**memory)}, call

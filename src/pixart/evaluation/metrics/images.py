@@ -20,7 +20,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 # Of our own images' settings, what decides their metrics and does not name the model.
 SAMPLING = (
     *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_channels", "null_text", "sampler"),
-    *("prompt_weights", "width", "height", "seed"),
+    *("width", "height", "seed"),
 )
 LAYOUTS = {"geneval": 4, "t2i-compbench": 10}  # of benchmarks: images for a prompt, as in the two papers
 LONGEST = 200  # bytes of a file name's prompt; most systems take 255 with number and ending
