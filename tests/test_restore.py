@@ -305,6 +305,7 @@ def test_every_field_of_a_record_is_checked(tmp_path):
         "guidance_rescale": "NaN",
         "guidance_channels": 0,
         "null_text": "nothing",
+        "prompt_weights": "yes",
         "binning": 1,
         "width": 10**9,
         "height": 0.5,
