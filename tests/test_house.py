@@ -15,7 +15,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     PACKAGE / "default_model" / "README.md",
     ROOT / "projects" / "emoji" / "README.md",
 ]
@@ -26,6 +26,21 @@ def test_the_layers_hold():
     words = [sys.executable, "-c", f"{code}; sys.exit(lint(no_cache=True))"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_module_imports_where_there_is_no_posix():
+    hidden = ("fcntl", "grp", "pwd", "resource", "termios")
+    code = f"""
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys({hidden}))  # importing any of them raises ImportError
+import pixart
+skipped = ("pixart.__main__",)
+for module in pkgutil.walk_packages(pixart.__path__, "pixart."):
+    if module.name not in skipped:
+        importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_folder_of_the_package_has_its_layer():
