@@ -17,7 +17,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """A link to a file of the repository outside docs/ becomes its path, or a link into `repo_url` where there is one."""
+    """A link to a file of the repository outside docs/ becomes its path, or a link into `repo_url`, if that is set."""
     folder = (Path(config.docs_dir) / page.file.src_uri).parent
 
     def resolve(link: re.Match) -> str:
