@@ -6,18 +6,13 @@ import os
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).parent.parent
-
-
-def on_files(files, config):
-    files.append(File.generated(config, "reference/commands.md", content=commands()))
-    return files
 
 
 def on_page_markdown(markdown, page, config, files):
     """A link to a file of the repository outside docs/ becomes its path, or a link into `repo_url`, if that is set."""
+    if page.file.src_uri == "reference/commands.md":
+        return f"{markdown}\n{commands()}"
     folder = (Path(config.docs_dir) / page.file.src_uri).parent
 
     def resolve(link: re.Match) -> str:
@@ -31,14 +26,13 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def commands() -> str:
-    """A page with the help of every command that `pixart --help` and `pixart data --help` list."""
+    """The help of every command that `pixart --help` and `pixart data --help` list."""
     from pixart.cli import DATA_HELP, HELP
 
     listed = re.findall(r"^  ([a-z]+) ", HELP, re.M)
     listed = [[name] for name in listed if name != "data"]
     listed += [["data", name] for name in re.findall(r"^  ([a-z]+) ", DATA_HELP, re.M)]
-    parts = ["# Commands\n", "What `--help` prints, of every command.\n", block([])]
-    return "\n".join(parts + [f"## pixart {' '.join(words)}\n\n{block(words)}" for words in listed])
+    return "\n".join([block([]), *(f"## pixart {' '.join(words)}\n\n{block(words)}" for words in listed)])
 
 
 def block(words: list[str]) -> str:
