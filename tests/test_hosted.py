@@ -29,16 +29,16 @@ def test_the_notebook_runs_on_the_shipped_model(tmp_path, here_and_offline):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert "size, steps = 256, 20" in parameters.source
-    parameters.source = "size, steps = 64, 4"
+    assert "size, steps = 256, 20" in parameters.source and "PixArt-XL-2-1024-MS" in parameters.source
+    parameters.source = parameters.source.replace("size, steps = 256, 20", "size, steps = 64, 4")
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 4
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 5
     text = "".join(output.get("text", "") for output in shown)
     assert "apple.png: identical, SHA-256 " in text
     assert "Traceback" not in text and "goes on without it" not in text
     assert (tmp_path / "comparison" / "index.html").is_file()
-    assert list((tmp_path / "trackio").rglob("*.png")), "trackio has the pictures"
+    assert list((tmp_path / "trackio").rglob("*.png")), "trackio has the images"
 
 
 def test_a_space_installs_the_base_and_the_page_and_nothing_else():

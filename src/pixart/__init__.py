@@ -1,6 +1,6 @@
-"""PixArt-α, end to end: data, three training stages, drawing."""
+"""PixArt-α and PixArt-Σ end to end: generate, fine-tune, train, serve."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
