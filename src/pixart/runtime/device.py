@@ -139,7 +139,7 @@ def _cuda(torch: Any, index: int) -> Device:
 
 
 def cuda_free(index: int) -> int:
-    """Bytes that this process can still allocate: what torch keeps for reuse counts, and so does a limit given to it."""
+    """Bytes that this process can still allocate, with what torch keeps for reuse, under a limit that it was given."""
     import torch
 
     free, total = torch.cuda.mem_get_info(index)
