@@ -47,14 +47,15 @@ def fresh():
 
 
 def test_a_block_breaks_no_graph_and_compiles_once_for_each_size():
-    """By torch's tracer, without a compiler, since that takes a minute. More sizes than torch allows by itself."""
+    """By torch's tracer, without a compiler, since that takes a minute; torch alone would allow 1 size here, and 8."""
     model = PixArt(TINY).requires_grad_(False).eval()
     randomise(model)
-    sizes = [4 + 2 * index for index in range(10)]
+    sizes = (4, 6)
     expected = {(rows, side): predicted(model, rows, side) for side in sizes for rows in (2, 3, 8)}
-    compile_blocks(model.blocks, backend="eager")
-    for (rows, side), image in expected.items():
-        assert relative(predicted(model, rows, side), image) < 1e-5
+    with torch._dynamo.config.patch(recompile_limit=1):
+        compile_blocks(model.blocks, backend="eager")
+        for (rows, side), image in expected.items():
+            assert relative(predicted(model, rows, side), image) < 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(sizes)
     assert not torch._dynamo.utils.counters["graph_break"]
 
