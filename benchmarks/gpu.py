@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -122,11 +121,8 @@ class Rows:
         if seconds < 5:
             return self.add({"row": part, "skipped": "no time left"})
         command = [sys.executable, __file__, "--part", part, str(model), "--seconds", str(seconds)]
-        # At a tiny size nothing is gained by compiling, and it would take minutes.
-        environment = os.environ | ({"TORCH_COMPILE_DISABLE": "1"} if options.dry else {})
-        process = subprocess.Popen(
-            command + (["--dry"] if options.dry else []), stdout=subprocess.PIPE, text=True, env=environment
-        )
+        command += ["--dry"] if options.dry else []
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         watch = threading.Timer(seconds, process.kill)
         watch.start()
         for line in process.stdout:
@@ -165,6 +161,8 @@ def machine(sizes: Sizes) -> dict:
 
 def run_part(name: str, model: str, sizes: Sizes, seconds: float) -> None:
     """One process: prints its rows, one JSON object a line."""
+    if sizes == DRY:
+        trace_only()
     parts = {"ours": ours, "stock": stock, "training": training}
     if name.startswith("limit-"):
         rows = limited(int(name.removeprefix("limit-")), Path(model), sizes)
@@ -172,6 +170,14 @@ def run_part(name: str, model: str, sizes: Sizes, seconds: float) -> None:
         rows = parts[name](Path(model), sizes, BEGAN + seconds)
     for row in rows:
         print(json.dumps(row), flush=True)
+
+
+def trace_only() -> None:
+    """At a tiny size compiling gains nothing and takes minutes: blocks are traced, and run as they are."""
+    import torch
+
+    compile_ = torch.compile
+    torch.compile = lambda model=None, **options: compile_(model, **options | {"backend": "eager"})
 
 
 def ours(model: Path, sizes: Sizes, deadline: float) -> Iterator[dict]:
@@ -226,7 +232,8 @@ def stock(model: Path, sizes: Sizes, deadline: float) -> Iterator[dict]:
     yield from warm({"stock": pipe}, generate, sizes.images[0], sizes, deadline)
     yield locked(lambda: generate(pipe, sizes.images[0], PROMPTS[:1], sizes.steps), sizes, "stock behind a lock")
     pipe.transformer.fuse_qkv_projections()
-    pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(fullgraph=True)
     pipe.vae.to(memory_format=torch.channels_last)
     for pixels in sizes.images:
         yield from warm({"stock, best": pipe}, generate, pixels, sizes, deadline)
