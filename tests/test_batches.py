@@ -239,6 +239,7 @@ def test_where_a_model_is_computed(tiny_model_with_graphs, tiny_model):
     assert choose_runtime(with_graphs, dtype="int8").dtype == "int8"
     assert choose_runtime(with_graphs, memory=Memory(staged=True)).engine == "torch"
     assert choose_runtime(with_graphs, dtype="bfloat16").engine == "torch"
+    assert choose_runtime(with_graphs, compile=True).engine == "torch"
     assert choose_runtime(without).engine == "torch"
     for bad in (
         {"engine": "onyx"},
@@ -247,6 +248,7 @@ def test_where_a_model_is_computed(tiny_model_with_graphs, tiny_model):
         {"engine": "onnx", "dtype": "bfloat16"},
         {"engine": "torch", "dtype": "int8"},
         {"engine": "onnx", "memory": Memory(staged=True)},
+        {"engine": "onnx", "compile": True},
         {"memory": Memory(decode="tilde")},
         {"device": "cpu", "engine": "torch", "dtype": "float16"},
         *([] if torch.cuda.is_available() else [{"device": "cuda"}]),

@@ -155,7 +155,8 @@ def for_product(weight: "torch.Tensor", x: "torch.Tensor") -> "torch.Tensor":
 
     if weight.device != x.device:
         return weight.to(x.device).to(x.dtype)  # moved as it is kept, in fewer bits mostly
-    if weight.dtype == x.dtype or weight.device.type != "cpu" or not torch.is_inference_mode_enabled():
+    plain = weight.dtype == x.dtype or weight.device.type != "cpu" or torch.compiler.is_compiling()
+    if plain or not torch.is_inference_mode_enabled():
         return weight.to(x.dtype)
     room = _scratch.__dict__.get(x.dtype)
     if room is None or room.numel() < weight.numel():

@@ -131,7 +131,8 @@ def generate(options: Generate) -> int:
     with Progress() as progress:
         largest = max((job.request.largest for job in jobs), key=math.prod)
         how = (engine, options.computing.dtype, options.memory, options.computing.device)
-        runtime = choose_runtime(folder, *how, size=largest, once=len(jobs) == 1, control=control)
+        facts = {"size": largest, "once": len(jobs) == 1, "control": control, "compile": options.computing.compile}
+        runtime = choose_runtime(folder, *how, **facts)
         check_output(target)
         if there:
             progress.say(f"{there:,} images are there already.")

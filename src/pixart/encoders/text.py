@@ -102,11 +102,6 @@ class TextEncoder:
         starts = range(0, len(texts), self.at_once)
         return [encoded for start in starts for encoded in self._together(texts[start : start + self.at_once])]
 
-    def to(self, device: "torch.device") -> None:
-        """Move all weights; not for a streamed encoder."""
-        self.model.to(device)
-        self.device = device
-
     def _together(self, texts: Sequence[str]) -> list[EncodedText]:
         import torch
 

@@ -26,8 +26,12 @@ class Decoder:
 
         with torch.inference_mode():
             latents = latents.to(self.model.device, self.model.dtype) / self.model.config.scaling_factor
-            pixels = self.model.decode(latents, return_dict=False)[0].float().cpu().numpy()
-        return to_bytes(pixels, self.folder)
+            pixels = self.model.decode(latents, return_dict=False)[0].float()
+            if torch.isnan(pixels).any():
+                raise not_numbers(self.folder)
+            # As `to_bytes`, where the pixels are: a GPU sends a quarter of the bytes, and rounds many times faster.
+            pixels = (pixels * 0.5 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+            return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def encode(self, pixels: np.ndarray):
         """uint8 RGB (H, W, 3) -> the mean of its latent, fp32 tensor (1, C, h, w), times `scaling_factor`."""
@@ -60,16 +64,21 @@ def load_autoencoder(folder: Path, dtype: str = "float32"):
     return model.eval().requires_grad_(False)
 
 
+def not_numbers(folder: Path) -> PixArtError:
+    """What to raise where an autoencoder gave NaN, which would silently become black."""
+    return PixArtError(
+        f"The autoencoder in {folder} gave pixels that are not numbers; copy it again, or decode in float32 if its "
+        "weights are sound."
+    )
+
+
 def to_bytes(pixels: np.ndarray, folder: Path) -> np.ndarray:
     """Pixels (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded; `folder` is the autoencoder's, for the message.
 
     Raises:
-        PixArtError: there is NaN among the pixels, which would silently become black.
+        PixArtError: there is NaN among the pixels.
     """
     if np.isnan(pixels).any():
-        raise PixArtError(
-            f"The autoencoder in {folder} gave pixels that are not numbers; copy it again, or decode in float32 if its "
-            "weights are sound."
-        )
+        raise not_numbers(folder)
     pixels = np.clip(pixels * np.float32(0.5) + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
     return (pixels * 255).round().astype(np.uint8)

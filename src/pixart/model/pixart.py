@@ -87,23 +87,30 @@ def position_scale(sample_size: int, interpolation_scale: float | None) -> float
     return max(sample_size // 64, 1) if interpolation_scale is None else interpolation_scale
 
 
+MASK_MULTIPLE = 8  # of the keys under a mask: the fused kernels of CUDA would pad others in every block
+
+
 @dataclass(frozen=True)
 class TextContext:
     """All that the blocks need of B texts: a (keys, values) pair per block, (B, h, L, d) each, and the mask of keys."""
 
     keys_and_values: list[tuple[Tensor, Tensor]]
-    mask: Tensor | None  # (B, 1, 1, L) bool, True = read this token; None = read all
+    mask: Tensor | None  # (B, 1, 1, L) bool, True = read this token, or the number to add to a score; None = read all
 
     @staticmethod
-    def together(texts: Sequence["TextContext"]) -> "TextContext":
+    def together(texts: Sequence["TextContext"], length: int | None = None) -> "TextContext":
         """The rows of several contexts as one, in their order; the shorter texts are padded, and the padding masked.
 
         Contexts of one row are repeated as often as the longest has rows, so that one unconditional text serves all.
+        With `length` all have at least so many tokens and a mask, as compiled graphs need it.
         """
-        if len(texts) == 1:
+        if len(texts) == 1 and length is None:
             return texts[0]
         lengths = [text.keys_and_values[0][0].shape[2] for text in texts]
-        rows, longest = max(text.rows for text in texts), max(lengths)
+        rows, longest = max(text.rows for text in texts), max(*lengths, length or 0)
+        masked = length is not None or any(text.mask is not None for text in texts) or len(set(lengths)) > 1
+        if masked:
+            longest += -longest % MASK_MULTIPLE
 
         def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
             """Along the batch, each padded with zeros, or False, to the longest along `axis` (counted from the end)."""
@@ -114,12 +121,12 @@ class TextContext:
             tuple(joined([text.keys_and_values[block][kind] for text in texts], 2) for kind in (0, 1))
             for block in range(len(texts[0].keys_and_values))
         ]
-        if all(text.mask is None and length == longest for text, length in zip(texts, lengths, strict=True)):
+        if not masked:
             return TextContext(keys_and_values, None)
         device = keys_and_values[0][0].device
         masks = [
-            torch.ones(text.rows, 1, 1, length, dtype=torch.bool, device=device) if text.mask is None else text.mask
-            for text, length in zip(texts, lengths, strict=True)
+            torch.ones(text.rows, 1, 1, count, dtype=torch.bool, device=device) if text.mask is None else text.mask
+            for text, count in zip(texts, lengths, strict=True)
         ]
         return TextContext(keys_and_values, joined(masks, 1))
 

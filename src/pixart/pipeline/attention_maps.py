@@ -112,13 +112,13 @@ def _watched() -> Iterator[_Seen]:
 def attention_weights(layer, x, key, mask):
     """The softmax inside a `CrossAttention`, which its fused kernel does not hand out: (B, h, N, L) float32.
 
-    Image tokens x (B, N, D), keys (B or 1, h, L, d), mask (B, 1, 1, L) bool, True where there is a token, None for all.
+    Image tokens x (B, N, D), keys (B or 1, h, L, d), mask (B, 1, 1, L) as numbers to add, None for none.
     """
     from pixart.model.block import split_heads
 
     (query,) = split_heads(layer.q_linear(x), 1, layer.num_heads)  # (B, h, N, d)
     scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
-    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+    return (scores if mask is None else scores + mask).softmax(-1)
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> tuple[tuple[str, ...], list[list[int]]]:

@@ -105,6 +105,7 @@ class Runtime:
     int8: bool = False
     memory: Memory = PLAIN
     held: str = ""  # how the networks are held in memory, in words
+    compile: bool = False
 
     @property
     def dtype(self) -> str:
@@ -115,7 +116,8 @@ class Runtime:
         engine = "ONNX Runtime" if self.engine == "onnx" else "torch"
         offload = " Offloading does nothing on a CPU." if self.memory.offload and self.device.type == "cpu" else ""
         held = f"; {self.held}" if self.held else ""
-        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason}){held}.{offload}"
+        compiled = "; compiled at the first image of each size" if self.compile else ""
+        return f"{engine} on {self.device.type} in {self.dtype} ({self.precision.reason}){held}{compiled}.{offload}"
 
 
 def choose_runtime(
@@ -128,6 +130,7 @@ def choose_runtime(
     size: tuple[int, int] | None = None,
     once: bool = False,
     control: ControlNetFile | None = None,
+    compile: bool = False,
 ) -> Runtime:
     """Engine, device, dtype and memory plan for a model; loads no network.
 
@@ -138,6 +141,7 @@ def choose_runtime(
         size: height and width in pixels of the largest image, which decides what fits; None: the model's own.
         once: the model is loaded for one request.
         control: a ControlNet that is loaded with it, which only torch computes.
+        compile: compile the denoiser, which torch does.
 
     Raises:
         UsageError: no such engine, dtype or device, or not together.
@@ -149,11 +153,11 @@ def choose_runtime(
     if control is not None and (engine == "onnx" or dtype == "int8"):
         raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
     for_graphs = check_memory(memory) == PLAIN and device in ("auto", "cpu") and dtype in GRAPH_DTYPES
-    for_graphs = for_graphs and control is None
+    for_graphs = for_graphs and control is None and not compile
     if (engine == "onnx" or dtype == "int8") and not for_graphs:
         raise UsageError(
-            "ONNX Runtime computes on the CPU in float32 or int8, with all networks loaded; memory options, other "
-            "devices and dtypes need --engine torch."
+            "ONNX Runtime computes on the CPU in float32 or int8, with all networks loaded; memory options, --compile, "
+            "other devices and dtypes need --engine torch."
         )
     if engine == "torch" and dtype == "int8":
         raise UsageError("torch does not compute in int8 here; int8 is for the graphs of ONNX Runtime.")
@@ -173,7 +177,7 @@ def choose_runtime(
     if control is not None:
         sizes = replace(sizes, denoiser=sizes.denoiser + sum(tensor.numel() for tensor in control.state.values()))
     plan = choose_plan(sizes, found, precision, find_cpu().free_bytes, memory, once=once)
-    return Runtime("torch", found, precision, memory=plan.memory, held=plan.reason)
+    return Runtime("torch", found, precision, memory=plan.memory, held=plan.reason, compile=compile)
 
 
 def sizes_of(folder: ModelFolder, height: int, width: int) -> Sizes:
@@ -226,7 +230,9 @@ def load_networks(
         return GraphNetworks(folder, int8=runtime.int8)
     from pixart.pipeline.torch_networks import TorchNetworks
 
-    return TorchNetworks(folder, runtime.device, runtime.precision, runtime.memory, progress, control)
+    return TorchNetworks(
+        folder, runtime.device, runtime.precision, runtime.memory, progress, control, compile=runtime.compile
+    )
 
 
 def _installed(library: str) -> bool:

@@ -74,6 +74,7 @@ class Pipeline:
         dtype: str = "auto",
         memory: Memory = PLAIN,
         device: str = "auto",
+        compile: bool = False,
         loras: Iterable[LoraPath] = (),
         control: str | Path | None = None,
         control_hed: str | Path | None = None,
@@ -95,6 +96,7 @@ class Pipeline:
                 project; it acts where a call has a `control_image`.
             control_hed: ControlNetHED.pth of the PixArt repositories, which makes edges of each `control_image`.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
+            compile: with torch, compile the denoiser for each size of image; docs/generate.md says when it pays.
 
         Raises:
             UsageError: engine, dtype and device do not go together, or are not to be had here.
@@ -105,7 +107,7 @@ class Pipeline:
         found = check_loras(folder, loras)
         hed = None if control_hed is None else Path(control_hed)
         beside = None if control is None else controlnet_for(folder, control, hed)
-        runtime = choose_runtime(folder, engine, dtype, memory, device, control=beside)
+        runtime = choose_runtime(folder, engine, dtype, memory, device, control=beside, compile=compile)
         pipeline = cls(folder, load_networks(folder, runtime, control=beside))
         pipeline.use(found)
         return pipeline

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from pixart.encoders.text import EncodedText, TextEncoder
 from pixart.encoders.text_states import StoredTexts, TextCache, read_head
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.encoders.vae import Decoder
+from pixart.errors import PixArtError, reason_of
 from pixart.model.adapters import attach, detach
 from pixart.model.controlnet import build as build_controlnet
-from pixart.model.pixart import PixArt, TextContext
+from pixart.model.pixart import Block, PixArt, TextContext
 from pixart.progress import Progress
 from pixart.runtime.batch import images_to_decode, rows_at_once
-from pixart.runtime.device import Device, Precision, find_cpu
+from pixart.runtime.compiled import compile_blocks
+from pixart.runtime.device import Device, Precision, cuda_free, find_cpu
 from pixart.runtime.memory import PLAIN, Memory
 from pixart.runtime.plan import LARGE, decoder_dtype, encoder_precision
 from pixart.runtime.storage import compute_in
@@ -63,8 +66,11 @@ class TorchNetworks:
         memory: Memory = PLAIN,
         progress: Progress | None = None,
         control: ControlNetFile | None = None,
+        *,
+        compile: bool = False,
     ):
         """Load from disk only; `progress` shows what is read. Raises PixArtError, naming the file, for damage."""
+        self.compile = compile
         self.folder, self.place, self.precision, self.memory = folder, device, precision, memory
         self.progress, self.control = progress, control
         self.device = torch.device(device.type, device.index) if device.type == "cuda" else torch.device(device.type)
@@ -97,6 +103,8 @@ class TorchNetworks:
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
         self.loras, self._batch = tuple(loras), None
+        if self.compile:
+            torch.compiler.reset()  # graphs do not see that layers have other adapters
         self._encoded.clear()
         for name, network in self._loaded.items():
             self._adapt(name, network)
@@ -164,7 +172,7 @@ class TorchNetworks:
         return Text(torch.nn.functional.pad(caption, (0, 0, 0, more)), mask)  # padded, or cut where it is negative
 
     def latents(self, noise: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(noise).to(self.device)
+        return self._send(torch.from_numpy(noise))
 
     @torch.inference_mode()
     def denoise(
@@ -180,10 +188,10 @@ class TorchNetworks:
         height, width = x_t.shape[2] * factor, x_t.shape[3] * factor
         size = None
         if denoiser.config.micro_conditions:
-            size = torch.tensor([[height, width, height / width]], device=self.device)
+            size = self._send(torch.tensor([[height, width, height / width]]))
         try:
-            rows = torch.tensor(images, device=self.device)
-            modulation = denoiser.embed_timestep(torch.tensor(timesteps, device=self.device)[rows], size)
+            rows = self._send(torch.tensor(images))
+            modulation = denoiser.embed_timestep(self._send(torch.tensor(timesteps))[rows], size)
             step = x_t[rows].to(self.arithmetic), modulation, self._together(texts)
             if self.control is None:
                 return denoiser.denoise(*step).float()
@@ -191,20 +199,33 @@ class TorchNetworks:
         except torch.OutOfMemoryError as error:
             release_memory()
             raise MemoryError(str(error)) from None
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise PixArtError(f"torch.compile fails here: {reason_of(error)}; leave --compile out.") from None
+
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A small tensor on the device. From pinned memory, so that nobody waits for the steps that are under way."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _controls(self, x_t: torch.Tensor, rows: torch.Tensor, controls: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """Latents and scales of the rows; nothing is added to those of an image without control."""
         if not controls:
             return (None,)
         latents = torch.cat([torch.zeros_like(x_t[:1]) if each is None else each.latent for each in controls])
-        scales = torch.tensor([0.0 if each is None else each.scale for each in controls], device=self.device)
+        scales = self._send(torch.tensor([0.0 if each is None else each.scale for each in controls]))
         return latents[rows].to(self.arithmetic), scales[rows].to(self.arithmetic)[:, None, None]
 
     def _together(self, texts: Sequence[Text]) -> TextContext:
         """The texts of a pass as one context, which the next pass most likely uses again."""
         key = tuple(texts)
         if self._batch is None or self._batch[0] != key:
-            self._batch = (key, TextContext.together([self._context(text) for text in texts]))
+            length = self.folder.max_tokens if self.compile else None
+            context = TextContext.together([self._context(text) for text in texts], length)
+            if context.mask is not None:  # once, and not in every block
+                scores = torch.zeros(context.mask.shape, dtype=self.arithmetic, device=self.device)
+                context = replace(context, mask=scores.masked_fill_(~context.mask, float("-inf")))
+            self._batch = (key, context)
         return self._batch[1]
 
     def _context(self, text: Text) -> TextContext:
@@ -228,8 +249,7 @@ class TorchNetworks:
     def _free(self) -> Device:
         """The device with the memory that is free now."""
         if self.place.type == "cuda":
-            torch.cuda.empty_cache()
-            return replace(self.place, free_bytes=torch.cuda.mem_get_info(self.device)[0])
+            return replace(self.place, free_bytes=cuda_free(self.place.index))
         return self.place if self.place.type == "mps" else find_cpu()
 
     def to_numpy(self, array: torch.Tensor) -> np.ndarray:
@@ -353,11 +373,16 @@ class TorchNetworks:
         denoiser.requires_grad_(False)
         if self.precision.arithmetic != self.precision.storage:
             compute_in(denoiser, self.arithmetic)
+        if self.compile:
+            compile_blocks(module for module in denoiser.modules() if isinstance(module, Block))
         return denoiser
 
     def _load_decoder(self) -> Decoder:
         dtype = decoder_dtype(self.place, self.precision, self.memory.vae_dtype)
-        return Decoder(self.folder.path / "vae", dtype=dtype, tiled=self.memory.decode == "tiled")
+        decoder = Decoder(self.folder.path / "vae", dtype=dtype, tiled=self.memory.decode == "tiled")
+        if self.device.type == "cuda":  # whose convolutions are fastest so
+            decoder.model.to(memory_format=torch.channels_last)
+        return decoder
 
 
 def release_memory() -> None:
@@ -380,6 +405,17 @@ def device_of(network: Any) -> torch.device | None:
 
 
 def _move(network: Any, device: torch.device) -> None:
+    """Move the weights. What has come from the CPU stays there too, pinned, so that going back copies nothing."""
     place = device_of(network)
-    if place is not None and place.type != device.type:
-        network.to(device) if isinstance(network, torch.nn.Module | TextEncoder) else network.model.to(device)
+    if place is None or place.type == device.type:
+        return
+    module = network if isinstance(network, torch.nn.Module) else network.model
+    for tensor in chain(module.parameters(), module.buffers()):
+        if device.type == "cpu":
+            tensor.data = tensor.at_rest if hasattr(tensor, "at_rest") else tensor.data.to(device)
+        else:
+            if not hasattr(tensor, "at_rest"):
+                tensor.at_rest = tensor.data.pin_memory() if device.type == "cuda" else tensor.data
+            tensor.data = tensor.at_rest.to(device, non_blocking=True)
+    if isinstance(network, TextEncoder):
+        network.device = device

@@ -130,12 +130,22 @@ def find_cpu() -> Device:
 
 
 def _cuda(torch: Any, index: int) -> Device:
-    free, total = torch.cuda.mem_get_info(index)
+    total = torch.cuda.mem_get_info(index)[1]
     capability = torch.cuda.get_device_capability(index)
     name = torch.cuda.get_device_name(index)
     # Compute capability 6.1 and 7.x without tensor cores run fp16 far below fp32; 6.0, 7.0, 7.5 do not.
     fast_half = capability >= (7, 0) or capability == (6, 0)
-    return Device("cuda", name, total, free, capability >= (8, 0), fast_half, capability, index)
+    return Device("cuda", name, total, cuda_free(index), capability >= (8, 0), fast_half, capability, index)
+
+
+def cuda_free(index: int) -> int:
+    """Bytes that this process can still allocate, with what torch keeps for reuse, under a limit that it was given."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    taken, reserved = torch.cuda.memory_allocated(index), torch.cuda.memory_reserved(index)
+    limit = int(total * torch.cuda.get_per_process_memory_fraction(index))
+    return max(0, min(free + reserved, limit) - taken) if limit < total else free + reserved - taken
 
 
 def _processor_flags() -> set[str]:

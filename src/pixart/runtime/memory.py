@@ -27,6 +27,8 @@ class Computing:
     """float32; with torch also bfloat16 and float16; with onnx int8, faster and not quite the same image; or auto."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu; with torch also cuda and mps; or auto: the CPU where the folder has graphs, else the fastest there is."""
+    compile: bool = False
+    """With torch: compile the denoiser for each size of image, which takes a minute or so at the first one."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def open_model(source: Source, name: str | None = None) -> Model:
     """Check a model's files and the device; loads nothing. Raises as `open_model_folder` and `choose_runtime` do."""
     folder = open_model_folder(source.model, fast=source.fast, text_encoder=source.memory.text_encoder)
     how = source.computing
-    runtime = choose_runtime(folder, how.engine, how.dtype, source.memory, how.device)
+    runtime = choose_runtime(folder, how.engine, how.dtype, source.memory, how.device, compile=how.compile)
     loras = find_loras(source.loras, folder) if source.loras is not None else {}
     return Model(name or folder.name + ("-fast" if source.fast else ""), source, folder, runtime, loras=loras)
 

@@ -56,9 +56,9 @@ def _run(options: App) -> int:
     from pixart.studio.studio import Studio
 
     how = options.computing
-    choice = Choice(options.model, how.engine, how.dtype, options.memory, how.device, options.fast)
+    choice = Choice(options.model, how.engine, how.dtype, options.memory, how.device, options.fast, how.compile)
     studio = Studio(choice, options.outputs, metadata=not options.no_metadata)
-    choose_runtime(studio.models.folder, how.engine, how.dtype, options.memory, how.device)
+    choose_runtime(studio.models.folder, how.engine, how.dtype, options.memory, how.device, compile=how.compile)
     listening = options.listening.listen()
     studio.worker.submit(studio.models.require)  # so that the first click need not wait for it
     address = options.listening.address(listening) + "/"  # whoever asks before the page is built waits a moment

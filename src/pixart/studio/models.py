@@ -20,6 +20,7 @@ class Choice:
     dtype: str = "auto"
     memory: Memory = PLAIN
     device: str = "auto"
+    compile: bool = False
     fast: bool = False  # its few-step model
 
 
@@ -57,7 +58,9 @@ class Models:
         """
         started = time.monotonic()
         folder = _open(choice)
-        runtime = choose_runtime(folder, choice.engine, choice.dtype, choice.memory, choice.device)
+        runtime = choose_runtime(
+            folder, choice.engine, choice.dtype, choice.memory, choice.device, compile=choice.compile
+        )
         tokenizer = Tokenizer(folder.tokenizer, folder.text_encoder, folder.max_tokens)
         # Both together might not fit. If this one fails, the one before is loaded again when it is needed.
         self.loaded = None

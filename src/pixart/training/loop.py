@@ -21,6 +21,7 @@ from pixart.data.encode import autocast
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, write_json
 from pixart.model.adapters import adapted
+from pixart.runtime.compiled import allow_shapes
 from pixart.runtime.device import find_cpu, threads
 from pixart.training import checkpoints, distribution, reports
 from pixart.training.batches import Loader
@@ -226,6 +227,7 @@ def prepare_blocks(model: torch.nn.Module, loop: LoopConfig) -> None:
         if loop.checkpoint_activations:
             block.forward = partial(recomputed, block.forward, use_reentrant=False)
         if loop.compile:
+            allow_shapes()
             block.compile(fullgraph=True, dynamic=False)
 
 

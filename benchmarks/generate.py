@@ -1,10 +1,11 @@
-"""Drawing speed beside stock Diffusers: the same model folder, prompt, steps, guidance and machine, in one run.
+"""Generation speed beside stock Diffusers: the same model folder, prompt, steps, guidance and machine, in one run.
 
-    python benchmarks/draw.py [--model FOLDER] [--rounds 5] [--steps 20] [--sizes 128 256]
+    python benchmarks/generate.py [--model FOLDER] [--rounds 5] [--steps 20] [--sizes 128 256]
 
-Cold is the time from the start of a process to the saved file. Warm is a loaded pipeline that has drawn before, for one
-picture a call and for eight. Every arm draws once before it is timed, arms take turns in each round, and the table
-gives the median, the spread (lowest to highest) and how many times as fast it is as stock Diffusers.
+Cold is the time from the start of a process to the saved file. Warm is a loaded pipeline that has generated before, for
+one image a call and for eight. Every arm generates once before it is timed, arms take turns in each round, and the
+table gives the median, the range (lowest to highest) and how many times as fast it is as stock Diffusers. The arms
+"few steps" are the few-step model with its own four steps. `--avx2` stands for a processor without AVX512 and AMX.
 """
 
 import argparse
@@ -39,12 +40,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 8], help="pictures a call, warm")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 8], help="images a call, warm")
     parser.add_argument("--only", choices=["cold", "warm"], default=None)
+    parser.add_argument("--avx2", action="store_true", help="other instructions are switched off in all arms")
     parser.add_argument("--arm", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
         return work(*options.arm)
+    if options.avx2:
+        os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
     from pixart.checkpoints.model_folder import DEFAULT_MODEL
 
     folder = options.model or DEFAULT_MODEL
@@ -61,7 +65,7 @@ def main() -> None:
             for count in options.counts:
                 arms = warm_arms(folder, size, options.steps, count)
                 table(
-                    f"warm, {size} px, {options.steps} steps, {count} at a time: seconds a picture",
+                    f"warm, {size} px, {options.steps} steps, {count} at a time: seconds an image",
                     arms,
                     options.rounds,
                     count,
@@ -72,9 +76,11 @@ Arms = dict[str, tuple[str, Callable[[], object]]]  # name -> the stock arm to c
 
 
 def cold_arms(folder: Path, size: int, steps: int) -> Arms:
-    path = Path(tempfile.mkdtemp()) / "picture.png"
+    path = Path(tempfile.mkdtemp()) / "image.png"
     own = [sys.executable, "-m", "pixart", "generate", PROMPT, "--model", str(folder), "--output", str(path)]
-    own += ["--width", str(size), "--height", str(size), "--steps", str(steps), "--seed", "0"]
+    own += ["--width", str(size), "--height", str(size), "--seed", "0"]
+    few = [*own, "--fast"]
+    own += ["--steps", str(steps)]
 
     def run(command: list[str]) -> Callable[[], object]:
         def once() -> None:
@@ -94,20 +100,21 @@ def cold_arms(folder: Path, size: int, steps: int) -> Arms:
         "pixart, torch, bf16": ("stock Diffusers, bf16", run([*own, "--engine", "torch", "--dtype", "bfloat16"])),
         "pixart, onnx, fp32": ("stock Diffusers, fp32", run([*own, "--engine", "onnx"])),
         "pixart, onnx, int8": ("stock Diffusers, bf16", run([*own, "--engine", "onnx", "--dtype", "int8"])),
+        "pixart, onnx, fp32, few steps": ("", run([*few, "--engine", "onnx"])),
     }
 
 
 def warm_arms(folder: Path, size: int, steps: int, count: int) -> Arms:
-    """Each arm lives in a process of its own, which loads once, draws when told to, and is idle meanwhile."""
+    """Each arm lives in a process of its own, which loads once, generates on request, and is idle meanwhile."""
 
     def worker(engine: str, dtype: str) -> Callable[[], object]:
         command = [sys.executable, __file__, "--arm", engine, dtype, str(folder), str(size), str(steps), str(count)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
         def once() -> None:
-            process.stdin.write(b"draw\n")
+            process.stdin.write(b"generate\n")
             process.stdin.flush()
-            assert process.stdout.readline() == b"drawn\n"
+            assert process.stdout.readline() == b"done\n"
 
         return once
 
@@ -118,11 +125,12 @@ def warm_arms(folder: Path, size: int, steps: int, count: int) -> Arms:
         "pixart, torch, bf16": ("stock Diffusers, bf16", worker("torch", "bfloat16")),
         "pixart, onnx, fp32": ("stock Diffusers, fp32", worker("onnx", "float32")),
         "pixart, onnx, int8": ("stock Diffusers, bf16", worker("onnx", "int8")),
+        "pixart, onnx, fp32, few steps": ("", worker("onnx-fast", "float32")),
     }
 
 
 def work(engine: str, dtype: str, folder: str, size: str, steps: str, count: str) -> None:
-    """One arm's process: draw `count` pictures for every line on stdin."""
+    """One arm's process: generate `count` images for every line on stdin."""
     sizes = {"width": int(size), "height": int(size)}
     if engine == "stock":
         import torch
@@ -131,7 +139,7 @@ def work(engine: str, dtype: str, folder: str, size: str, steps: str, count: str
         pipe = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
         pipe.set_progress_bar_config(disable=True)
 
-        def draw() -> None:
+        def generate() -> None:
             generator = torch.Generator().manual_seed(0)
             cleaning = {"clean_caption": False, "use_resolution_binning": False}
             how_many = {"num_inference_steps": int(steps), "num_images_per_prompt": int(count)}
@@ -139,17 +147,18 @@ def work(engine: str, dtype: str, folder: str, size: str, steps: str, count: str
     else:
         import pixart
 
-        own = pixart.Pipeline.from_pretrained(folder, engine=engine, dtype=dtype)
+        name, few, _ = engine.partition("-fast")
+        own = pixart.Pipeline.from_pretrained(folder, engine=name, dtype=dtype, fast=bool(few))
 
-        def draw() -> None:
-            own(PROMPT, seed=0, steps=int(steps), num_images=int(count), **sizes)
+        def generate() -> None:
+            own(PROMPT, seed=0, steps=None if few else int(steps), num_images=int(count), **sizes)
 
     for _ in sys.stdin:
-        draw()
-        print("drawn", flush=True)
+        generate()
+        print("done", flush=True)
 
 
-def table(title: str, arms: Arms, rounds: int, pictures: int = 1) -> None:
+def table(title: str, arms: Arms, rounds: int, images: int = 1) -> None:
     """Time every arm `rounds` times, taking turns, and print a Markdown table and a JSON line."""
     for _, run in arms.values():
         run()
@@ -158,15 +167,15 @@ def table(title: str, arms: Arms, rounds: int, pictures: int = 1) -> None:
         for name, (_, run) in arms.items():
             started = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - started) / pictures)
+            times[name].append((time.perf_counter() - started) / images)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"\n{title}\n\n| Arm | Median | Spread | Against stock | Against stock in fp32 |")
+    print(f"\n{title}\n\n| Arm | Median | Range | Against stock | Against stock in fp32 |")
     print("| --- | --- | --- | --- | --- |")
     for name, (against, _) in arms.items():
-        spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
+        between = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
         same = f"{medians[against] / medians[name]:.1f}" if against else ""
         fp32 = f"{medians['stock Diffusers, fp32'] / medians[name]:.1f}"
-        print(f"| {name} | {medians[name]:.2f} | {spread} | {same} | {fp32} |")
+        print(f"| {name} | {medians[name]:.2f} | {between} | {same} | {fp32} |")
     print(json.dumps({"title": title, "seconds": times}), file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """A guided step of XL/2 beside stock Diffusers, on this CPU: the same random weights, latents, prompt, dtype, in turn.
 
-    python benchmarks/xl_draw.py [--size 256] [--dtype bfloat16] [--rounds 5] [--compile] [--layers 28]
+    python benchmarks/denoising_step.py [--size 256] [--dtype bfloat16] [--rounds 5] [--compile] [--layers 28]
 
 A step is one pass of the network for a prompt of 20 tokens and an unconditional text of 2; for Diffusers both are
 padded to 120 tokens, as its pipeline does. `--compile` adds Diffusers with torch.compile on its blocks, which takes a
@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     side, dtype = options.size // 8, getattr(torch, options.dtype)
-    # sample_size 64 has positions of the 512-px model; the size of this network's pictures does not change its cost.
+    # sample_size 64 has positions of the 512-px model; the size of this network's images does not change its cost.
     config = PixArtConfig(
         in_channels=4, out_channels=8, width=WIDTH, depth=options.layers, num_heads=16, text_dim=4096, sample_size=side
     )
@@ -79,7 +79,7 @@ def main() -> None:
     ours = Ours(config, state)
     theirs = stock(config, state, dtype, fused=False, compiled=False)
 
-    def ask(model) -> Callable[[int], torch.Tensor]:
+    def of(model) -> Callable[[int], torch.Tensor]:
         def step(timestep: int) -> torch.Tensor:
             now = torch.tensor([timestep, timestep])
             nothing = {"resolution": None, "aspect_ratio": None}
@@ -89,14 +89,14 @@ def main() -> None:
 
     with torch.inference_mode():
         contexts = ours.read(texts)
-        arms: dict[str, Callable[[], object]] = {"stock": lambda: ask(theirs)(500)}
+        arms: dict[str, Callable[[], object]] = {"stock": lambda: of(theirs)(500)}
         fused = stock(config, state, dtype, fused=True, compiled=False)
-        arms["stock, fused"] = lambda: ask(fused)(500)
+        arms["stock, fused"] = lambda: of(fused)(500)
         if options.compile:
             compiled = stock(config, state, dtype, fused=True, compiled=True)
-            arms["stock, fused, compiled"] = lambda: ask(compiled)(500)
+            arms["stock, fused, compiled"] = lambda: of(compiled)(500)
         arms["pixart"] = lambda: ours.step(x_t, 500, contexts)
-        a, b = ask(theirs)(500).float(), ours.step(x_t, 500, contexts).float()
+        a, b = of(theirs)(500).float(), ours.step(x_t, 500, contexts).float()
         print(f"difference from stock, of the largest value: {(a - b).abs().max() / a.abs().max():.1e}")
         table(arms, options.rounds)
         floor(config, side, dtype)
