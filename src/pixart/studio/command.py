@@ -56,7 +56,7 @@ def _run(options: App) -> int:
     from pixart.studio.studio import Studio
 
     how = options.computing
-    choice = Choice(options.model, how.engine, how.dtype, options.memory, how.device, options.fast, how.compile)
+    choice = Choice(options.model, how.engine, how.dtype, options.memory, how.device, how.compile, options.fast)
     studio = Studio(choice, options.outputs, metadata=not options.no_metadata)
     choose_runtime(studio.models.folder, how.engine, how.dtype, options.memory, how.device, compile=how.compile)
     listening = options.listening.listen()
