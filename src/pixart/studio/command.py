@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from pixart.config import run_command
+from pixart.config import run_command, shown
 from pixart.runtime.memory import AUTO, Computing
 from pixart.server.access import Listening
 
@@ -26,6 +26,8 @@ class App:
     """Use the model's few-step transformer: guidance is in its weights."""
     outputs: Annotated[Path, arg(metavar="FOLDER")] = Path("outputs")
     """Where the images are saved, each run in a folder of its own. Files in it can be fetched through the page."""
+    loras: Annotated[Path | None, shown("FOLDER", "none")] = None
+    """A folder of adapters to choose from, each a safetensors file or a folder as PEFT writes it."""
     listening: Annotated[Listening, arg(name="")] = HERE
     password_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: PIXART_PASSWORD)")] = None
     """A file with a password, which the browser then asks for, with any user name."""
@@ -56,7 +58,7 @@ def _run(options: App) -> int:
 
     how = options.computing
     choice = Choice(options.model, how.engine, how.dtype, device=how.device, fast=options.fast)
-    studio = Studio(choice, options.outputs, metadata=not options.no_metadata)
+    studio = Studio(choice, options.outputs, metadata=not options.no_metadata, loras=options.loras)
     choose_runtime(studio.models.folder, how.engine, how.dtype, device=how.device)
     listening = options.listening.listen()
     studio.worker.submit(studio.models.require)  # so that the first click need not wait for it

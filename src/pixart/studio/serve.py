@@ -52,7 +52,7 @@ def serve(studio, listening: socket.socket, where: Listening, password: str | No
     from fastapi import FastAPI
 
     from pixart.studio.guard import Access, Guard
-    from pixart.studio.page import HERE, Page, theme
+    from pixart.studio.page import HERE, Page, content, theme
 
     page = Page(studio).blocks
     gr.set_static_paths([studio.runs.folder])  # shown as they lie there, without copies
@@ -76,7 +76,7 @@ def serve(studio, listening: socket.socket, where: Listening, password: str | No
         root_path=where.root_path or None,
         theme=theme(),
         css_paths=HERE / "page.css",
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        head=f"<script>{content('page.js')}</script>",
     )
     space = "SPACE_ID" in os.environ
     named = {*where.allowed_host, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
