@@ -1,6 +1,5 @@
 """The studio in a real browser: Debian's Chromium, driven by Playwright, on a server of its own."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +105,7 @@ def test_an_image_appears_out_of_the_noise_and_is_saved(page, runs):
     advanced(page, steps=60, seed=31)
     fill(page, "number", 4)
     page.click("#generate")
-    page.wait_for_selector('#tiles figure[data-state="preview"] img')
-    assert re.search(r"Step \d+ of 240", page.inner_text("#status"))
+    page.wait_for_selector('body:has(#status :text("of 240")) #tiles figure[data-state="preview"] img')
     wait_done(page, "4 images")
     loaded = "[...document.querySelectorAll('#tiles figure img')].filter(i => i.naturalWidth).length === 4"
     page.wait_for_function(loaded)

@@ -75,7 +75,7 @@ class Generation:
 
     def submit(self, owner: str) -> Job:
         """Load the model if it is not, and put the request in the engine's queue; in the worker."""
-        loaded = self.studio.models.require()
+        loaded = self.studio.require()
         if self.studio.models.choice != self.choice:
             raise PixArtError("Another model was loaded meanwhile, so this was not generated; press Generate again.")
         self.pipeline: Pipeline = loaded.pipeline

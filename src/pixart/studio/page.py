@@ -31,7 +31,6 @@ from pixart.studio.studio import Studio
 HERE = Path(__file__).parent
 SHIPPED = "The shipped model"
 OTHER = "A folder or a hub id"
-TRACKERS = {"Nothing": None, "trackio": "trackio", "Weights & Biases": "wandb"}
 # Buttons in the images' HTML name an event of the page.
 ON_CLICK = """const events = %s;
 element.addEventListener('click', (event) => {
@@ -198,7 +197,6 @@ class Page:
                 self.loading = gr.HTML(elem_id="model-message")
             with gr.Column(scale=5, min_width=320):
                 self.facts = gr.HTML(elem_id="facts")
-                self.tracker = gr.Radio(list(TRACKERS), value="Nothing", label="Record every run with")
         self.choice = [which, source, fast, engine, dtype, device, staged, offload, eight, decode]
 
     # What fills the fields
@@ -417,7 +415,6 @@ class Page:
         gr.on([self.model.select, self.blocks.load], lambda: [self._facts(), self._model_line()], None, facts, **QUIET)
         outputs = [self.loading, self.facts, self.model_line, *self.stage, *self.fields]
         self.load.click(self._load, [self.run, *self.choice, *self.fields], outputs, **LONG)
-        self.tracker.input(self._track, self.tracker, None, **QUIET)
 
     async def _load(
         self, run: str, which, source, fast, engine, dtype, device, staged, offload, eight, decode, *values
@@ -450,10 +447,6 @@ class Page:
 
     def _model_line(self) -> str:
         return markup.lines([self.studio.models.folder.name])
-
-    def _track(self, name: str) -> None:
-        with _errors_shown():
-            self.studio.track(TRACKERS.get(name))
 
 
 @contextmanager

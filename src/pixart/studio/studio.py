@@ -5,13 +5,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pixart.checkpoints.styles import known_styles
 from pixart.pipeline.engine import Engine, Job, as_sentence
 from pixart.pipeline.prompts import apply_style, check_text
-from pixart.studio.models import Choice, Models
+from pixart.studio.models import Choice, Loaded, Models
 from pixart.studio.runs import Runs
 
 LOOK_EVERY = 0.05  # seconds between two looks at a running job
@@ -31,16 +32,23 @@ class Studio:
         *,
         metadata: bool = True,
         loras: Path | None = None,
-        engine: Engine | None = None,
+        tracker: Any = None,
+        service: Any = None,
     ):
-        """Check the model's folder and make the outputs folder; loads no network. Raises PixArtError."""
+        """Check the model's folder and make the outputs folder; loads no network. Raises PixArtError.
+
+        Args:
+            loras: a folder of adapters.
+            tracker: a GenerationTracker, which every run is logged to.
+            service: a `pixart.server.service.Service`; programs then get the page's model, in the same queue.
+        """
         self.models = Models(choice, loras)
         self.runs = Runs(outputs)
         self.metadata = metadata
-        self.engine = engine or Engine()
+        self.service, self.tracker = service, tracker
+        self.engine = service.engine if service is not None else Engine()
         self.worker = ThreadPoolExecutor(1, "pixart-model")
         self.listening: Counter[str] = Counter()  # sessions of pages that read their events; the guard counts them
-        self.tracker: Any = None  # a GenerationTracker while one is switched on
 
     async def follow(
         self, submit: Callable[[], Job], view: Callable[[], list], session: str | None
@@ -73,13 +81,32 @@ class Studio:
             submitted.cancel()
             submitted.add_done_callback(_cancel_job)  # at once, or when a model that is being loaded is there
 
+    def require(self) -> Loaded:
+        """The loaded model, from then on for programs, too; loads it if it is not yet. To be called in the worker."""
+        loaded, models = self.models.require(), self.models
+        if self.service is not None:
+            from pixart.server.service import Model, Source
+
+            name, source = models.folder.name, Source(loras=models.lora_folder)
+            model = Model(name, source, models.folder, loaded.runtime, loaded.pipeline, models.loras)
+            self.service.models = {name: model}
+        return loaded
+
     async def load(self, choice: Choice) -> None:
         """Swap the model, after the images before it. Raises PixArtError."""
 
         def swap() -> None:
-            while self.engine.live:
-                time.sleep(LOOK_EVERY)
-            self.models.load(choice)
+            if self.service is not None:  # programs are to try again; else there might always be images before it
+                self.service.models = {
+                    name: replace(model, pipeline=None) for name, model in self.service.models.items()
+                }
+            try:
+                while self.engine.live:
+                    time.sleep(LOOK_EVERY)
+                self.models.load(choice)
+            finally:
+                if self.service is not None:
+                    self.require()
 
         await self.result_of(self.worker.submit(swap))
 
@@ -109,20 +136,11 @@ class Studio:
         _, cut = tokenizer.tokenize(text)
         return len(tokenizer.tokenizer.encode(text).ids), tokenizer.max_tokens, cut, tokenizer.unknown(text)
 
-    def track(self, tool: str | None) -> None:
-        """Log every run from now on to "wandb" or "trackio"; None ends it."""
-        before, self.tracker = self.tracker, None
-        if before is not None:
-            before.close()
-        if tool is not None:
-            from pixart.tracking.generations import GenerationTracker
-
-            self.tracker = GenerationTracker(tool, self.runs.folder)
-
     def close(self) -> None:
         self.engine.close()
         self.worker.shutdown(wait=True, cancel_futures=True)
-        self.track(None)
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def _cancel_job(submitted: Future) -> None:
