@@ -332,16 +332,19 @@ class Page:
         """An image once more at twice its size, starting from it: what `upscale` does, of an image that is there."""
         run, path = self._image(name, event.index)
         folder = self.studio.models.folder
+        form = fields.restored(run.form, folder)
         with _errors_shown():
             try:
                 settings = fit_to_model(restore_settings(path), folder).request
             except PixArtError:  # written without metadata, perhaps: the run remembers the fields
-                settings = fields.arguments(fields.restored(run.form, folder))
+                settings = fields.arguments(form)
             width, height = _size_of(path)
             settings |= {"width": 2 * width, "height": 2 * height, "binning": False, "num_images": 1, "upscale": 1}
             strength = Settings.upscale_strength
             wanted = make_request(folder, **settings | {"image": path, "mask": None, "strength": strength})
-            generation = Generation(self.studio, wanted, fields.filled(settings, folder))
+            loras = fields.adapters(form, self.studio.models.loras)
+            own = {name: form[name] for name in ("loras", "strengths", "transparent")}
+            generation = Generation(self.studio, wanted, fields.filled(settings, folder) | own, loras)
         async with aclosing(self._follow(generation, request.session_hash)) as views:
             async for view in views:
                 yield view
@@ -470,8 +473,11 @@ def _number(label: str, value: float | None, name: str, precision: int | None = 
 def _size_of(path: Path) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.size
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # somebody has put another file there; decoders raise nearly everything
+        return 256, 256
 
 
 def _details(run: Run, path: Path) -> str:
