@@ -33,7 +33,7 @@ OWN = {
     "use_negative": True, "random_seed": True, "transparent": False, "loras": [], "strengths": "", "strength": 0.8,
     "outpaint": False,
 }  # fmt: skip
-GENERAL = "Not trained on:"  # a line of the list of styles, between the model's own and the general ones
+GENERAL = "─── not trained on ───"  # a line of the list of styles, between the model's own and the general ones
 MOST_STRENGTH = 10
 MOST_PIXELS = 2048  # of the longer side of an image to start from
 
