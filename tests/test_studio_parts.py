@@ -248,7 +248,7 @@ def test_fields_come_back_from_storage_and_from_an_image(studio):
 def test_every_shape_is_a_size_of_the_model(studio):
     for aspect, ratio in fields.ASPECTS.items():
         width, height = fields.size_for(studio.models.folder, aspect)
-        assert abs(width / height - ratio) < 0.15
+        assert abs(width / height - ratio) < 0.15 and fields.aspect_of(width, height) == aspect
         assert fields.checked(values(studio, width=width, height=height), studio.models.folder).width == width
 
 

@@ -180,6 +180,10 @@ def size_like(folder: ModelFolder, ratio: float) -> tuple[int, int]:
     return nearest_side(folder, side * math.sqrt(ratio)), nearest_side(folder, side / math.sqrt(ratio))
 
 
-def aspect_of(folder: ModelFolder, width: Any, height: Any) -> str | None:
-    """The shape that gives this size."""
-    return next((aspect for aspect in ASPECTS if size_for(folder, aspect) == (width, height)), None)
+def aspect_of(width: Any, height: Any) -> str | None:
+    """The shape that a size has, to a few percent, as sizes are rounded."""
+    if not width or not height or min(width, height) <= 0:
+        return None
+    far = {name: abs(math.log(width / height / ratio)) for name, ratio in ASPECTS.items()}
+    nearest = min(far, key=far.get)
+    return nearest if far[nearest] < 0.05 else None

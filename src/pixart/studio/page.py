@@ -254,7 +254,7 @@ class Page:
     def _size(self, width: Any, height: Any, binning: str) -> list:
         folder = self.studio.models.folder
         line = markup.size_line(folder, width, height, fields.BINNING.get(binning))
-        return [line, fields.aspect_of(folder, width, height)]
+        return [line, fields.aspect_of(width, height)]
 
     def _size_like(self, event: gr.EventData) -> list:
         """Width and height in the shape of the image to start from."""
