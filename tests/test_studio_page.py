@@ -128,7 +128,7 @@ def test_an_image_appears_out_of_the_noise_and_is_saved(page, runs):
 def test_an_image_is_started_from_brushed_over_and_enlarged(page, runs):
     fill(page, "prompt", "an owl")
     advanced(page, steps=4, seed=5, width=128, height=96)
-    page.wait_for_selector("#aspect label.selected:text-is('4:3')")
+    page.wait_for_selector("#aspect label.selected:has-text('4:3')")
     page.click("#generate")
     wait_done(page, "1 image")
     first = runs.files(runs.search("owl")[0][0])[0]
