@@ -1,9 +1,10 @@
 """The studio in a real browser: Debian's Chromium, driven by Playwright, on a server of its own."""
 
-import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from studio_site import serving
 
 from pixart.pipeline.image_files import read_settings
@@ -59,7 +60,7 @@ def page(context, site):
 
 def ready(page) -> None:
     page.wait_for_selector("#size :text('pixels')")
-    page.wait_for_selector("#examples button")
+    page.wait_for_selector("#tiles [data-do=example]")
 
 
 def fill(page, name: str, text) -> None:
@@ -104,19 +105,52 @@ def test_an_image_appears_out_of_the_noise_and_is_saved(page, runs):
     advanced(page, steps=60, seed=31)
     fill(page, "number", 4)
     page.click("#generate")
-    page.wait_for_selector('#tiles figure[data-state="preview"] img')
-    assert re.search(r"Step \d+ of 240", page.inner_text("#status"))
-    wait_done(page, "4 images", "seeds 31 to 34")
-    page.wait_for_function("document.querySelectorAll('#gallery .thumbnail-item img').length === 4")
-    page.wait_for_function("[...document.querySelectorAll('#gallery .thumbnail-item img')].every(i => i.naturalWidth)")
-    assert "a red fox <b>in</b> html" in page.inner_text("#details")
+    page.wait_for_selector('body:has(#status :text("of 240")) #tiles figure[data-state="preview"] img')
+    wait_done(page, "4 images")
+    loaded = "[...document.querySelectorAll('#tiles figure img')].filter(i => i.naturalWidth).length === 4"
+    page.wait_for_function(loaded)
+    page.click("#tiles summary >> nth=2")
+    assert "a red fox <b>in</b> html" in page.inner_text("#tiles figure >> nth=2")
     run = runs.search("html")[0][0]
     assert [image["seed"] for image in run.images] == [31, 32, 33, 34]
-    page.click("#gallery .thumbnail-item >> nth=2")
-    page.wait_for_selector("#details dd:text-is('33')")
-    page.click("#same-seed")
-    page.wait_for_selector("#note :text('33')")
+    page.click("#tiles [data-do=settings] >> nth=2")
+    page.wait_for_selector("#note :text('settings of the image')")
     assert number(page, "seed") == "33"
+    assert page.evaluate("document.activeElement.dataset.do") == "settings"  # the focus stays where it was
+    with page.expect_download() as download:
+        page.click("#tiles a[download] >> nth=1")
+    assert read_settings(Path(download.value.path()))["seed"] == 32
+    # None is shown larger than it is.
+    widths = "[...document.querySelectorAll('#tiles figure img')].every(i => i.clientWidth <= i.naturalWidth)"
+    assert page.evaluate(widths)
+
+
+def test_an_image_is_started_from_brushed_over_and_enlarged(page, runs):
+    fill(page, "prompt", "an owl")
+    advanced(page, steps=4, seed=5, width=128, height=96)
+    page.wait_for_selector("#aspect label.selected:has-text('4:3')")
+    page.click("#generate")
+    wait_done(page, "1 image")
+    first = runs.files(runs.search("owl")[0][0])[0]
+    page.click("#tiles [data-do=edit]")
+    page.wait_for_selector(".px-brush[data-open]")
+    page.wait_for_selector("#note :text('press Generate')")
+    box = page.locator("#brush canvas").nth(1).bounding_box()
+    page.mouse.move(box["x"] + 8, box["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 30, box["y"] + 8)
+    page.mouse.up()
+    page.click("#generate")
+    page.wait_for_selector("#tiles summary:not(:text-is('Seed 5'))")
+    brushed = runs.files(runs.search("owl")[0][0])[0]
+    before, after = (np.asarray(Image.open(file)).astype(int) for file in (first, brushed))
+    assert (before[60:] == after[60:]).all() and (before[:20, :40] != after[:20, :40]).any()
+    assert read_settings(brushed)["image"]["mask_sha256"]
+    page.click("#tiles [data-do=enlarge]")
+    page.wait_for_selector("#tiles img[width='256']")
+    wait_done(page, "1 image")
+    larger = read_settings(runs.files(runs.search("owl")[0][0])[0])
+    assert (larger["width"], larger["height"], larger["strength"]) == (256, 192, 0.4)
 
 
 def test_escape_stops_it_and_control_enter_begins_the_next(page, runs):
@@ -126,17 +160,20 @@ def test_escape_stops_it_and_control_enter_begins_the_next(page, runs):
     page.click("#generate")
     page.wait_for_selector('#tiles figure[data-state="preview"]')
     page.keyboard.press("Escape")
-    page.wait_for_selector("#tiles figure", state="detached")
+    page.wait_for_selector("#status [data-state=running]", state="detached")
+    page.wait_for_selector("#tiles :is([data-do=example], [data-do=edit])")  # no empty boxes are left
+    assert page.locator("#tiles :is([data-state=empty], [data-state=preview])").count() == 0
     assert sum(len(run.images) for run in runs.search("green")[0]) < 100
     fill(page, "number", 1)
     advanced(page, steps=2)
     fill(page, "prompt", "a green house")
     page.keyboard.press("Control+Enter")
     wait_done(page, "1 image")
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     assert runs.search("green house")[0][0].form["steps"] == 2
 
 
-def test_a_second_visitor_waits_for_the_first_and_may_give_up(page, context, site, runs):
+def test_two_visitors_generate_at_the_same_time_and_one_may_give_up(page, context, site, runs):
     fill(page, "prompt", "the first")
     fill(page, "number", 100)
     advanced(page, steps=100)
@@ -145,17 +182,19 @@ def test_a_second_visitor_waits_for_the_first_and_may_give_up(page, context, sit
     other = context.new_page()
     other.goto(site.address)
     ready(other)
-    fill(other, "prompt", "the second")
     fill(other, "number", 1)  # the browser kept that of the first
-    other.click("#generate")
-    other.wait_for_selector("#status :text('queue')")
-    other.click("#cancel")
-    other.wait_for_selector("#status :text('Stopped')")
-    page.close()  # a page that is closed needs no more images
-    fill(other, "prompt", "the third")
+    fill(other, "prompt", "the second")
     other.click("#generate")
     wait_done(other, "1 image")
-    assert runs.search("second")[0] == []
+    assert page.is_visible("#status [data-state=running]")
+    fill(other, "prompt", "the third")
+    fill(other, "number", 100)
+    other.click("#generate")
+    other.wait_for_selector("#status [data-state=running]")
+    other.click("#cancel")
+    other.wait_for_selector("#status [data-state=running]", state="detached")
+    page.close()  # a page that is closed needs no more images
+    assert len(runs.search("second")[0]) == 1
 
 
 def test_a_reload_keeps_the_fields_and_a_damaged_memory_does_no_harm(page):
@@ -177,7 +216,7 @@ def test_a_dropped_image_brings_its_settings_back(page, runs):
     fill(page, "prompt", "black fox, flat")
     advanced(page, steps=3, seed=99, negative="blurry")
     page.click("#generate")
-    wait_done(page, "seed 99")
+    wait_done(page, "1 image")
     file = runs.files(runs.search("black")[0][0])[0]
     content = file.read_bytes()
     fill(page, "prompt", "something else")
@@ -188,8 +227,8 @@ def test_a_dropped_image_brings_its_settings_back(page, runs):
     assert (number(page, "steps"), number(page, "seed")) == ("3", "99")
     assert page.input_value("#negative textarea") == "blurry"
     page.click("#generate")
-    page.wait_for_selector("#tiles figure")
-    wait_done(page, "seed 99")
+    page.wait_for_selector("#status [data-state=running]")
+    wait_done(page, "1 image")
     first, second = (read_settings(runs.files(run)[0])["pixels_sha256"] for run in runs.search("black")[0])
     assert first == second
     # Cut off, or no image at all: one sentence, and the fields stay.
@@ -206,7 +245,8 @@ def test_history_searches_uses_and_deletes(page, runs, site):
         fill(page, "prompt", prompt)
         advanced(page, steps=2, seed=5)
         page.click("#generate")
-        page.wait_for_selector(f"#details :text('{prompt[-5:]}')")
+        page.wait_for_selector("#status [data-state=running]")
+        wait_done(page, "1 image")
     fill(page, "prompt", "")
     go_to(page, "History")
     page.wait_for_selector("#covers .thumbnail-item")
@@ -214,16 +254,13 @@ def test_history_searches_uses_and_deletes(page, runs, site):
     page.wait_for_selector("#count :text-is('1 run')")
     assert "<img src=x" in page.inner_text("#covers")
     page.click("#covers .thumbnail-item")
-    page.wait_for_selector("#details:visible :text('onerror')")
-    page.click("#use")
+    page.click("#tiles summary")
+    page.wait_for_selector("#tiles dd:text('onerror')")
+    page.click("#tiles [data-do=settings]")
     page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('<img src=x')")
     assert number(page, "seed") == "5"
-    with page.expect_download() as download:
-        page.click("#gallery .thumbnail-item")
-        page.click("#gallery [aria-label=Download], #gallery [title=Download]")
-    assert Path(download.value.path()).read_bytes()[1:4] == b"PNG"
     page.on("dialog", lambda dialog: dialog.accept())
-    page.click("#delete")
+    page.click("#tiles [data-do=remove]")
     page.wait_for_selector("#status :text('Deleted 1 image')")
     assert runs.search("onerror")[0] == [] and page.title() != "hacked"
 
@@ -236,13 +273,17 @@ def test_a_phone_can_generate(browser, site):
     ready(page)
     wide = "document.documentElement.scrollWidth <= innerWidth"
     assert page.evaluate(wide)
-    page.tap("#examples button >> nth=0")
+    page.tap("#tiles [data-do=example] >> nth=0")
     page.wait_for_function("document.querySelector('#prompt textarea').value !== ''")
+    fill(page, "number", 100)
     page.tap("#generate")
-    wait_done(page, "1 image")
-    page.wait_for_selector("#gallery .thumbnail-item img")
+    page.wait_for_selector('#tiles figure[data-state="saved"]')
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")  # wherever one is, Cancel is there
+    cancel = "const box = document.querySelector('#cancel').getBoundingClientRect();"
+    assert page.evaluate(f"() => {{ {cancel} return box.top > 0 && box.bottom <= innerHeight }}")
+    page.tap("#cancel")
+    wait_done(page, "of 100 images")
     assert page.evaluate(wide)
-    page.wait_for_function("document.querySelector('#gallery').getBoundingClientRect().top < innerHeight")
     for name, shown in (("History", "#covers"), ("Model", "#load")):
         if not page.is_visible(f'button[role=tab]:visible:text-is("{name}")'):
             page.tap(".overflow-menu button")
@@ -257,11 +298,11 @@ def test_a_storm_of_clicks_generates_a_few_times_and_the_page_lives(page, runs):
     advanced(page, steps=20, seed=1)
     for _ in range(5):
         page.dblclick("#generate", delay=30)
-    wait_done(page, "seed 1")
+    wait_done(page, "1 image")
     assert 1 <= len(runs.search("storm")[0]) <= 5
     fill(page, "prompt", "calm")
     page.click("#generate")
-    page.wait_for_selector("#details dd:text-is('calm')")
+    page.wait_for_selector("#tiles dd:text-is('calm')", state="attached")
 
 
 def test_what_cannot_be_generated_is_said_and_the_page_stays_usable(page):
@@ -281,12 +322,13 @@ def test_what_cannot_be_generated_is_said_and_the_page_stays_usable(page):
     page.click("#generate")
     page.wait_for_selector(".toast-body:has-text('25,000 characters')")
     fill(page, "prompt", "after <all>, a فثعلب 🦊")
+    page.wait_for_selector("#meter mark:text('🦊')")
     fill(page, "style", "<i>oil")
     page.click("#generate")
     page.wait_for_selector(".toast-body:has-text('\"<i>oil\"')")
     fill(page, "style", "No style")
     page.click("#generate")
-    page.wait_for_selector("#details dd:text('after <all>')")
+    page.wait_for_selector("#tiles dd:text('after <all>')", state="attached")
 
 
 def test_another_model_is_loaded_and_one_that_cannot_be_is_said(page, folder, tiny_model):
@@ -302,27 +344,3 @@ def test_another_model_is_loaded_and_one_that_cannot_be_is_said(page, folder, ti
     fill(page, "prompt", "by torch")
     page.click("#generate")
     wait_done(page, "1 image")
-
-
-def test_a_grid_of_variations_stands_as_a_grid(page, runs):
-    page.click("#variations button")  # first: what is typed while its fields still unfold is lost to Gradio
-    page.wait_for_selector("#x textarea:visible, #x input:visible")
-    fill(page, "prompt", "grid fox")
-    advanced(page, steps=2, seed=8)
-    fill(page, "x", "1, 5")
-    page.click("#generate-grid")
-    wait_done(page, "2 images")
-    page.wait_for_function("document.querySelectorAll('#gallery .caption-label').length === 2")
-    assert page.locator("#gallery .caption-label").all_inner_texts() == ["guidance 1", "guidance 5"]
-    assert {image["seed"] for image in runs.search("grid fox")[0][0].images} == {8}
-
-
-def test_the_words_of_an_image_are_shown_where_they_were_read(page):
-    fill(page, "prompt", "fox and <img src=x onerror=alert(1)>")
-    advanced(page, steps=2, seed=8)
-    page.click("#generate")
-    wait_done(page, "seed 8")
-    page.click("#inspect")
-    page.wait_for_function("[...document.querySelectorAll('#maps img')].filter(i => i.naturalWidth).length > 4")
-    words = page.locator("#maps figcaption").all_inner_texts()
-    assert [word.split()[0] for word in words[:3]] == ["fox", "and", "img"]

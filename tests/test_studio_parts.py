@@ -1,30 +1,40 @@
-"""The studio without a browser: its worker, its fields, its runs, and that generations do not touch each other."""
+"""The studio without a browser: its jobs, its fields, its runs, and that generations do not touch each other."""
 
 import asyncio
+import base64
+import io
 import json
 import subprocess
 import sys
-import threading
+from contextlib import aclosing
+from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
-from pixart import Pipeline
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.image_files import read_settings
+from pixart.pipeline.request import make_request
 from pixart.pipeline.restore import NAMES
-from pixart.studio import fields, grid, markup
+from pixart.studio import fields, markup
 from pixart.studio.generation import Generation, Tile
 from pixart.studio.models import Choice
-from pixart.studio.preview import Preview, data_uri
 from pixart.studio.runs import RECORD, Run, Runs
-from pixart.studio.studio import Stopped, Studio
+from pixart.studio.studio import Studio
 
 
 @pytest.fixture(scope="module")
 def studio(tiny_model_with_graphs, tmp_path_factory):
-    made = Studio(Choice(str(tiny_model_with_graphs)), tmp_path_factory.mktemp("studio") / "out")
+    place, rng = tmp_path_factory.mktemp("studio"), np.random.default_rng(0)
+    (place / "loras").mkdir()
+    layer = "transformer.transformer_blocks.0.attn2.to_out.0.lora"
+    pair = {"A": (4, 32), "B": (32, 4)}
+    tensors = {f"{layer}_{side}.weight": rng.normal(0, 1, shape).astype(np.float32) for side, shape in pair.items()}
+    save_file(tensors, place / "loras" / "noisy.safetensors")
+    made = Studio(Choice(str(tiny_model_with_graphs)), place / "out", loras=place / "loras")
     yield made
     made.close()
 
@@ -36,14 +46,25 @@ def values(studio, prompt="a red fox", **changes) -> dict:
 
 def generation(studio, prompt="a red fox", **changes) -> Generation:
     form = values(studio, prompt, **changes)
-    return Generation(studio, [fields.checked(form, studio.models.folder)], form)
+    return Generation(studio, fields.checked(form, studio.models.folder), form)
 
 
 def generate(studio, *given, **changes) -> Run:
-    return generation(studio, *given, **changes).run(threading.Event())
+    job = generation(studio, *given, **changes)
+    asyncio.run(follow(studio, job))
+    return studio.runs.get(job.run_name)
 
 
-# The worker
+async def follow(studio, job, until=lambda: False) -> None:
+    """As the page does it; closing the iterator is leaving the page."""
+    studio.listening["visitor"] = 1
+    async with aclosing(studio.follow(partial(job.submit, "visitor"), job.view, "visitor")) as views:
+        async for _ in views:
+            if until():
+                break
+
+
+# Jobs
 
 
 class Panic(BaseException):
@@ -53,34 +74,39 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [PixArtError("The disk is full."), ZeroDivisionError("x"), MemoryError(), Panic()])
 def test_whatever_a_job_throws_ends_that_job_only(studio, error):
-    def fail(stop):
+    job, failing = generation(studio), generation(studio)
+
+    def fail(*given):
         raise error
 
-    async def views(run) -> list:
-        return [view async for view in studio.follow(run, lambda: ["seen"], "a session")]
-
+    failing.submit = fail
     with pytest.raises(PixArtError):
-        asyncio.run(views(fail))
-    assert asyncio.run(views(lambda stop: None)) == [["seen"]]
+        asyncio.run(follow(studio, failing))
+    job._on_step = fail
+    with pytest.raises(PixArtError):
+        asyncio.run(follow(studio, job))
+    assert generate(studio).images
 
 
-def test_a_job_whose_page_is_gone_is_told_to_stop(studio):
-    began, ended = threading.Event(), threading.Event()
+def test_who_leaves_ends_the_job_within_a_step_and_what_is_saved_stays(studio):
+    job = generation(studio, num_images=60, steps=3)
+    asyncio.run(follow(studio, job, lambda: job.saved >= 2))
+    assert job.job.future.cancelled() and studio.engine.live == []
+    generate(studio)  # the engine has left the last step
+    run = studio.runs.get(job.run_name)
+    assert 2 <= len(run.images) == len(studio.runs.files(run)) < 60
 
-    def run(stop):
-        began.set()
-        assert stop.wait(60)
-        ended.set()
-        raise Stopped
 
-    async def leave() -> None:
-        studio.listening["a session"] = 1
-        views = studio.follow(run, lambda: ["seen"], "a session")
-        await anext(views)
-        await views.aclose()
-
-    asyncio.run(leave())
-    assert began.is_set() and ended.wait(60)
+def test_page_and_programs_share_one_queue(studio):
+    """A job of the server's kind and a click are on their way together, and each gets what it gets alone."""
+    pipeline = studio.models.require().pipeline
+    request = make_request(pipeline.folder, "a house", seed=3, steps=40, width=64, height=64, num_images=4)
+    (alone,) = pipeline.generate(make_request(pipeline.folder, "a house", seed=3, steps=40, width=64, height=64))
+    other, clicked = studio.engine.submit(pipeline, request, owner="a key"), generation(studio, steps=40)
+    seen = []
+    asyncio.run(follow(studio, clicked, lambda: seen.append(len(studio.engine.live))))
+    assert max(seen) == 2 and clicked.saved == 1
+    assert other.future.result()[0].settings["pixels_sha256"] == alone.settings["pixels_sha256"]
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_one_before(studio, folder, tmp_path):
@@ -95,29 +121,9 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(studio, folder, tmp
 # Generating
 
 
-def test_a_stopped_generation_keeps_what_is_saved(studio):
-    stop, job = threading.Event(), generation(studio, num_images=16, steps=3)
-    job.requests = [
-        fields.checked(job.form | {"num_images": 1, "seed": seed}, studio.models.folder) for seed in range(16)
-    ]
-    write = studio.runs.write
-    studio.runs.write = lambda run: (write(run), stop.set() if len(run.images) == 5 else None)
-    try:
-        with pytest.raises(Stopped):
-            job.run(stop)
-    finally:
-        studio.runs.write = write
-    run = studio.runs.get(job.run_name)
-    assert len(run.images) == len(studio.runs.files(run)) == 5
-    assert run.notices
-
-
 def test_the_image_is_seen_before_it_is_done(studio):
     job, previews = generation(studio, num_images=2, steps=40), set()
-    job.studio.models.require()
-    on_step = job._on_step
-    job._on_step = lambda *given: (on_step(*given), previews.update(tile.preview for tile in job.tiles))
-    job.run(threading.Event())
+    asyncio.run(follow(studio, job, lambda: previews.update(tile.preview for tile in job.tiles)))
     assert len(previews - {""}) >= 1
     assert (job.step, job.steps) == (80, 80)
     assert [(tile.seed, tile.path.is_file()) for tile in job.tiles] == [(7, True), (8, True)]
@@ -134,7 +140,8 @@ def test_words_of_all_kinds_are_generated(studio, prompt):
 def test_a_full_disk_is_said_and_the_next_generation_works(tiny_model_with_graphs, tmp_path):
     """A limit on the size of files stands for the disk: the system refuses the write in the same place."""
     program = f"""
-import resource, signal, threading
+import asyncio, resource, signal
+from functools import partial
 from pathlib import Path
 from pixart.errors import PixArtError
 from pixart.studio import fields
@@ -144,15 +151,21 @@ from pixart.studio.studio import Studio
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 studio = Studio(Choice({str(tiny_model_with_graphs)!r}), Path({str(tmp_path / "out")!r}))
 form = fields.defaults(studio.models.folder) | dict(prompt="a fox", steps=2)
-jobs = [Generation(studio, [fields.checked(form, studio.models.folder)], form) for _ in range(2)]
 studio.models.require()
+jobs = [Generation(studio, fields.checked(form, studio.models.folder), form) for _ in range(2)]
+async def follow(job):
+    studio.listening["visitor"] = 1
+    async for _ in studio.follow(partial(job.submit, "visitor"), job.view, "visitor"):
+        pass
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 try:
-    jobs[0].run(threading.Event())
+    asyncio.run(follow(jobs[0]))
 except PixArtError as error:
     print(jobs[0].tiles[0].preview[:22], list(studio.runs.folder.iterdir()))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(len(jobs[1].run(threading.Event()).images))
+asyncio.run(follow(jobs[1]))
+print(jobs[1].saved)
+studio.close()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     # The image is seen all the same, and nothing half written is left.
@@ -198,11 +211,12 @@ def test_the_switch_leaves_the_negative_prompt_out(studio):
 
 def test_the_token_meter_names_the_words_beyond_the_limit(studio):
     studio.models.require()
-    used, most, cut = studio.tokens("fox " * 130 + "<i>house</i>", None)
+    used, most, cut, _ = studio.tokens("fox " * 130 + "<i>house</i>", None)
     assert used > most == 120
     assert cut.endswith("<i>house</i>") and cut.startswith("fox")
-    assert "&lt;i&gt;house&lt;/i&gt;" in markup.token_meter(used, most, cut)
-    assert studio.tokens("a red fox", None) == (5, 120, "")
+    assert "&lt;i&gt;house&lt;/i&gt;" in markup.token_meter(used, most, cut, [])
+    assert studio.tokens("a red fox", None) == (5, 120, "", [])
+    assert studio.tokens("a red 🦊", None)[3] == ["🦊"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +248,7 @@ def test_fields_come_back_from_storage_and_from_an_image(studio):
 def test_every_shape_is_a_size_of_the_model(studio):
     for aspect, ratio in fields.ASPECTS.items():
         width, height = fields.size_for(studio.models.folder, aspect)
-        assert abs(width / height - ratio) < 0.15
+        assert abs(width / height - ratio) < 0.15 and fields.aspect_of(width, height) == aspect
         assert fields.checked(values(studio, width=width, height=height), studio.models.folder).width == width
 
 
@@ -249,32 +263,49 @@ def test_the_size_line_names_the_bin(tmp_path, studio):
     assert "64.5" in markup.size_line(studio.models.folder, 64.5, 64, None)
 
 
-def test_a_grid_changes_one_thing_in_each_direction(studio):
+def png(size=(64, 64), colour="red") -> str:
+    file = io.BytesIO()
+    Image.new("RGBA", size, colour).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def test_an_image_and_what_is_brushed_over_it_are_a_request(studio):
     folder = studio.models.folder
-    form = values(studio, random_seed=True)
-    requests, labels, columns = grid.grid_of(form, ("Guidance scale", "1, 4.5"), ("Style", "3D, no style"), folder)
-    assert [(r.guidance_scale, r.style) for r in requests] == [(1, "3D"), (4.5, "3D"), (1, None), (4.5, None)]
-    assert len({r.seeds for r in requests}) == 1
-    assert (labels[1], columns) == ("guidance 4.5 · 3D", 2)
-    run = Generation(studio, requests, form, labels, columns).run(threading.Event())
-    assert (run.grid, [image["label"] for image in run.images]) == (2, labels)
-    assert grid.axis_values("Style", "", folder) == ["3D", "Flat"]
+    for mask in (None, png(colour="magenta")):
+        image = fields.from_brush(json.dumps({"image": png(), "mask": mask}))
+        request = fields.checked(values(studio, strength=0.5), folder, *image)
+        assert (request.strength, request.image.mask is None) == (0.5, mask is None)
+    assert fields.checked(values(studio, strength=0.5), folder, *fields.from_brush("")).strength is None
+    with pytest.raises(UsageError):  # nothing to keep
+        fields.checked(values(studio, outpaint=True), folder)
 
 
 @pytest.mark.parametrize(
-    ("x", "y"),
-    [
-        (("Steps", "1, two"), ("Nothing", "")),
-        (("Steps", ""), ("Nothing", "")),
-        (("Steps", "1"), ("Steps", "2")),
-        (("Style", "oil"), ("Nothing", "")),
-        (("Steps", ",".join("1" * 7)), ("Guidance scale", ",".join("1" * 7))),
-        (("Colour", "1"), ("Nothing", "")),
-    ],
-)
-def test_a_grid_that_cannot_be_is_refused(studio, x, y):
+    "sent", ["{", "[]", '{"image": 5, "mask": null}', '{"image": "data:,", "mask": null}',
+             json.dumps({"image": "/etc/passwd", "mask": None}), json.dumps({"image": png((4096, 1)), "mask": None})],
+)  # fmt: skip
+def test_what_is_no_image_to_start_from_is_refused(sent):
     with pytest.raises(UsageError):
-        grid.grid_of(values(studio), x, y, studio.models.folder)
+        fields.from_brush(sent)
+
+
+def test_adapters_of_the_folder_are_taken_at_their_strengths(studio):
+    known, taken = studio.models.loras, {"loras": ["noisy"], "strengths": "0.5"}
+    assert [lora.strength for lora in fields.adapters(taken, known)] == [0.5]
+    assert [lora.strength for lora in fields.adapters({**taken, "strengths": ""}, known)] == [1]
+    for wrong in ({"loras": ["../noisy"]}, {"strengths": "much"}, {"strengths": "1e9"}, {"strengths": "nan"}):
+        with pytest.raises(UsageError):
+            fields.adapters(taken | wrong, known)
+    form = values(studio)
+    changed, plain = (
+        Generation(studio, fields.checked(form, studio.models.folder), form, fields.adapters(taken, known)),
+        generation(studio),
+    )
+    for job in (changed, plain):
+        asyncio.run(follow(studio, job))
+    settings = [read_settings(job.tiles[0].path) for job in (changed, plain)]
+    assert settings[0]["loras"][0]["strength"] == 0.5 and "loras" not in settings[1]
+    assert settings[0]["pixels_sha256"] != settings[1]["pixels_sha256"]
 
 
 # Runs
@@ -338,30 +369,16 @@ def test_an_outputs_folder_that_cannot_be_is_refused(tmp_path):
 # What is seen
 
 
-def test_the_map_for_previews_is_near_the_decoder():
-    """On the shipped model, whose images are no noise: nearer than a flat colour is, by far."""
-    pipeline = Pipeline.from_pretrained()
-    preview = Preview(pipeline.networks, pipeline.folder.transformer["in_channels"], pipeline.folder.vae_factor)
-    steps = []
-    pipeline("a red apple, 3D", seed=7, steps=4, on_step=lambda index, step: steps.append(step))
-    x_0 = np.asarray(steps[-1].x_0)
-    decoded = pipeline.networks.decode(x_0)[0].reshape(32, 8, 32, 8, 3).mean((1, 3))
-    rough = preview.rough(x_0)
-    assert rough.shape == (32, 32, 3)
-    assert np.abs(rough - decoded).mean() < 0.5 * np.abs(decoded.mean((0, 1)) - decoded).mean()
-    assert data_uri(rough).startswith("data:image/jpeg;base64,")
-
-
 def test_nothing_from_outside_becomes_html(studio):
     nasty = '<img src=x onerror="alert(1)">'
     job = generation(studio)
-    job.notices, job.tiles = [nasty], [Tile(1, nasty)]
+    job.notices = [nasty]
+    saved = Tile(1, (64, 64), path=studio.runs.folder / nasty, details=markup.details({"prompt": nasty}, nasty))
     for made in (
         markup.details({"prompt": nasty, "style": nasty, "seed": nasty}, nasty),
         markup.lines([nasty]),
-        markup.token_meter(1, 1, nasty),
+        markup.token_meter(1, 1, nasty, [nasty]),
         markup.status(job),
-        markup.tiles(job),
-        markup.word_maps([(nasty, 0.5, "data:,")], 0.5),
+        markup.tiles([saved], is_done=True),
     ):
         assert "<img src=x" not in made

@@ -158,6 +158,12 @@ def test_another_address_needs_a_password(tiny_model_with_graphs, tmp_path):
         named = {"Host": "pixart.example", "Authorization": good}
         assert site.status("/config", **named, Origin="https://pixart.example") == 200
         assert site.status("/config", Host="evil.example", Authorization=good) == 403
+    # Nor does the relay do without one; and where there is no network, there is one sentence.
+    share = [*command[:-2], "--port", "0", "--share"]
+    offline = clean | {"https_proxy": "http://127.0.0.1:9"}
+    for environment, code in ((clean, 2), (offline | {"PIXART_PASSWORD": "sésame"}, 1)):
+        done = subprocess.run(share, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == code and "--share" in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run(command, env=clean | {"PIXART_PASSWORD": ""}, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
 
@@ -168,6 +174,18 @@ def test_a_space_answers_to_its_own_name_without_a_password(tiny_model_with_grap
         own = "somebody-pixart.hf.space"
         assert site.status("/config", Host=own, Origin=f"https://{own}") == 200
         assert site.status("/config", Host="evil.example") == 403
+
+
+def test_programs_are_answered_beside_the_page(tiny_model_with_graphs, tmp_path):
+    key = {"Authorization": "Bearer a-key-of-a-program", "Content_Type": "application/json"}
+    asked = json.dumps({"prompt": "a fox", "size": "64x64", "num_inference_steps": 2}).encode()
+    with serving(tiny_model_with_graphs, tmp_path, "--api", PIXART_API_KEY="a-key-of-a-program") as site:
+        assert site.status("/config") == 200
+        assert site.status("/v1/models") == 401
+        assert site.status("/v1/models", **key, Host="evil.example") == 403
+        assert site.visit().press("generate", prompt="a house", **SMALL)[0]  # so that the model is loaded
+        status, body = site.ask("/v1/images/generations", "POST", asked, **key)
+        assert status == 200 and json.loads(body)["data"][0]["b64_json"]
 
 
 SMALL = {"width": 64, "height": 64, "steps": 1, "random_seed": False}

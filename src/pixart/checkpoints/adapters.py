@@ -190,6 +190,20 @@ def check_loras(folder: "ModelFolder", given: Iterable[str | Path | tuple[str | 
     return loras
 
 
+def find_loras(place: Path, folder: "ModelFolder") -> dict[str, Lora]:
+    """The adapters in a folder that fit a model, by their names. Raises PixArtError for one that is damaged."""
+    if not place.is_dir():
+        raise PixArtError(f"There is no folder {place}; give one with adapters.")
+    found: dict[str, Lora] = {}
+    text = linear_shapes(folder.text_encoder)
+    for path in sorted(path for path in place.iterdir() if is_adapter(path)):
+        lora = read_loras([(path, 1.0)])[0]
+        with contextlib.suppress(PixArtError):  # it is for another model
+            check_fit([lora], folder.transformer, text)
+            found[path.stem] = lora
+    return found
+
+
 def changes(loras: Iterable[Lora], *, text: bool = False) -> Changes:
     """What adapters change of the transformer, or of the text encoder, by layer."""
     found: Changes = {}

@@ -194,6 +194,18 @@ class Pipeline:
             return next(self.core.enlarged([state], request.enlarged))
         return self._generated(request, state, self.core.decode([state])[0])
 
+    def preview(self, request: Request, step: Step) -> Any:
+        """What an image looks like after a step, at its full size, as PIL; in the thread that owns the networks.
+
+        None where the memory that is free is not enough for it, which the request need not suffer from.
+        """
+        from PIL import Image
+
+        try:
+            return fit(Image.fromarray(self.networks.decode(step.x_0)[0]), request.height, request.width)
+        except MemoryError:
+            return None
+
     def _started(self, request: Request, say: Callable[[str], None]) -> Iterator[State]:
         self._check_text_states(request)
         if request.control is not None and self.networks.control is None:

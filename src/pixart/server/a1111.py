@@ -33,7 +33,7 @@ from pixart.pipeline.image_metadata import read_texts
 from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.settings import MAX_GUIDANCE, MAX_SIDE, MAX_UPSCALE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute
-from pixart.server.service import Model, Refused, Service, as_strength, outcome, preview
+from pixart.server.service import Model, Refused, Service, as_strength, outcome
 from pixart.server.service import base64 as as_base64
 
 # make_request's arguments -> the fields of this API.
@@ -193,7 +193,7 @@ def router(service: Service) -> APIRouter:
 
         def on_step(index: int, step: Step) -> None:
             if look.wanted:
-                look.image, look.wanted = preview(model.pipeline, request, step), False
+                look.image, look.wanted = model.pipeline.preview(request, step), False
 
         job = service.submit(http, model, request, loras, on_step)
         looks[job] = look

@@ -21,7 +21,7 @@ from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.request import Request as ImageRequest
 from pixart.pipeline.settings import MAX_GUIDANCE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute, invalid_fields
-from pixart.server.service import Model, Refused, Service, as_strength, base64, outcome, preview
+from pixart.server.service import Model, Refused, Service, as_strength, base64, outcome
 
 MAX_PARTIAL = 3
 IGNORED = ("quality", "moderation", "complexity", "input_fidelity")  # settings of OpenAI's models
@@ -225,7 +225,7 @@ class Answer:
         shown = {first + steps * k // (self.partial + 1) for k in range(1, self.partial + 1)} - {first, request.steps}
 
         def on_step(index: int, step: Step) -> None:
-            if step.index + 1 in shown and (image := preview(self.model.pipeline, request, step)) is not None:
+            if step.index + 1 in shown and (image := self.model.pipeline.preview(request, step)) is not None:
                 loop.call_soon_threadsafe(partial.put_nowait, image)
 
         if self.model.pipeline.networks.memory.staged:

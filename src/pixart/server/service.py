@@ -1,7 +1,6 @@
 """What both protocols share: the models, checking a request, running it for as long as its client waits."""
 
 import asyncio
-import contextlib
 import io
 import logging
 import math
@@ -19,12 +18,11 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
-from pixart.checkpoints.adapters import Lora, check_fit, is_adapter, linear_shapes, read_loras
+from pixart.checkpoints.adapters import Lora, find_loras
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
 from pixart.config import unknown
 from pixart.diffusion.solvers import Step
-from pixart.errors import PixArtError, UsageError, shown
-from pixart.pipeline.bins import fit
+from pixart.errors import UsageError, shown
 from pixart.pipeline.engine import DeadlinePassed, Engine, Job, QueueFull, as_sentence, work_of
 from pixart.pipeline.image_files import save_image
 from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
@@ -88,20 +86,6 @@ def open_model(source: Source, name: str | None = None) -> Model:
     runtime = choose_runtime(folder, how.engine, how.dtype, source.memory, how.device, compile=how.compile)
     loras = find_loras(source.loras, folder) if source.loras is not None else {}
     return Model(name or folder.name + ("-fast" if source.fast else ""), source, folder, runtime, loras=loras)
-
-
-def find_loras(place: Path, folder: ModelFolder) -> dict[str, Lora]:
-    """The adapters in a folder that fit a model, by their names. Raises PixArtError for one that is damaged."""
-    if not place.is_dir():
-        raise PixArtError(f"There is no folder {place}; give one with adapters.")
-    found: dict[str, Lora] = {}
-    text = linear_shapes(folder.text_encoder)
-    for path in sorted(path for path in place.iterdir() if is_adapter(path)):
-        lora = read_loras([(path, 1.0)])[0]
-        with contextlib.suppress(PixArtError):  # it is for another model
-            check_fit([lora], folder.transformer, text)
-            found[path.stem] = lora
-    return found
 
 
 def load_model(model: Model) -> Model:
@@ -346,19 +330,6 @@ def outcome(job: Job) -> list[Generated] | None:
     if isinstance(error, UsageError):
         raise Refused(400, str(error), None, "invalid_value")
     raise Refused(500, str(error), None, "generation_failed")
-
-
-def preview(pipeline: Pipeline, request: Request, step: Step) -> Any:
-    """What an image looks like after a step, at its full size, as PIL; to be called in the engine's thread.
-
-    None where the memory that is free is not enough for it, which the request need not suffer from.
-    """
-    from PIL import Image
-
-    try:
-        return fit(Image.fromarray(pipeline.networks.decode(step.x_0)[0]), request.height, request.width)
-    except MemoryError:
-        return None
 
 
 def as_strength(text: str, param: str) -> float:

@@ -1,129 +1,148 @@
-"""One click on Generate, from checked requests to saved images, and what the page shows of it meanwhile."""
+"""One click on Generate, from a checked request to saved images, and what the page shows of it meanwhile."""
 
-import functools
-import threading
+import base64
+import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.styles import style_notice
 from pixart.errors import PixArtError
+from pixart.pipeline.cutout import cut_out
+from pixart.pipeline.engine import Job
 from pixart.pipeline.image_files import slug, write_image
-from pixart.pipeline.pipeline import Generated
+from pixart.pipeline.pipeline import Generated, Pipeline
 from pixart.pipeline.request import Request
 from pixart.studio import markup
-from pixart.studio.models import Loaded
-from pixart.studio.preview import data_uri
 from pixart.studio.runs import Run
-from pixart.studio.studio import Stopped, Studio
+from pixart.studio.studio import Studio
 
-PREVIEW_EVERY = 0.2  # seconds, at least
-PREVIEW_SHARE = 0.25  # of the time, at most
+PREVIEW_EVERY = 0.3  # seconds, at least, of one image
+PREVIEW_SHARE = 0.15  # of the time, at most, for the previews of all images
+LARGEST_PREVIEW, SMALL_PREVIEW = 384, 160  # pixels of the longer side
 
 
 @dataclass
 class Tile:
-    """One image: what is seen of it so far (a data URI, or the saved file), and its label."""
+    """One image: what is seen of it so far (a data URI, or the saved file), and its size in pixels."""
 
     seed: int
-    label: str = ""
+    size: tuple[int, int]
     preview: str = ""
     path: Path | None = None
+    details: str = ""  # HTML, of a saved one
+    next_preview: float = 0.0
 
 
 class Generation:
-    """What `Studio.follow` runs and shows: the worker writes its attributes, the page reads them."""
+    """What `Studio.follow` submits and shows: the engine's thread writes its attributes, the page reads them."""
 
-    def __init__(
-        self, studio: Studio, requests: list[Request], form: dict[str, Any], labels: list[str] | None = None, grid=0
-    ):
-        """`form` is what the fields hold; `labels` and `grid`, the number of columns, are for a grid of images."""
-        self.studio, self.requests, self.form, self.grid = studio, requests, form, grid
-        seeds = [seed for request in requests for seed in request.seeds]
-        self.tiles = [Tile(seed, label) for seed, label in zip(seeds, labels or [""] * len(seeds), strict=True)]
-        self.steps = sum(request.steps * len(request.seeds) for request in requests)
-        self.step, self.saved, self.run_name = 0, 0, ""
-        self.seconds_left: float | None = None
-        self.notices: list[str] = []
-        self.next_preview, self.preview_step, self.preview_cost = 0.0, -1, 0.0
+    def __init__(self, studio: Studio, request: Request, form: dict[str, Any], loras: tuple[Lora, ...] = ()):
+        """`request` is checked for the model of this moment; `form` is what the fields hold."""
+        self.studio, self.request, self.form, self.loras = studio, request, form, loras
+        self.choice = studio.models.choice
+        size = request.width * request.upscale, request.height * request.upscale
+        self.tiles = [Tile(seed, size) for seed in request.seeds]
+        self.steps = request.steps_in_all * len(self.tiles)
+        self.step, self.run_name = 0, ""
+        self.began, self.first_step = 0.0, 0.0  # when it was submitted, and when its first step was done
+        self.job: Job | None = None
+        notice = style_notice(request.style, studio.models.folder.styles)
+        self.notices = [notice] if notice else []
 
     def view(self) -> list:
         """Status and images of the page's stage."""
-        return [markup.status(self), markup.tiles(self)]
+        return [markup.status(self), markup.tiles(self.tiles)]
 
-    def run(self, stop: threading.Event) -> Run:
-        """Generate; every image is saved, recorded and shown before the next one begins."""
-        self.stop = stop
-        loaded = self.studio.models.require()
-        if notice := style_notice(self.requests[0].style, loaded.pipeline.folder.styles):
-            self._say(notice)
+    @property
+    def saved(self) -> int:
+        return sum(tile.path is not None for tile in self.tiles)
+
+    @property
+    def ahead(self) -> int | None:
+        """How many other jobs wait or run while this one waits; None before and after that."""
+        if self.job is None or self.job.started is not None:
+            return None
+        return sum(other is not self.job for other in self.studio.engine.live)
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.step < 2:
+            return None
+        return (time.monotonic() - self.first_step) / (self.step - 1) * (self.steps - self.step)
+
+    def submit(self, owner: str) -> Job:
+        """Load the model if it is not, and put the request in the engine's queue; in the worker."""
+        loaded = self.studio.require()
+        if self.studio.models.choice != self.choice:
+            raise PixArtError("Another model was loaded meanwhile, so this was not generated; press Generate again.")
+        self.pipeline: Pipeline = loaded.pipeline
         self.began = time.monotonic()
-        images: list[Generated] = []
-        try:
-            for request in self.requests:
-                on_step = functools.partial(self._on_step, loaded, self.saved, request.steps - 1)
-                for generated in loaded.pipeline.generate(request, on_step, self._say):
-                    self._save(generated)
-                    images.append(generated)
-        except Stopped:
-            if self.saved:
-                self._say(f"Stopped: {self.saved} of {len(self.tiles)} images are saved.")
-                self._record()
-            raise
-        run = self._record()
+        self.job = self.studio.engine.submit(
+            loaded.pipeline, self.request, owner=owner, on_step=self._on_step, on_image=self._save, loras=self.loras
+        )
+        return self.job
+
+    def finish(self) -> None:
+        """All images are there: into the tracker with them."""
         if self.studio.tracker is not None:
-            self.studio.tracker.log(images, run.seconds)
-        return run
+            self.studio.tracker.log(self.job.future.result(), time.monotonic() - self.began)
 
-    def _say(self, notice: str) -> None:
-        if notice not in self.notices:
-            self.notices.append(notice)
-
-    def _save(self, generated: Generated) -> None:
-        tile, name = self.tiles[self.saved], slug(self.requests[0].resolved_prompts[0])
-        folder = self.studio.runs.folder / self.run_name if self.run_name else None
+    def _save(self, index: int, generated: Generated) -> None:
+        tile = self.tiles[index]
+        if self.form.get("transparent"):
+            settings = {**generated.settings, "transparent": True}
+            generated = replace(generated, image=cut_out(generated.image), settings=settings)
+        runs, name = self.studio.runs, self.request.resolved_prompts[0]
+        folder = runs.folder / self.run_name if self.run_name else None
         try:
-            folder = folder or self.studio.runs.new(self.requests[0].resolved_prompts[0])
-            file = folder / f"{name}-{generated.seed}.png"
+            folder = folder or runs.new(name)
+            file = folder / f"{slug(name)}-{generated.seed}.png"
             tile.path = write_image(generated.image, generated.settings, file, metadata=self.studio.metadata)
         except PixArtError:
-            tile.preview = data_uri(np.asarray(generated.image))  # it is at least seen
+            tile.preview = data_uri(generated.image, LARGEST_PREVIEW)  # it is at least seen
             if folder is not None and not any(folder.iterdir()):
                 folder.rmdir()
             raise
-        self.saved, self.run_name = self.saved + 1, folder.name
+        tile.details = markup.details(generated.settings, f"{folder.name}/{tile.path.name}")
+        self.run_name = folder.name
         self._record()  # before it is shown: only images of recorded runs are served
 
-    def _record(self) -> Run:
-        saved = self.tiles[: self.saved]
+    def _record(self) -> None:
+        notices = [*self.notices, *(self.job.notices if self.job else [])]
         run = Run(
             name=self.run_name,
             created=time.time(),
-            prompt=self.requests[0].prompts[0],
+            prompt=self.request.prompts[0],
             model=self.studio.models.folder.name,
             seconds=time.monotonic() - self.began,
             form=self.form,
-            images=tuple({"file": tile.path.name, "seed": tile.seed, "label": tile.label} for tile in saved),
-            notices=tuple(self.notices),
-            grid=self.grid,
+            images=tuple({"file": tile.path.name, "seed": tile.seed} for tile in self.tiles if tile.path),
+            notices=tuple(dict.fromkeys(notices)),
         )
         self.studio.runs.write(run)
-        return run
 
-    def _on_step(self, loaded: Loaded, first: int, last: int, index: int, step: Any) -> None:
-        """After every step of every image; images of a batch call in turn."""
-        if self.stop.is_set():
-            raise Stopped
-        now = time.monotonic()
+    def _on_step(self, index: int, step: Any) -> None:
+        """After every step of every image."""
+        now, tile = time.monotonic(), self.tiles[index]
+        self.first_step = self.first_step or now
         self.step += 1
-        self.seconds_left = (now - self.began) / self.step * (self.steps - self.step)
-        if step.index != self.preview_step and now >= self.next_preview:
-            self.preview_step, self.preview_cost = step.index, 0.0
-        if step.index == self.preview_step and step.index < last:
-            self.tiles[first + index].preview = data_uri(loaded.preview.pixels(step.x_0), small=len(self.tiles) > 4)
-            self.preview_cost += time.monotonic() - now
-            wait = max(PREVIEW_EVERY, self.preview_cost / PREVIEW_SHARE - self.preview_cost)
-            self.next_preview = time.monotonic() + wait
+        # With one network at a time in memory, decoding a preview would put the denoiser out.
+        if now < tile.next_preview or self.pipeline.networks.memory.staged:
+            return
+        if (image := self.pipeline.preview(self.request, step)) is None:
+            return
+        tile.preview = data_uri(image, SMALL_PREVIEW if len(self.tiles) > 4 else LARGEST_PREVIEW)
+        took = time.monotonic() - now
+        tile.next_preview = now + max(PREVIEW_EVERY, took * len(self.tiles) / PREVIEW_SHARE)
+
+
+def data_uri(image: Any, side: int) -> str:
+    """A PIL image as the text of a JPEG that stands in a page itself: no file, no second request."""
+    image = image.convert("RGB")
+    image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

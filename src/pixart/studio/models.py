@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+from pixart.checkpoints.adapters import Lora, find_loras
 from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
 from pixart.pipeline.pipeline import Pipeline
 from pixart.runtime.memory import PLAIN, Memory
-from pixart.studio.preview import Preview
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,30 @@ class Loaded:
     pipeline: Pipeline
     runtime: Runtime
     tokenizer: Tokenizer
-    preview: Preview
     seconds: float
 
 
 class Models:
-    """The one model of the page. `folder` and `choice` are known at once, its networks when they are loaded."""
+    """The one model of the page. `folder`, `choice` and `loras` are known at once, its networks when they are loaded.
 
-    def __init__(self, choice: Choice):
-        """Check the folder, load nothing; raises as `open_model_folder` does."""
-        self.choice = choice
+    `loras` are the adapters in the folder of adapters that fit the model, by name.
+    """
+
+    def __init__(self, choice: Choice, lora_folder: Path | None = None):
+        """Check the folders, load nothing; raises as `open_model_folder` and `find_loras` do."""
+        self.choice, self.lora_folder = choice, lora_folder
         self.folder = _open(choice)
+        self.loras = self._find_loras(self.folder)
         self.loaded: Loaded | None = None
 
     def require(self) -> Loaded:
-        """The loaded model; loads it if it is not yet. To be called in the worker."""
+        """The loaded model; loads it if it is not yet. To be called in the studio's worker."""
         if self.loaded is None:
             self.load(self.choice)
         return self.loaded
 
     def load(self, choice: Choice) -> None:
-        """Swap to another model. If that fails, the page stays with the one before. To be called in the worker.
+        """Swap to another model. If that fails, the page stays with the one before. In the studio's worker.
 
         Raises:
             PixArtError: in one sentence, as `open_model_folder` and the engines do.
@@ -62,14 +66,15 @@ class Models:
             folder, choice.engine, choice.dtype, choice.memory, choice.device, compile=choice.compile
         )
         tokenizer = Tokenizer(folder.tokenizer, folder.text_encoder, folder.max_tokens)
+        loras = self._find_loras(folder)
         # Both together might not fit. If this one fails, the one before is loaded again when it is needed.
         self.loaded = None
         pipeline = Pipeline(folder, load_networks(folder, runtime))
-        # With one network at a time in memory, decoding a preview would put the denoiser out.
-        channels, by_decoder = folder.transformer["in_channels"], not choice.memory.staged
-        preview = Preview(pipeline.networks, channels, folder.vae_factor, by_decoder=by_decoder)
-        self.loaded = Loaded(pipeline, runtime, tokenizer, preview, time.monotonic() - started)
-        self.choice, self.folder = choice, folder
+        self.loaded = Loaded(pipeline, runtime, tokenizer, time.monotonic() - started)
+        self.choice, self.folder, self.loras = choice, folder, loras
+
+    def _find_loras(self, folder: ModelFolder) -> dict[str, Lora]:
+        return find_loras(self.lora_folder, folder) if self.lora_folder is not None else {}
 
 
 def _open(choice: Choice) -> ModelFolder:

@@ -1,11 +1,10 @@
 """The page: its fields, its images and what its buttons do."""
 
-import asyncio
 import html
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,40 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from pixart import __version__
-from pixart.checkpoints.model_folder import ModelFolder
 from pixart.errors import PixArtError
 from pixart.pipeline.image_files import read_settings
 from pixart.pipeline.networks import DTYPES, ENGINES
 from pixart.pipeline.prompts import NO_STYLE
+from pixart.pipeline.request import make_request
 from pixart.pipeline.restore import fit_to_model, restore_settings
-from pixart.pipeline.settings import MAX_IMAGES, NULL_TEXTS
+from pixart.pipeline.settings import MAX_IMAGES, MAX_UPSCALE, NULL_TEXTS, Settings
 from pixart.runtime.device import DEVICES
 from pixart.runtime.memory import DECODE, Memory, check_memory
-from pixart.studio import fields, grid, markup
+from pixart.studio import fields, markup
 from pixart.studio.examples import examples_for
-from pixart.studio.generation import Generation
-from pixart.studio.inspector import Inspection
+from pixart.studio.generation import Generation, Tile
 from pixart.studio.models import Choice
+from pixart.studio.runs import Run
 from pixart.studio.studio import Studio
 
 HERE = Path(__file__).parent
 SHIPPED = "The shipped model"
 OTHER = "A folder or a hub id"
-TRACKERS = {"Nothing": None, "trackio": "trackio", "Weights & Biases": "wandb"}
+# Buttons in the images' HTML name an event of the page.
+ON_CLICK = """const events = %s;
+element.addEventListener('click', (event) => {
+  const { do: name, index } = event.target.closest('[data-do]')?.dataset ?? {};
+  const sure = name !== 'remove' || confirm('Delete these images from the disk?');
+  if (!events.includes(name) || !sure) return;
+  if (name === 'edit') {
+    window.pixartEdit = event.target.closest('figure').querySelector('img').src;
+    window.pixartStart?.open(window.pixartEdit);
+  }
+  trigger(name, { index: Number(index) });
+});"""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-LONG: dict[str, Any] = {"concurrency_id": Studio.concurrency_id, "concurrency_limit": 1, "api_visibility": "private"}
+# Who has a turn is decided by the engine, for all visitors; Gradio's queue only carries what is shown.
+LONG: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
 class Page:
@@ -60,7 +71,7 @@ class Page:
             self._connect_generating()
             self._connect_history()
             self._connect_model()
-            outputs = [*self.fields, self.examples, self.model_line]
+            outputs = [*self.fields, *self.stage, self.model_line]
             self.blocks.load(self._open, self.kept, outputs, **QUIET)
 
     # Layout
@@ -79,7 +90,6 @@ class Page:
         with gr.Row(elem_id="work"):
             with gr.Column(scale=5, min_width=320):
                 self.fields = self._settings(prompt)
-                self._variations()
                 self.dropped = gr.File(
                     label="Drop an image here to take its settings", file_types=["image"], height=150,
                     elem_id="dropped",
@@ -99,6 +109,18 @@ class Page:
         number = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Images", elem_id="number")
         self.aspect = gr.Radio(list(fields.ASPECTS), value=None, label="Shape", elem_id="aspect")
         self.size = gr.HTML(elem_id="size")
+        with gr.Accordion("Start from an image", open=False, elem_id="start") as self.start:
+            self.brush = gr.HTML(markup.BRUSH, js_on_load=content("brush.js"), elem_id="brush")
+            strength = gr.Slider(0.05, 1, value=0.8, step=0.05, label="How much may change", elem_id="strength")
+            outpaint = gr.Checkbox(
+                False, label="Outpaint: keep the image, and generate what is around it", elem_id="outpaint"
+            )
+        with gr.Accordion("Adapters (LoRA)", open=True, elem_id="adapters", visible=bool(self.studio.models.loras)):
+            loras = gr.Dropdown(
+                list(self.studio.models.loras), label="Adapters", multiselect=True, allow_custom_value=True,
+                elem_id="loras",
+            )  # fmt: skip
+            strengths = gr.Textbox(label="Strengths, in the same order", placeholder="1, 0.8", elem_id="strengths")
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             with gr.Row():
                 width = _number("Width", shown["width"], "width")
@@ -124,43 +146,22 @@ class Page:
                 rescale = _number("Guidance rescale", 0, "rescale", precision=None)
                 channels = _number("Guided channels", None, "channels", placeholder="all")
                 null_text = gr.Dropdown(list(NULL_TEXTS), value="encoded", label="Unconditional text", min_width=90)
+            upscale = gr.Slider(
+                1, MAX_UPSCALE, value=1, step=1, label="Enlarge so many times, in a second pass", elem_id="upscale"
+            )
+            transparent = gr.Checkbox(
+                False, label="Cut out: nothing behind what stands on white", elem_id="transparent"
+            )
         return [prompt, style, number, width, height, binning, use_negative, negative, random_seed, seed, scale, steps,
-                sampler, low, high, rescale, channels, null_text]  # fmt: skip
-
-    def _variations(self) -> None:
-        with gr.Accordion("Variations: the same seed in a grid", open=False, elem_id="variations"):
-            with gr.Row():
-                x = gr.Dropdown(grid.AXES[1:], value="Guidance scale", label="Across", min_width=120)
-                x_values = gr.Textbox(grid.EXAMPLES["Guidance scale"], label="Values", min_width=120, elem_id="x")
-            with gr.Row():
-                y = gr.Dropdown(grid.AXES, value=grid.NO_AXIS, label="Down", min_width=120, elem_id="y-axis")
-                y_values = gr.Textbox("", label="Values", min_width=120, elem_id="y")
-            self.axes = [x, x_values, y, y_values]
-            self.generate_grid = gr.Button("Generate the grid", elem_id="generate-grid")
+                sampler, low, high, rescale, channels, null_text, upscale, transparent, loras, strengths, strength,
+                outpaint]  # fmt: skip
 
     def _stage(self) -> None:
         """Where images appear; `stage` is what `_show_run` fills, in its order."""
-        status = gr.HTML(elem_id="status", min_height=44)
-        tiles = gr.HTML(elem_id="tiles")
-        self.gallery = gr.Gallery(
-            show_label=False, columns=2, object_fit="contain", height="auto", visible=False, interactive=False,
-            elem_id="gallery", buttons=["download", "download_all", "fullscreen"],
-        )  # fmt: skip
-        with gr.Column(visible=False, elem_id="actions") as actions:
-            with gr.Row():
-                self.same_seed = gr.Button("Keep this seed", size="sm", min_width=100, elem_id="same-seed")
-                self.use = gr.Button("Use these settings", size="sm", min_width=100, elem_id="use")
-                self.inspect = gr.Button("Word attention", size="sm", min_width=100, elem_id="inspect")
-                self.delete = gr.Button("Delete", size="sm", min_width=60, elem_id="delete")
-            self.maps = gr.HTML(elem_id="maps")
-            self.details = gr.HTML(elem_id="details")
-        self.run, self.picked = gr.State(""), gr.State(0)
-        self.stage = [status, tiles, self.gallery, actions, self.maps, self.details, self.run, self.picked]
-        shown = [gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Number(visible=False)]
-        self.examples = gr.Dataset(
-            components=shown, label="Try one of these", layout="gallery", elem_id="examples",
-            **_samples(self.studio.models.folder),
-        )  # fmt: skip
+        status = gr.HTML(elem_id="status")
+        self.tiles = gr.HTML(elem_id="tiles", js_on_load=ON_CLICK % [*markup.ACTIONS, "example", "remove"])
+        self.run = gr.State("")
+        self.stage = [status, self.tiles, self.run]
 
     def _history_tab(self) -> None:
         self.search = gr.Textbox(
@@ -196,7 +197,6 @@ class Page:
                 self.loading = gr.HTML(elem_id="model-message")
             with gr.Column(scale=5, min_width=320):
                 self.facts = gr.HTML(elem_id="facts")
-                self.tracker = gr.Radio(list(TRACKERS), value="Nothing", label="Record every run with")
         self.choice = [which, source, fast, engine, dtype, device, staged, offload, eight, decode]
 
     # What fills the fields
@@ -212,34 +212,35 @@ class Page:
         )
         gr.on([field.change for field in self.fields], None, self.fields, self.kept, js=keep, **QUIET)
         gr.on([prompt.change, style.change], self._meter, [prompt, style], self.meter, **latest)
-        gr.on([self.blocks.load, *(field.change for field in size)], self._size, size, self.size, **latest)
+        gr.on(
+            [self.blocks.load, *(field.change for field in size)], self._size, size, [self.size, self.aspect], **latest
+        )
         self.aspect.input(
             lambda aspect: fields.size_for(self.studio.models.folder, aspect), self.aspect, size[:2], **QUIET
         )
         suited = [by_name["steps"], by_name["guidance_scale"]]
         sampler.input(self._suit_sampler, sampler, suited, **QUIET)
-        for axis, values in (self.axes[:2], self.axes[2:]):
-            axis.input(lambda name: grid.EXAMPLES.get(name, ""), axis, values, **QUIET)
         example = [by_name[name] for name in ("prompt", "style", "random_seed", "seed")]
-        self.examples.click(lambda row: [row[0], row[1], False, row[2]], self.examples, example, **QUIET)
+        self.tiles.example(self._take_example, None, example, **QUIET)
         self.dropped.upload(self._take_dropped, self.dropped, [*self.fields, self.note, self.dropped], **QUIET)
-        self.use.click(self._use, [self.run, self.picked], [*self.fields, self.note], **QUIET)
-        seeds = [by_name["random_seed"], by_name["seed"], self.note]
-        self.same_seed.click(self._keep_seed, [self.run, self.picked], seeds, **QUIET)
+        self.tiles.settings(self._use, self.run, [*self.fields, self.note], **QUIET)
+        self.tiles.edit(self._edit, self.run, [*self.fields, self.note, self.start], **QUIET)
+        self.brush.opened(self._size_like, None, size[:2], **QUIET)
 
     def _open(self, kept: Any) -> list:
         """The page is opened: the fields as the browser kept them."""
         folder = self.studio.models.folder
-        return [*self._filled(fields.restored(kept, folder)), gr.Dataset(**_samples(folder)), self._model_line()]
+        return [*self._filled(fields.restored(kept, folder)), *self._nothing(), self._model_line()]
 
     def _filled(self, values: dict[str, Any]) -> list:
         """The fields with these values, and the choices and ranges of the model of this moment."""
-        folder = self.studio.models.folder
+        folder, loras = self.studio.models.folder, self.studio.models.loras
         updates = {
             "style": gr.Dropdown(choices=fields.styles_of(folder), value=values["style"] or NO_STYLE),
             "sampler": gr.Dropdown(choices=fields.samplers_of(folder), value=values["sampler"]),
             "steps": gr.Slider(value=values["steps"], maximum=max(100, values["steps"])),
             "guidance_scale": gr.Slider(value=values["guidance_scale"], maximum=max(20, values["guidance_scale"])),
+            "loras": gr.Dropdown(choices=list(loras), value=[name for name in values["loras"] if name in loras]),
         }
         return [updates.get(name, values[name]) for name in fields.NAMES]
 
@@ -250,8 +251,18 @@ class Page:
             return markup.lines([str(error)])
         return markup.token_meter(*counted) if counted else ""
 
-    def _size(self, width: Any, height: Any, binning: str) -> str:
-        return markup.size_line(self.studio.models.folder, width, height, fields.BINNING.get(binning))
+    def _size(self, width: Any, height: Any, binning: str) -> list:
+        folder = self.studio.models.folder
+        line = markup.size_line(folder, width, height, fields.BINNING.get(binning))
+        return [line, fields.aspect_of(width, height)]
+
+    def _size_like(self, event: gr.EventData) -> list:
+        """Width and height in the shape of the image to start from."""
+        return list(fields.size_like(self.studio.models.folder, event.width / event.height))
+
+    def _take_example(self, event: gr.EventData) -> list:
+        prompt, style, seed = examples_for(self.studio.models.folder)[event.index]
+        return [prompt, style, False, seed]
 
     def _suit_sampler(self, name: str) -> list:
         known = name in fields.samplers_of(self.studio.models.folder)
@@ -275,20 +286,22 @@ class Page:
         said = f"These are the settings of the image, as {found.source} wrote them."
         return [*self._filled(values), markup.lines([said, *found.notices])]
 
-    def _use(self, name: str, index: int) -> list:
-        run, path = self._image(name, index)
+    def _use(self, name: str, event: gr.EventData) -> list:
+        run, path = self._image(name, event.index)
         try:
             return self._from_image(path)
         except PixArtError:  # written without metadata, perhaps: the run remembers the fields
             values = fields.restored(run.form, self.studio.models.folder)
-            return [*self._filled(values | {"random_seed": False, "seed": run.images[index]["seed"]}), ""]
+            return [*self._filled(values | {"random_seed": False, "seed": run.images[event.index]["seed"]}), ""]
 
-    def _keep_seed(self, name: str, index: int) -> list:
-        run, _ = self._image(name, index)
-        seed = run.images[index]["seed"]
-        return [False, seed, markup.lines([f"The next image starts from the seed {seed}."])]
+    def _edit(self, name: str, event: gr.EventData) -> list:
+        """The settings of the image that the browser puts under the brush; not its seed, which would give it again."""
+        *values, _ = self._use(name, event)
+        values[fields.NAMES.index("random_seed")] = True
+        note = markup.lines(["The image stands under Start from an image; press Generate to vary it."])
+        return [*values, note, gr.Accordion(open=True)]
 
-    def _image(self, name: str, index: int) -> tuple[Any, Path]:
+    def _image(self, name: str, index: int) -> tuple[Run, Path]:
         with _errors_shown():
             if found := self.studio.runs.image(name, index):
                 return found
@@ -297,80 +310,82 @@ class Page:
     # Generating
 
     def _connect_generating(self) -> None:
-        status = {"show_progress": "minimal", "show_progress_on": self.stage[:1], **LONG}
-        one = self.generate.click(self._generate, self.fields, self.stage, **status)
-        many = self.generate_grid.click(self._generate, [*self.axes, *self.fields], self.stage, **status)
-        maps = self.inspect.click(self._inspect, [self.run, self.picked], self.maps, **LONG, show_progress="minimal")
+        started = gr.Textbox(visible=False)
+        take = "(start, ...values) => [window.pixartStart?.value() ?? '', ...values]"
+        one = self.generate.click(self._generate, [started, *self.fields], self.stage, js=take, **LONG)
+        larger = self.tiles.enlarge(self._enlarge, self.run, self.stage, **LONG)
         # In this order: an event with a function and `cancels` would cancel after the function.
-        cancelled = self.cancel.click(None, cancels=[one, many, maps], **QUIET)
+        cancelled = self.cancel.click(None, cancels=[one, larger], **QUIET)
         cancelled.then(self._stopped, self.run, self.stage, **QUIET)
-        self.gallery.select(self._pick, self.run, [self.picked, self.details, self.maps], **QUIET)
 
-    async def _generate(self, request: gr.Request, *values: Any) -> AsyncIterator[list]:
-        """The stage until the images are saved, and then these; `values`: axes of a grid, then the fields."""
-        axes, values = values[: -len(fields.NAMES)], values[-len(fields.NAMES) :]
-        form, folder = dict(zip(fields.NAMES, values, strict=True)), self.studio.models.folder
+    async def _generate(self, request: gr.Request, start: str, *values: Any) -> AsyncIterator[list]:
+        """The stage until the images are saved, and then these; `start` is what the brush gives."""
+        form, models = dict(zip(fields.NAMES, values, strict=True)), self.studio.models
         with _errors_shown():
-            if axes:
-                requests, labels, columns = grid.grid_of(form, axes[:2], axes[2:], folder)
-                job = Generation(self.studio, requests, form, labels, columns)
-            else:
-                job = Generation(self.studio, [fields.checked(form, folder)], form)
-            try:
-                async with aclosing(self.studio.follow(job.run, job.view, request.session_hash)) as views:
-                    async for view in views:
-                        yield [*view, gr.Gallery(visible=False), gr.Column(visible=False), "", "", job.run_name, 0]
-            except PixArtError:
-                if job.saved:
-                    yield self._show_run(job.run_name)
-                raise
-            yield self._show_run(job.run_name)
+            wanted = fields.checked(form, models.folder, *fields.from_brush(start))
+            generation = Generation(self.studio, wanted, form, fields.adapters(form, models.loras))
+        async with aclosing(self._follow(generation, request.session_hash)) as views:
+            async for view in views:
+                yield view
 
-    async def _stopped(self, name: str) -> list:
-        """Cancel was clicked: the worker ends the step that it is in, and what is saved is shown."""
-        await asyncio.wait([asyncio.wrap_future(self.studio.worker.submit(int))], timeout=10)
-        return self._show_run(name)
+    async def _enlarge(self, request: gr.Request, name: str, event: gr.EventData) -> AsyncIterator[list]:
+        """An image once more at twice its size, starting from it: what `upscale` does, of an image that is there."""
+        run, path = self._image(name, event.index)
+        folder = self.studio.models.folder
+        form = fields.restored(run.form, folder)
+        with _errors_shown():
+            try:
+                settings = fit_to_model(restore_settings(path), folder).request
+            except PixArtError:  # written without metadata, perhaps: the run remembers the fields
+                settings = fields.arguments(form)
+            width, height = _size_of(path)
+            settings |= {"width": 2 * width, "height": 2 * height, "binning": False, "num_images": 1, "upscale": 1}
+            strength = Settings.upscale_strength
+            wanted = make_request(folder, **settings | {"image": path, "mask": None, "strength": strength})
+            loras = fields.adapters(form, self.studio.models.loras)
+            own = {name: form[name] for name in ("loras", "strengths", "transparent")}
+            generation = Generation(self.studio, wanted, fields.filled(settings, folder) | own, loras)
+        async with aclosing(self._follow(generation, request.session_hash)) as views:
+            async for view in views:
+                yield view
+
+    async def _follow(self, generation: Generation, session: str | None) -> AsyncIterator[list]:
+        submit = partial(generation.submit, str(session))
+        try:
+            with _errors_shown():
+                async with aclosing(self.studio.follow(submit, generation.view, session)) as views:
+                    async for view in views:
+                        yield [*view, generation.run_name]
+        except gr.Error as error:  # what was saved stays, and what was seen
+            status = f'<div class="error">{markup.lines([html.unescape(error.message)])}</div>'
+            shown = self._show_run(generation.run_name)[1] if generation.saved else markup.tiles(generation.tiles)
+            yield [status, shown, generation.run_name]
+            raise
+        if generation.saved == len(generation.tiles):
+            generation.finish()
+            yield self._show_run(generation.run_name)
+
+    def _stopped(self, name: str) -> list:
+        """Cancel was clicked: the engine ends with the step that it is in, and what is saved is shown."""
+        return self._show_run(name) if name else self._nothing("Stopped.")
 
     def _show_run(self, name: str) -> list:
         """The stage with the images of a run."""
         run = self.studio.runs.get(name)
         if run is None:
-            return [markup.lines(["Stopped."]), "", *self._no_images()]
-        seeds = sorted({image["seed"] for image in run.images})
-        words = _count(len(run.images), "image")
-        seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-        status = (
-            f'<div data-state="done">{markup.lines([f"{words} · {run.seconds:.1f} s · {seeds}", *run.notices])}</div>'
-        )
+            return self._nothing("These images are not there any more.")
         files = self.studio.runs.files(run)
-        captions = [image.get("label") or f"seed {image['seed']}" for image in run.images]
-        columns = run.grid or (1 if len(files) == 1 else 2 if len(files) <= 4 else 4)
-        gallery = gr.Gallery(list(zip(map(str, files), captions, strict=False)), columns=columns, visible=True)
-        return [status, "", gallery, gr.Column(visible=True), "", self._details(name, 0), name, 0]
+        seeds = {image["file"]: image["seed"] for image in run.images}
+        words = _count(len(run.images), "image")
+        if run.form.get("num_images", 1) > len(run.images):
+            words = f"{len(run.images)} of {run.form['num_images']} images"
+        status = f'<div data-state="done">{markup.lines([f"{words} · {run.seconds:.1f} s", *run.notices])}</div>'
+        shown = [Tile(seeds[file.name], _size_of(file), path=file, details=_details(run, file)) for file in files]
+        return [status, markup.tiles(shown, is_done=True), name]
 
-    def _no_images(self) -> list:
-        return [gr.Gallery([], visible=False), gr.Column(visible=False), "", "", "", 0]
-
-    def _pick(self, name: str, chosen: gr.SelectData) -> list:
-        return [chosen.index, self._details(name, chosen.index), ""]
-
-    def _details(self, name: str, index: int) -> str:
-        found = self.studio.runs.image(name, index)
-        if found is None:
-            return ""
-        run, path = found
-        try:
-            settings = read_settings(path)
-        except PixArtError:
-            settings = {**run.form, "seed": run.images[index]["seed"], "model": run.model}
-        return markup.details(settings, f"{run.name}/{path.name}")
-
-    async def _inspect(self, request: gr.Request, name: str, index: int) -> AsyncIterator[str]:
-        job = Inspection(self.studio, self._image(name, index)[1])
-        with _errors_shown():
-            async with aclosing(self.studio.follow(job.run, job.view, request.session_hash)) as views:
-                async for (view,) in views:
-                    yield view
+    def _nothing(self, said: str = "") -> list:
+        """The stage without images: what may be tried."""
+        return [markup.lines([said]) if said else "", markup.examples(self.studio.models.folder), ""]
 
     # History
 
@@ -378,8 +393,7 @@ class Page:
         listing = [self.count, self.covers, self.names]
         gr.on([self.history.select, self.search.change], self._listing, self.search, listing, **QUIET)
         self.covers.select(self._choose, self.names, [*self.stage, self.tabs], **QUIET)
-        ask = "(name) => name && confirm('Delete the images of this run from the disk?') ? name : ''"
-        self.delete.click(self._delete, self.run, self.stage, js=ask, **QUIET)
+        self.tiles.remove(self._delete, self.run, self.stage, **QUIET)
 
     def _listing(self, words: str) -> list:
         runs, more = self.studio.runs.search(words or "")
@@ -391,11 +405,9 @@ class Page:
         return [*self._show_run(names[event.index]), gr.Tabs(selected="generate")]
 
     def _delete(self, name: str) -> list:
-        if not name:
-            return [gr.skip()] * len(self.stage)
         with _errors_shown():
             number = self.studio.runs.delete(name)
-        return [markup.lines([f"Deleted {_count(number, 'image')}."]), "", *self._no_images()]
+        return self._nothing(f"Deleted {_count(number, 'image')}.")
 
     # The model
 
@@ -404,28 +416,20 @@ class Page:
         which.input(lambda name: gr.Textbox(visible=name == OTHER), which, source, **QUIET)
         facts = [self.facts, self.model_line]
         gr.on([self.model.select, self.blocks.load], lambda: [self._facts(), self._model_line()], None, facts, **QUIET)
-        outputs = [self.loading, self.facts, self.model_line, self.examples, *self.fields]
-        self.load.click(self._load, [*self.choice, *self.fields], outputs, show_progress="hidden", **LONG)
-        self.tracker.input(self._track, self.tracker, None, **QUIET)
+        outputs = [self.loading, self.facts, self.model_line, *self.stage, *self.fields]
+        self.load.click(self._load, [self.run, *self.choice, *self.fields], outputs, **LONG)
 
     async def _load(
-        self, request: gr.Request, which, source, fast, engine, dtype, device, staged, offload, eight, decode, *values
+        self, run: str, which, source, fast, engine, dtype, device, staged, offload, eight, decode, *values
     ) -> AsyncIterator[list]:
         source = (source or "").strip() if which == OTHER else None
-        nothing = [gr.skip()] * (3 + len(self.fields))
+        nothing = [gr.skip()] * (2 + len(self.stage) + len(self.fields))
         try:
             if source == "":
                 raise PixArtError("Name a folder, or a model on the Hub as organisation/name.")
             memory = check_memory(Memory(staged=staged, offload=offload, text_encoder_8bit=eight, decode=decode))
-            choice, began = Choice(source, engine, dtype, memory, device, fast), time.monotonic()
-
-            def view() -> list:
-                return [markup.lines([f"Loading ... {time.monotonic() - began:.0f} s"])]
-
-            load = self.studio.models.load
-            async with aclosing(self.studio.follow(lambda stop: load(choice), view, request.session_hash)) as views:
-                async for shown in views:
-                    yield [*shown, *nothing]
+            yield [markup.lines(["Loading, after the images that are being generated ..."]), *nothing]
+            await self.studio.load(Choice(source, engine, dtype, memory, device, fast=fast))
         except PixArtError as error:
             said = f"The page goes on with {self.studio.models.folder.name}."
             yield [f'<div class="error">{markup.lines([str(error), said])}</div>', self._facts(), *nothing[1:]]
@@ -438,17 +442,14 @@ class Page:
         }
         said = f"{folder.name} is loaded, in {self.studio.models.loaded.seconds:.1f} s."
         updates = self._filled(fields.restored(kept, folder))
-        yield [markup.lines([said]), self._facts(), self._model_line(), gr.Dataset(**_samples(folder)), *updates]
+        stage = [gr.skip()] * len(self.stage) if run else self._nothing()
+        yield [markup.lines([said]), self._facts(), self._model_line(), *stage, *updates]
 
     def _facts(self) -> str:
         return markup.model_facts(self.studio.models)
 
     def _model_line(self) -> str:
         return markup.lines([self.studio.models.folder.name])
-
-    def _track(self, name: str) -> None:
-        with _errors_shown():
-            self.studio.track(TRACKERS.get(name))
 
 
 @contextmanager
@@ -460,15 +461,31 @@ def _errors_shown() -> Iterator[None]:
         raise gr.Error(html.escape(str(error)), duration=30, print_exception=False) from None
 
 
+def content(name: str) -> str:
+    """A file beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
 def _number(label: str, value: float | None, name: str, precision: int | None = 0, **options: Any) -> gr.Number:
     return gr.Number(value, label=label, precision=precision, min_width=90, elem_id=name, **options)
 
 
-def _samples(folder: ModelFolder) -> dict[str, Any]:
-    """The examples of a model for gr.Dataset."""
-    rows = examples_for(folder)
-    labels = [prompt if style == NO_STYLE else f"{prompt} · {style}" for prompt, style, _ in rows]
-    return {"samples": [list(row) for row in rows], "sample_labels": labels}
+def _size_of(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # somebody has put another file there; decoders raise nearly everything
+        return 256, 256
+
+
+def _details(run: Run, path: Path) -> str:
+    try:
+        settings = read_settings(path)
+    except PixArtError:  # written without metadata
+        settings = {**run.form, "seed": None, "model": run.model}
+    return markup.details(settings, f"{run.name}/{path.name}")
 
 
 def _count(number: int, what: str) -> str:

@@ -25,8 +25,7 @@ class Run:
         name: the folder's.
         created: seconds since 1970.
         form: the settings as keyword arguments of `make_request`, to use them again.
-        images: for each file in the folder its name "file", "seed" and "label".
-        grid: how many columns, where the images are the cells of a grid.
+        images: for each file in the folder its name "file", and "seed".
     """
 
     name: str
@@ -37,7 +36,6 @@ class Run:
     form: dict[str, Any] = field(default_factory=dict)
     images: tuple[dict[str, Any], ...] = ()
     notices: tuple[str, ...] = ()
-    grid: int = 0
 
 
 class Runs:
@@ -80,8 +78,8 @@ class Runs:
             return None
         try:
             record = read_json_object(path / RECORD, MAX_RECORD)
-            record.pop("format", None)
-            run = structure(record | {"name": name}, Run, RECORD)
+            known = {key: value for key, value in record.items() if key in Run.__dataclass_fields__}
+            run = structure(known | {"name": name}, Run, RECORD)
             return replace(run, images=tuple(image for image in run.images if _is_plain(image["file"])))
         except (PixArtError, OSError, KeyError, TypeError):
             return None

@@ -1,18 +1,23 @@
 """Serving the page: with a guard before Gradio, and nothing fetched from or handed to anywhere else."""
 
 import os
+import re
+import secrets
 import shutil
 import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pixart.errors import UsageError
+from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import read_bytes
 from pixart.server.access import LOOPBACK, Listening
 
 LARGEST_UPLOAD = "32mb"
 MAX_SESSIONS = 100  # visitors, about 0.2 MB each, of whom Gradio knows which run their page shows
+# Paths that are answered as `pixart serve` answers them, with --api.
+OF_PROGRAMS = re.compile(r"/(v1|sdapi)/.*|/(livez|readyz|health|metrics|openapi\.json)")
 MAX_WAITING = 64  # clicks of all visitors together
 
 
@@ -27,21 +32,35 @@ def forget_gradio_settings() -> list[str]:
     return names
 
 
-def check_access(host: str, password: str | None) -> None:
+def check_access(host: str, share: bool, password: str | None) -> None:
     """UsageError where others could reach the page, and there is no password."""
-    if host not in LOOPBACK and password is None and "SPACE_ID" not in os.environ:
+    option = "--share" if share else "--host"
+    if (share or (host not in LOOPBACK and "SPACE_ID" not in os.environ)) and password is None:
         raise UsageError(
-            f"At {host} others can reach the page, so it needs a password: give a file with one (--password-file) or "
-            "set PIXART_PASSWORD; or leave --host out."
+            f"With {option} others can reach the page, so it needs a password: give a file with one (--password-file) "
+            f"or set PIXART_PASSWORD; or leave {option} out."
         )
 
 
-def serve(studio, listening: socket.socket, where: Listening, password: str | None = None) -> None:
+def serve(
+    studio,
+    listening: socket.socket,
+    where: Listening,
+    password: str | None = None,
+    *,
+    share: bool = False,
+    keys: dict[bytes, str] | None = None,
+) -> None:
     """Serve the page of a Studio until a signal ends it, which is then raised as it would have been.
 
     Args:
         listening: the socket of `where`.
         password: asked for by HTTP Basic authentication, with any user name; needed where others can reach the page.
+        share: open an address of Gradio's relay, too, and print it.
+        keys: of the programs that the studio's service answers.
+
+    Raises:
+        PixArtError: the relay cannot be reached.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -52,7 +71,7 @@ def serve(studio, listening: socket.socket, where: Listening, password: str | No
     from fastapi import FastAPI
 
     from pixart.studio.guard import Access, Guard
-    from pixart.studio.page import HERE, Page, theme
+    from pixart.studio.page import HERE, Page, content, theme
 
     page = Page(studio).blocks
     gr.set_static_paths([studio.runs.folder])  # shown as they lie there, without copies
@@ -76,19 +95,49 @@ def serve(studio, listening: socket.socket, where: Listening, password: str | No
         root_path=where.root_path or None,
         theme=theme(),
         css_paths=HERE / "page.css",
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        head=f"<script>{content('page.js')}</script>",
     )
     space = "SPACE_ID" in os.environ
-    named = {*where.allowed_host, os.environ.get("SPACE_HOST", "") if space else ""} - {""}
+    shared = _share(where, listening) if share else ""
+    named = {*where.allowed_host, os.environ.get("SPACE_HOST", "") if space else "", shared} - {""}
     names = replace(
         replace(where, allowed_host=tuple(named)).names(), proxied=frozenset(name.lower() for name in named)
     )
     guard = Guard(app, studio, Access(names, password, space))
-    config = uvicorn.Config(guard, log_level="warning", ws="none", timeout_graceful_shutdown=3, proxy_headers=False)
+    api = None
+    if studio.service is not None:
+        from pixart.server.app import create_app
+        from pixart.server.guard import Access as ApiAccess
+
+        api = create_app(studio.service, ApiAccess(keys or {}, names), lambda error: None)
+
+    async def application(scope, receive, send) -> None:
+        of_programs = api is not None and scope["type"] == "http" and OF_PROGRAMS.fullmatch(scope["path"])
+        await (api if of_programs else guard)(scope, receive, send)
+
+    config = uvicorn.Config(
+        application, log_level="warning", ws="none", timeout_graceful_shutdown=3, proxy_headers=False
+    )
     try:
         uvicorn.Server(config).run([listening])
     finally:
         shutil.rmtree(uploads, ignore_errors=True)
+
+
+def _share(where: Listening, listening: socket.socket) -> str:
+    """Open a tunnel to Gradio's relay and print its address; returns its host. It ends with the process."""
+    from gradio.networking import setup_tunnel
+
+    host = where.host if where.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    try:
+        address = setup_tunnel(host, listening.getsockname()[1], secrets.token_urlsafe(32), None, None)
+    except Exception as error:  # whatever the network, the relay's program or its download end in
+        raise PixArtError(
+            f"Gradio's relay cannot be used ({reason_of(error)}); leave --share out, or put a tunnel of your own in "
+            "front, with --allowed-host."
+        ) from None
+    print(address, flush=True)
+    return urlsplit(address).hostname or ""
 
 
 def read_password(file: Path | None) -> str | None:
