@@ -5,8 +5,8 @@ Nothing heavy is imported at its top, since `pixart generate --help` shows it.
 
 import math
 import numbers
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from tyro.conf import Suppress, arg
 
@@ -27,6 +27,12 @@ RANDOM_SEED = -1
 # The unconditional text of guidance: the empty or negative prompt, encoded; or the null caption of an official
 # checkpoint, under the mask of the prompt (as the official code does it) or all of it (as it did until November 2023).
 NULL_TEXTS = ("encoded", "caption", "caption-all")
+# What calls of Diffusers' pipelines name otherwise.
+DIFFUSERS_NAMES = {
+    "num_inference_steps": "steps",
+    "num_images_per_prompt": "num_images",
+    "use_resolution_binning": "binning",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,26 @@ class Settings:
             checked["sampler"] = find_sampler(self.sampler)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # plain numbers of Python, our name of the sampler
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Settings by our names or Diffusers'; None is the same as not given.
+
+    Raises:
+        UsageError: there is no such setting, one is given by both names, or a value cannot be.
+    """
+    known = [field.name for field in fields(Settings)]
+    chosen: dict[str, Any] = {}
+    for name, value in given.items():
+        own = DIFFUSERS_NAMES.get(name, name)
+        if own not in known:
+            raise UsageError(unknown("setting", name, known))
+        if value is None:
+            continue
+        if own in chosen:
+            raise UsageError(f"{own} was given twice, by our name and by Diffusers'; leave one of them out.")
+        chosen[own] = value
+    return Settings(**chosen)
 
 
 def whole_number(value: int | None, what: str, low: int, high: int) -> int | None:
