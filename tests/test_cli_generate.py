@@ -118,7 +118,6 @@ def test_empty_prompt_and_cut_words_are_said(tiny_model, capsys):
         (["--engine", "onyx"], 2),
         (["--engine", "onnx"], 1),  # there are no graphs
         (["--dtype", "float8"], 2),
-        (["--dtype", "float16", "--device", "cpu"], 2),
         (["--device", "tpu"], 2),
         (["--engine", "onnx", "--dtype", "bfloat16"], 2),
         (["--engine", "onnx", "--dtype", "int8"], 1),

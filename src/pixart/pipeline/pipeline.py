@@ -123,7 +123,7 @@ class Pipeline:
     def to(self, device: Any = None, dtype: Any = None) -> "Pipeline":
         """Load the model again on another device or in another dtype, as in Diffusers, where it is not there yet.
 
-        `from_pretrained` has chosen the fastest device by itself, except for folders with graphs: those stay on the CPU.
+        `from_pretrained` has chosen the fastest device by itself, but for folders with graphs: those stay on the CPU.
 
         Args:
             device: "cpu", "cuda" or "mps", or a torch.device.
@@ -216,7 +216,7 @@ class Pipeline:
             control_image: a path or PIL image for the ControlNet that was loaded, such as edges.
             control_scale: how much of its effect is added, 1 if left out.
             generator: a torch.Generator, or a list with one for each image, in place of `seed`: the latents that
-                Diffusers begins with. Unlike a seed, it is used up, so the image cannot be generated again from its file.
+                Diffusers begins with. Unlike a seed, it is used up: such an image's file cannot be verified.
             latents: the noise itself, (images, C, h, w), prompt by prompt.
             on_step: `on_step(index of the image, Step)` is called after every step, and may raise to stop.
             settings: the fields of `pixart.pipeline.request.Settings`, where each is described: negative_prompt, style,

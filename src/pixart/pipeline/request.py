@@ -121,7 +121,7 @@ def make_request(
     for text in prompts:
         check_text(text, "prompt")
     styles = known_styles(folder.styles)
-    style = find_style(settings.style, styles, folder.styles)
+    style = find_style(settings.style, styles)
     resolved = [apply_style(text, settings.negative_prompt, styles.get(style))[0] for text in prompts]
     negative = apply_style("", settings.negative_prompt, styles.get(style))[1]
     seed = settings.seed
