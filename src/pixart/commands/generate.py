@@ -126,29 +126,22 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
-    folder = open_model_folder(
-        options.weights.model, parts=options.weights.parts, how=options.weights.file, fast=options.weights.fast
-    )
+    model, start = options.weights, options.start
+    folder = open_model_folder(model.model, parts=model.parts, how=model.file, fast=model.fast)
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
-    if options.start.control is None:
-        incomplete = options.start.control_image is not None or options.start.control_hed is not None
+    if start.control is None:
+        incomplete = start.control_image is not None or start.control_hed is not None
     else:
-        incomplete = (
-            options.start.control_image is None and options.prompts is None
-        )  # whose lines may name their own images
+        incomplete = start.control_image is None and options.prompts is None  # whose lines may name their own images
     if incomplete:
         raise UsageError("A ControlNet and the image that it is given go together; give --control and --control-image.")
-    if options.start.control is not None and options.computing.engine == "onnx":
+    if start.control is not None and options.computing.engine == "onnx":
         raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
-    loras = check_loras(folder, options.weights.lora)
-    control = (
-        None
-        if options.start.control is None
-        else controlnet_for(folder, options.start.control, options.start.control_hed)
-    )
+    loras = check_loras(folder, model.lora)
+    control = None if start.control is None else controlnet_for(folder, start.control, start.control_hed)
     jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras], control)
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)

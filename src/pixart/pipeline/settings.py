@@ -37,17 +37,16 @@ DIFFUSERS_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What may be chosen for an image, besides its prompt; the one list of it.
+    """What may be chosen for an image, besides its prompt."""
 
-    None means the model folder's own value, else what suits the sampler. Values are checked as far as they do not
-    depend on a model: raises UsageError with one sentence.
-    """
+    # None means the model folder's own value, else what suits the sampler. Values are checked as far as they do not
+    # depend on a model, with UsageError.
 
     negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
     """What to steer away from."""
     style: Annotated[str | None, shown("NAME", "none")] = None
-    """One of the model's styles, or a general one: Cinematic, Photographic, Anime, Manga, Digital Art, Pixel art, Fantasy
-    art, Neonpunk, 3D Model."""
+    """One of the model's styles, or a general one: Cinematic, Photographic, Anime, Manga, Digital Art, Pixel art,
+    Fantasy art, Neonpunk, 3D Model."""
     seed: Annotated[int | None, shown("N", "at random")] = None
     """Of the noise that the first image starts from; the next images take the next seeds. -1 is random."""
     num_images: Annotated[int, arg(metavar="N", aliases=("-n", "--num-images-per-prompt"))] = 1

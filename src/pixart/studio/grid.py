@@ -30,7 +30,7 @@ def axis_values(axis: str, text: str, folder: ModelFolder) -> list[float | int |
     words = [word.strip() for word in (text or "").replace(";", ",").split(",") if word.strip()]
     if axis == "Style":
         styles = known_styles(folder.styles)
-        return [find_style(word, styles, [NO_STYLE, *styles]) or NO_STYLE for word in words or list(folder.styles)]
+        return [find_style(word, styles) or NO_STYLE for word in words or list(folder.styles)]
     if not words:
         raise UsageError(f"There are no values for {axis.lower()}; type some, with commas between.")
     kind = int if axis == "Steps" else float
