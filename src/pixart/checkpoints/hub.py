@@ -14,7 +14,7 @@ from typing import Literal
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
 from pixart.errors import PixArtError, reason_of
 
-Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
+Wanted = Literal["model", "transformer", "parts", "configs", "adapter", "captioner"]  # `parts` are what an official file lacks
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -28,6 +28,7 @@ SMALL_FILES = [
 ]
 WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_model", "vae/": "diffusion_pytorch_model"}
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+CAPTIONER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # a vision-language model of transformers
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
     "transformer": ("transformer/",),
@@ -80,6 +81,8 @@ def patterns(wanted: Wanted) -> list[str]:
     """
     if wanted == "adapter":
         return ADAPTER_FILES
+    if wanted == "captioner":
+        return CAPTIONER_FILES
     places = WANTED_WEIGHTS[wanted]
     chosen = [*SMALL_FILES]
     for place in (*places, "") if "transformer/" in places else places:
