@@ -14,7 +14,8 @@ from typing import Literal
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
 from pixart.errors import PixArtError, reason_of
 
-Wanted = Literal["model", "transformer", "parts", "configs", "adapter", "captioner"]  # `parts` are what an official file lacks
+# `parts` are what an official file lacks.
+Wanted = Literal["model", "transformer", "parts", "configs", "adapter", "captioner"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 OFFLINE = "HF_HUB_OFFLINE"
