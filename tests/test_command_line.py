@@ -62,7 +62,7 @@ def test_help_has_groups_and_ends_with_examples(capsys):
     assert groups == sorted(groups) and out.rindex("examples:") > groups[-1]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_every_command_and_its_options(shell, capsys):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out

@@ -32,7 +32,7 @@ PixArt-α {__version__}: text to image, from data to images.
   export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets
 
-pixart COMMAND --help shows what a command takes; pixart --version the version; pixart completion bash (or zsh, tcsh)
+pixart COMMAND --help shows what a command takes; pixart --version the version; pixart completion bash (or zsh)
 a script that completes commands and options in the shell."""
 
 # What people type for a command elsewhere.

@@ -24,10 +24,10 @@ from pixart.errors import UsageError
 from pixart.studio.command import App
 from pixart.training.command import Export
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 USAGE = """usage: pixart completion SHELL
 
-Print a script for bash, zsh or tcsh that completes commands and options. For bash, once:
+Print a script for bash or zsh that completes commands and options. For bash, once:
 
   pixart completion bash > ~/.local/share/bash-completion/completions/pixart"""
 DATA = {"check": Check, "extract": Extract, "caption": Caption, "statistics": Statistics}
