@@ -107,6 +107,10 @@ class TorchNetworks:
         self.memory = replace(self.memory, staged=memory.staged, offload=memory.offload, decode=memory.decode)
         if "decoder" in self._loaded and memory.decode == "tiled":
             self._loaded["decoder"].model.enable_tiling()
+        if memory.staged:
+            self._loaded.clear()
+            self._batch = None
+            release_memory()
 
     def _adapt(self, name: str, network: Any) -> None:
         """Put the adapters onto a network, in place of those that were on it."""
