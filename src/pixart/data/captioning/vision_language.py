@@ -171,17 +171,17 @@ def _lower_first(text: str) -> str:
 
 def _load(name: str, dtype: str, device_name: str) -> tuple[Any, Any]:
     """(network in evaluation mode, processor). Safetensors only, no code from the model's folder."""
-    folder = resolve(name, "captioner")
-    if not folder.exists():
-        raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")
-    read_json_object(folder / "config.json")  # both for a clearer sentence than that of the library
-    weight_files(folder, "model.safetensors")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     device = choose_device(find_devices(), device_name)
     precision = choose_precision(device, dtype)
+    folder = resolve(name, "captioner")
+    if not folder.exists():
+        raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")
+    read_json_object(folder / "config.json")  # both for a clearer sentence than that of the library
+    weight_files(folder, "model.safetensors")
     safe = {"trust_remote_code": False, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(folder, **safe)
