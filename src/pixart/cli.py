@@ -33,7 +33,13 @@ PixArt-α {__version__}: text to image, from data to images.
   export RUN DEST     write a model from any checkpoint and average of a run
   data COMMAND ...    build, check and prepare data sets
 
-pixart COMMAND --help shows what a command takes; pixart --version the version."""
+pixart COMMAND --help shows what a command takes; pixart --version the version; pixart completion bash (or zsh)
+a script that completes commands and options in the shell."""
+
+# What people type for a command elsewhere.
+OTHER_NAMES = dict.fromkeys(("gui", "ui", "webui", "web", "studio"), "app")
+OTHER_NAMES |= dict.fromkeys(("draw", "txt2img", "img2img", "sample", "image", "create"), "generate")
+OTHER_NAMES |= dict.fromkeys(("lora", "dreambooth", "tune"), "finetune") | {"server": "serve", "api": "serve"}
 
 DATA_HELP = """usage: pixart data COMMAND ...
 
@@ -103,7 +109,7 @@ def _close_stdout() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     match arguments:
-        case ["--version", *_]:
+        case ["--version" | "-V" | "version", *_]:
             print(f"pixart {__version__}")
             return 0
         case ["-h" | "--help" | "help", *_]:
@@ -119,12 +125,13 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     match arguments:
         case ["generate", *rest]:
-            from pixart.commands.generate import Generate, generate
+            from pixart.commands.generate import EXAMPLES, Generate, generate
 
+            rest = _prompt_first(rest)
             words = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
             if len(words) > 1:
                 raise UsageError(f'The prompt is one text, so put it in quotes: pixart generate "{" ".join(words)}"')
-            return run_command(Generate, rest, "pixart generate", generate)
+            return run_command(Generate, rest, "pixart generate", generate, EXAMPLES)
         case ["verify", *rest]:
             from pixart.commands.verify import Verify, verify
 
@@ -201,6 +208,10 @@ def _run(arguments: list[str]) -> int:
             from pixart.commands.statistics import Statistics, statistics
 
             return run_command(Statistics, rest, "pixart data statistics", statistics)
+        case ["completion", *rest]:
+            from pixart.commands.completion import completion
+
+            return completion(rest)
         case ["data", "-h" | "--help"]:
             print(DATA_HELP)
             return 0
@@ -209,8 +220,20 @@ def _run(arguments: list[str]) -> int:
                 print(DATA_HELP, file=sys.stderr)
                 return 2
             raise UsageError(_unknown("pixart data command", rest[0], DATA_HELP))
+        case [name, *_] if name in OTHER_NAMES:
+            raise UsageError(f"There is no command {name}; it is called: pixart {OTHER_NAMES[name]}.")
+        case [name, *_] if name.startswith("-") or " " in name:
+            raise UsageError('A command comes first, as in: pixart generate "a red apple" --size 256x256.')
         case _:
             raise UsageError(_unknown("command", arguments[0], HELP))
+
+
+def _prompt_first(arguments: list[str]) -> list[str]:
+    """`--prompt TEXT` or `-p TEXT`, as other programs have it, as the argument that it is here."""
+    for index, word in enumerate(arguments[:-1]):
+        if word in ("-p", "--prompt"):
+            return [arguments[index + 1], *arguments[:index], *arguments[index + 2 :]]
+    return arguments
 
 
 def _unknown(kind: str, name: str, listing: str) -> str:

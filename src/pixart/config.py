@@ -4,9 +4,12 @@ A dataclass stands beside the code that it configures; its `__post_init__` raise
 cattrs reads tables, tyro reads flags; this file holds their settings and turns their errors into one sentence.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import math
+import sys
 import tomllib
 import typing
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from pixart.files import read_bytes
 
 T = TypeVar("T")
 MAX_TOML_BYTES = 1 << 20
+MAX_MESSAGE = 4000  # characters of what tyro says is wrong, which repeats what was given
 PLAIN_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 
@@ -76,14 +80,16 @@ def parse_flags(kind: type[T], arguments: list[str], command: str) -> T:
     return _tyro(kind, arguments, command)
 
 
-def run_command(kind: type[T], arguments: list[str], command: str, act: Callable[[T], int]) -> int:
+def run_command(kind: type[T], arguments: list[str], command: str, act: Callable[[T], int], examples: str = "") -> int:
     """Parse a command's options and act on them; returns the exit code.
 
-    tyro prints help, or what is wrong with a flag, itself; then nothing is done.
+    tyro prints help, or what is wrong with a flag, itself; then nothing is done. `examples` end the help.
     """
     try:
         options = parse_flags(kind, arguments, command)
     except SystemExit as stop:
+        if examples and not stop.code:
+            print(examples)
         return int(stop.code or 0)
     return act(options)
 
@@ -114,7 +120,13 @@ def _tyro(kind: type[T], arguments: list[str], command: str, **default: T) -> T:
     import tyro
     from tyro.conf import FlagCreatePairsOff, PositionalRequiredArgs
 
-    return tyro.cli(kind, args=arguments, prog=command, config=(PositionalRequiredArgs, FlagCreatePairsOff), **default)
+    config = (PositionalRequiredArgs, FlagCreatePairsOff)
+    wrong = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(wrong):
+            return tyro.cli(kind, args=arguments, prog=command, config=config, **default)
+    finally:
+        print(shortened(wrong.getvalue().rstrip(), MAX_MESSAGE), end="\n" if wrong.getvalue() else "", file=sys.stderr)
 
 
 def _strict(kind: type) -> Callable[[Any, Any], Any]:

@@ -16,7 +16,9 @@ from pixart.checkpoints.known import known_model
 from pixart.errors import PixArtError, reason_of
 
 # `parts` are what an official file lacks; `without texts`: without the text encoder's weights.
-Wanted = Literal["model", "model without texts", "transformer", "parts", "parts without texts", "configs", "adapter"]
+Wanted = Literal[
+    "model", "model without texts", "transformer", "parts", "parts without texts", "configs", "adapter", "captioner"
+]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 RUNS = "runs"  # where trainings write, often before the folder is there
@@ -32,6 +34,7 @@ SMALL_FILES = [
 ]
 WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_model", "vae/": "diffusion_pytorch_model"}
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+CAPTIONER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # a vision-language model of transformers
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
     "model without texts": ("transformer/", "vae/"),
@@ -95,6 +98,8 @@ def patterns(wanted: Wanted) -> list[str]:
     """
     if wanted == "adapter":
         return ADAPTER_FILES
+    if wanted == "captioner":
+        return CAPTIONER_FILES
     places = WANTED_WEIGHTS[wanted]
     chosen = [*SMALL_FILES]
     for place in (*places, "") if "transformer/" in places else places:

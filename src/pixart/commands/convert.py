@@ -157,6 +157,8 @@ def _to_folder(options: Convert, source: Path) -> None:
         checkpoint = read_source(source, options.file)
         if parts is None and (source / INDEX).is_file():
             parts = source
+            if options.to == "diffusers":
+                _say(f"{options.source} is in the layout of Diffusers already; this is a copy, with its parts.")
         if checkpoint.has_ema and not options.file.ema:
             _say("The file holds a moving average too; --ema takes that instead.")
     if parts is not None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from pixart.checkpoints.official import OfficialFile
 from pixart.config import shortened, shown
@@ -26,29 +26,18 @@ if TYPE_CHECKING:
     from pixart.pipeline.request import Request
 
 
+EXAMPLES = """examples:
+  pixart generate "a red apple"                               the model in the package, on any processor
+  pixart generate "a fox" -n 4 --seed 7 -o foxes/             four images, the seeds 7 to 10
+  pixart generate "a fox" --model PixArt-alpha/PixArt-XL-2-1024-MS --size 1024x768
+  pixart generate "a red fox" --image fox.png --strength 0.6  from an image
+  pixart generate --prompts prompts.txt -o out/               one prompt a line; so does: ... | pixart generate -"""
+
+
 @dataclass
-class Generate:
-    """Generate images of a prompt and write them; prints the path of each.
+class FromImage:
+    """Image-to-image, inpainting, ControlNet."""
 
-    The same prompt, seed and settings give the same image. What is left out is taken from the model folder.
-    """
-
-    prompt: Positional[Annotated[str | None, arg(metavar="PROMPT", help_behavior_hint="(required)")]] = None
-    """What the image shows, in quotes; not required with --prompts, or --text-states of one prompt."""
-    prompts: Annotated[Path | None, shown("FILE", "none")] = None
-    """A file of prompts, one a line, or .jsonl with settings; the same command again goes on where it was stopped."""
-    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
-    """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
-    parts: Annotated[str | None, shown("FOLDER", "none")] = None
-    """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
-    file: Annotated[OfficialFile, arg(name="")] = field(default_factory=OfficialFile)
-    fast: bool = False
-    """Use the model's few-step transformer: guidance is in its weights."""
-    styles: bool = False
-    """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
-    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
-    """An adapter (LoRA and its kin), a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the
-    option for several."""
     image: Annotated[Path | None, shown("FILE", "none")] = None
     """An image to start from; --strength says how far from it."""
     mask: Annotated[Path | None, shown("FILE", "none")] = None
@@ -63,15 +52,28 @@ class Generate:
     """ControlNetHED.pth of the PixArt repositories, which makes edges of that image, as official ControlNets read."""
     control_scale: Annotated[float | None, shown("X", "1")] = None
     """How much of its effect is added: 0 is none."""
-    settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
-    size: Annotated[str | None, shown("WxH", "the model's")] = None
-    """Width and height together, as in 768x512."""
-    binning: bool = False
-    """Generate the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
-    no_binning: bool = False
-    """Generate width and height exactly, as flow models do; they must be multiples of the model's patches."""
-    computing: Annotated[Computing, arg(name="")] = AUTO
-    memory: Annotated[Memory, arg(name="")] = PLAIN
+
+
+@dataclass
+class Model:
+    """Which model, and adapters for it."""
+
+    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
+    """Model folder in the layout of Diffusers, its id on the Hugging Face Hub, or an official file with --parts."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
+    """An adapter (LoRA and its kin), a safetensors file or folder, at strength X: style.safetensors:0.8. Repeat the
+    option for several."""
+    fast: bool = False
+    """Use the model's few-step transformer: guidance is in its weights."""
+    parts: Annotated[str | None, shown("FOLDER", "none")] = None
+    """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
+    file: Annotated[OfficialFile, arg(name="")] = field(default_factory=OfficialFile)
+
+
+@dataclass
+class Output:
+    """Files and what is printed."""
+
     output: Annotated[str | None, shown("PATH", "the current folder", "-o", "--outdir")] = None
     """A .png, .jpg or .webp file, or a folder. An existing file is kept: the next free name is taken."""
     transparent: bool = False
@@ -82,6 +84,34 @@ class Generate:
     """Write images without settings, prompt and the mark that they are AI-made; they cannot be generated again."""
     track: Annotated[str | None, shown("TOOL", "none")] = None
     """Record the images in wandb or trackio: configuration, texts, seeds, time."""
+
+
+@dataclass
+class Generate:
+    """Generate images of a prompt and write them; prints the path of each.
+
+    The same prompt, seed and settings give the same image. What is left out is taken from the model folder.
+    """
+
+    prompt: Positional[Annotated[str | None, arg(metavar="PROMPT", help_behavior_hint="(required)")]] = None
+    """What the image shows, in quotes; - reads prompts from standard input, one a line. Not required with --prompts, or
+    --text-states of one prompt."""
+    prompts: Annotated[Path | None, shown("FILE", "none")] = None
+    """A file of prompts, one a line, or .jsonl with settings; the same command again goes on where it was stopped."""
+    styles: bool = False
+    """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
+    size: Annotated[str | None, shown("WxH", "the model's")] = None
+    """Width and height together, as in 768x512."""
+    binning: bool = False
+    """Generate the official size of the nearest shape and fit it to width and height, as models that predict eps do."""
+    no_binning: bool = False
+    """Generate width and height exactly, as flow models do; they must be multiples of the model's patches."""
+    settings: Annotated[Settings, arg(name="image"), OmitArgPrefixes] = field(default_factory=Settings)
+    start: Annotated[FromImage, arg(name="image-input"), OmitArgPrefixes] = field(default_factory=FromImage)
+    weights: Annotated[Model, arg(name="model"), OmitArgPrefixes] = field(default_factory=Model)
+    computing: Annotated[Computing, arg(name="device"), OmitArgPrefixes] = AUTO
+    memory: Annotated[Memory, OmitArgPrefixes] = PLAIN
+    output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
 
 
 def generate(options: Generate) -> int:
@@ -96,27 +126,24 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
+    model, start = options.weights, options.start
     folder = open_model_folder(
-        options.model,
-        parts=options.parts,
-        how=options.file,
-        fast=options.fast,
-        text_encoder=options.memory.text_encoder,
+        model.model, parts=model.parts, how=model.file, fast=model.fast, text_encoder=options.memory.text_encoder
     )
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
-    if options.control is None:
-        incomplete = options.control_image is not None or options.control_hed is not None
+    if start.control is None:
+        incomplete = start.control_image is not None or start.control_hed is not None
     else:
-        incomplete = options.control_image is None and options.prompts is None  # whose lines may name their own images
+        incomplete = start.control_image is None and options.prompts is None  # whose lines may name their own images
     if incomplete:
         raise UsageError("A ControlNet and the image that it is given go together; give --control and --control-image.")
-    if options.control is not None and options.computing.engine == "onnx":
+    if start.control is not None and options.computing.engine == "onnx":
         raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
-    loras = check_loras(folder, options.lora)
-    control = None if options.control is None else controlnet_for(folder, options.control, options.control_hed)
+    loras = check_loras(folder, model.lora)
+    control = None if start.control is None else controlnet_for(folder, start.control, start.control_hed)
     jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras], control)
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
@@ -148,7 +175,7 @@ def generate(options: Generate) -> int:
             progress.say(notice)
         pipeline = Pipeline(folder, load_networks(folder, runtime, progress, control))
         pipeline.use(loras)
-        with _tracking(options.track, target.parent, progress.say) as record:
+        with _tracking(options.output.track, target.parent, progress.say) as record:
             _write_all(pipeline, jobs, options, progress, record)
     return 0
 
@@ -176,14 +203,14 @@ def _jobs(
     """The requests with the paths of their images, and how many images of a prompt file are there already."""
     from pixart.checkpoints.model_folder import transformer_hash, weight_hashes
     from pixart.commands.prompt_file import Job, jobs_of
-    from pixart.pipeline.image_files import plan_output, slug
+    from pixart.pipeline.image_files import plan_output, slug, title
     from pixart.pipeline.request import make_request
 
     settings = _settings(options)
     if options.prompts is not None:
         if options.prompt is not None or options.styles or options.memory.text_states is not None:
             raise UsageError("--prompts names a file of prompts; leave PROMPT, --styles and --text-states out.")
-        output = Path(options.output or ".")
+        output = Path(options.output.output or ".")
         if plan_output(output, "any", 0).parent != output:
             raise UsageError("The images of a prompt file get names of their own; --output must be a folder.")
         if settings["seed"] is None:
@@ -191,19 +218,21 @@ def _jobs(
         conditions = {
             "model_hash": transformer_hash(weight_hashes(folder)),
             "fast": folder.fast,
-            "transparent": options.transparent or None,
+            "transparent": options.output.transparent or None,
             "loras": loras or None,
         }
         return jobs_of(options.prompts, folder, settings, output, conditions, control)
-    request = make_request(folder, _prompt(options), **settings)
+    prompts = _prompts(options)
+    request = make_request(folder, prompts, **settings)
     requests = [request]
     if options.styles:
         same = settings | {"seed": request.seed}
-        requests = [make_request(folder, _prompt(options), **same | {"style": style}) for style in folder.styles]
+        requests = [make_request(folder, prompts, **same | {"style": style}) for style in folder.styles]
     jobs = []
     for each in requests:
-        targets = [plan_output(options.output, each.resolved_prompts[0], seed) for seed in each.seeds]
-        if options.styles and options.output and targets[0] == Path(options.output):
+        names = [title(prompt, each.style) for prompt in each.prompts]
+        targets = [plan_output(options.output.output, name, seed) for name in names for seed in each.seeds]
+        if options.styles and options.output.output and targets[0] == Path(options.output.output):
             targets = [path.with_stem(f"{path.stem}-{slug(each.style)}") for path in targets]  # the sheet has the name
         jobs.append(Job(each, targets))
     return jobs, 0
@@ -224,30 +253,32 @@ def _write_all(pipeline, jobs: list["Job"], options: Generate, progress, record)
             if planned is None:
                 continue
             by_style.setdefault(job.request.style, []).append(generated.image)
-            if options.transparent:
+            if options.output.transparent:
                 settings = {**generated.settings, "transparent": True}
                 generated = replace(generated, image=cut_out(generated.image), settings=settings)
-            path = write_image(generated.image, generated.settings, planned, metadata=not options.no_metadata)
+            path = write_image(generated.image, generated.settings, planned, metadata=not options.output.no_metadata)
             written.add(path)
             record(generated)
             if path != planned and planned not in written:  # with one name for several images, the first has it
                 progress.say(f"{planned} exists already and was kept; the new image is {path}.")
-            result = json.dumps({"path": str(path), **generated.settings}) if options.json else str(path)
+            result = json.dumps({"path": str(path), **generated.settings}) if options.output.json else str(path)
             progress.result(result)
     if options.styles:
         from pixart.evaluation.style_sheet import style_sheet
 
         request = jobs[0].request
-        planned = plan_output(options.output, f"{request.prompts[0]} styles", request.seed)
-        sheet = write_image(style_sheet(by_style), None, planned, metadata=not options.no_metadata)
-        progress.result(json.dumps({"sheet": str(sheet), "styles": list(by_style)}) if options.json else str(sheet))
+        planned = plan_output(options.output.output, f"{request.prompts[0]} styles", request.seed)
+        sheet = write_image(style_sheet(by_style), None, planned, metadata=not options.output.no_metadata)
+        progress.result(
+            json.dumps({"sheet": str(sheet), "styles": list(by_style)}) if options.output.json else str(sheet)
+        )
 
 
 def _settings(options: Generate) -> dict[str, Any]:
     """The options that `make_request` takes."""
     settings = asdict(options.settings) | {"binning": _either(options.binning, options.no_binning)}
-    settings |= {"image": options.image, "mask": options.mask, "outpaint": options.outpaint}
-    settings |= {"control_image": options.control_image, "control_scale": options.control_scale}
+    settings |= {"image": options.start.image, "mask": options.start.mask, "outpaint": options.start.outpaint}
+    settings |= {"control_image": options.start.control_image, "control_scale": options.start.control_scale}
     if options.size is not None:
         match = re.fullmatch(r"(\d{1,5})\s*[xX*\u00d7]\s*(\d{1,5})", options.size.strip())
         if match is None:
@@ -282,16 +313,21 @@ def _tracking(tool: str | None, folder: Path, say: Callable[[str], None]):
             tracker.log(images, time.monotonic() - begun)
 
 
-def _prompt(options: Generate) -> str:
-    """The prompt; if none is given, the one that a file of text states holds."""
+def _prompts(options: Generate) -> list[str]:
+    """The prompt, or those of standard input; if none is given, the one that a file of text states holds."""
+    from pixart.commands.prompt_file import prompts_of_stdin
     from pixart.encoders.text_states import read_head
 
+    if options.prompt == "-":
+        return prompts_of_stdin()
     if options.prompt is not None:
-        return options.prompt
+        if options.prompt.endswith((".txt", ".jsonl")) and Path(options.prompt).is_file():
+            raise UsageError(f"{options.prompt} is a file; to generate the prompts in it, give --prompts before it.")
+        return [options.prompt]
     if options.memory.text_states is None:
         raise UsageError('There is no prompt; give one, as in: pixart generate "a red apple".')
     prompts = read_head(options.memory.text_states)[0].prompts
     if len(prompts) > 1:
         listed = ", ".join(f'"{prompt}"' for prompt in prompts)
         raise UsageError(f"{options.memory.text_states} holds several prompts; name one of them: {listed}.")
-    return prompts[0]
+    return [prompts[0]]

@@ -1,6 +1,7 @@
 """A file of prompts for `pixart generate`: one a line, or JSON lines with settings; and what is left of it to do."""
 
 import itertools
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import plain
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import parse_json, read_bytes
-from pixart.pipeline.image_files import read_settings, slug
+from pixart.pipeline.image_files import read_settings, slug, title
 from pixart.pipeline.request import Request, control_for_images, make_request
 from pixart.pipeline.restore import NAMES
 
@@ -49,7 +50,7 @@ def jobs_of(
     for number, request in _read(path, folder, settings):
         given = control is not None and request.control is not None
         wanted = conditions | {"control": control_for_images(control, request) if given else None}
-        stem = f"{number:04}-{slug(request.resolved_prompts[0])}"
+        stem = f"{number:04}-{slug(title(request.prompts[0], request.style))}"
         targets: list[Path | None] = []
         for seed in request.seeds:
             target = output / f"{stem}-{seed}.png"
@@ -68,6 +69,20 @@ def jobs_of(
             )
             jobs.append(Job(together, [target for job in some for target in job.targets]))
     return jobs, there
+
+
+def prompts_of_stdin() -> list[str]:
+    """The lines of standard input, without empty ones. Raises UsageError where they are too many, or no text."""
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"Standard input has more than {MAX_BYTES:,} bytes.")
+    try:
+        prompts = [line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError:
+        raise UsageError("Standard input is not a text in UTF-8.") from None
+    if not 0 < len(prompts) <= MAX_LINES:
+        raise UsageError(f"Standard input has {len(prompts):,} prompts; from 1 to {MAX_LINES:,} are taken.")
+    return prompts
 
 
 def _read(path: Path, folder: ModelFolder, settings: dict[str, Any]) -> list[tuple[int, Request]]:

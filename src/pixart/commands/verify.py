@@ -171,6 +171,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
         )
     if record.get("image") is not None:
         raise PixArtError("It was made from another image, which is not in the file; generate it again with --image.")
+    if record.get("noise") is not None:
+        raise PixArtError("Its noise did not come from its seed, but from a generator or latents of a Python program.")
     if record.get("control") is not None:
         raise PixArtError(
             "It was made with a ControlNet, whose image is not in the file; generate it again with --control and "

@@ -132,11 +132,13 @@ class Core:
         seed: int,
         source: Source | None = None,
         control: Control | None = None,
+        noise: Callable[[], np.ndarray] | None = None,
     ) -> State:
-        """A new image: noise of the request's size from `seed`; with a `source`, that latent with the noise."""
-        factor = self.folder.vae_factor
-        shape = (self.folder.transformer["in_channels"], request.image_height // factor, request.image_width // factor)
-        noise = noise_stream(seed, shape)
+        """A new image: noise of the request's size from `seed`; with a `source`, that latent with the noise.
+
+        `noise` gives other noise than that of the seed, of `latent_shape`, at each call.
+        """
+        noise = noise or noise_stream(seed, self.latent_shape(request))
         schedule = schedule_for(request.sampler, self.folder.scheduler, request.steps)
 
         def fresh_noise() -> Any:
@@ -148,6 +150,11 @@ class Core:
             x_t = schedule.noised(source.latent, eps, first)
         solver = SAMPLERS[request.sampler].solver(schedule, fresh_noise, first)
         return State(request, conditioning, seed, x_t, solver, source, None if source is None else eps, control)
+
+    def latent_shape(self, request: Request) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of each image."""
+        factor = self.folder.vae_factor
+        return self.folder.transformer["in_channels"], request.image_height // factor, request.image_width // factor
 
     def control(self, request: Request, say: Callable[[str], None] = lambda notice: None) -> Control | None:
         """The condition image of a request, encoded at the size that is generated; once for all of its images.

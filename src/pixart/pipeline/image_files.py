@@ -56,6 +56,11 @@ def plan_output(output: str | Path | None, prompt: str, seed: int) -> Path:
     return path if path.suffix.lower() in FORMATS else path / name
 
 
+def title(prompt: str, style: str | None) -> str:
+    """What a file of an image is called after: the user's own words and the style's name, not its template."""
+    return f"{prompt} {style}" if style else prompt
+
+
 def slug(prompt: str) -> str:
     """A short file name for a prompt: letters and digits, hyphens between."""
     plain = unicodedata.normalize("NFKC", prompt).lower()

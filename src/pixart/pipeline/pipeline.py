@@ -1,8 +1,10 @@
 """`pixart.Pipeline`: a loaded model that turns prompts into images."""
 
 import functools
+import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +19,15 @@ from pixart.encoders.text_states import read_head
 from pixart.errors import UsageError
 from pixart.pipeline.bins import fit
 from pixart.pipeline.core import Conditioning, Core, State
+from pixart.pipeline.given_noise import GivenNoise, given_noise
 from pixart.pipeline.image_files import pixel_hash
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
 from pixart.pipeline.prompt_weights import have_weights
 from pixart.pipeline.request import Request, check_text_states, control_for_images, make_request
 from pixart.pipeline.settings import Settings
+from pixart.runtime.device import DTYPES
 from pixart.runtime.memory import PLAIN, Memory
+from pixart.tracking.generations import log_call
 
 LoraPath = str | Path | tuple[str | Path, float]
 OnStep = Callable[[int, Step], None]
@@ -54,9 +59,20 @@ class Result:
 class Pipeline:
     """A loaded model. Calls share nothing but its weights, so one request cannot disturb another."""
 
-    def __init__(self, folder: ModelFolder, networks: Networks):
-        """Of a checked model folder and its networks; see `from_pretrained` and `load_networks`."""
+    def __init__(
+        self,
+        folder: ModelFolder,
+        networks: Networks,
+        dtype: str = "auto",
+        memory: Memory = PLAIN,
+        compile: bool = False,
+    ):
+        """Of a checked model folder and its networks; see `from_pretrained` and `load_networks`.
+
+        `dtype`, `memory` and `compile` are what was asked for, which `to` asks for again on another device.
+        """
         self.folder, self.networks = folder, networks
+        self.dtype, self.memory, self.compile = dtype, memory, compile
         self.core = Core(folder, networks)
         self.loras: tuple[Lora, ...] = ()
 
@@ -71,7 +87,8 @@ class Pipeline:
         image_size: int | None = None,
         fast: bool = False,
         engine: str = "auto",
-        dtype: str = "auto",
+        dtype: Any = "auto",
+        torch_dtype: Any = None,
         memory: Memory = PLAIN,
         device: str = "auto",
         compile: bool = False,
@@ -88,7 +105,8 @@ class Pipeline:
             engine: "onnx" (ONNX Runtime on the CPU, for folders with graphs), "torch", or "auto": the first where it
                 can be had.
             dtype: "float32"; "bfloat16" or "float16" (torch); "int8" (onnx: faster, not quite the same image); "auto":
-                float32 for graphs, else what suits the device.
+                float32 for graphs, else what suits the device. Also a torch.dtype.
+            torch_dtype: the same, by Diffusers' name.
             memory: ways to generate in less memory and another text encoder, with torch; see
                 `pixart.runtime.memory.Memory`.
             loras: adapters to generate with, see `set_loras`.
@@ -102,15 +120,74 @@ class Pipeline:
             UsageError: engine, dtype and device do not go together, or are not to be had here.
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
+        dtype = dtype_name(dtype if torch_dtype is None else torch_dtype)
         how = OfficialFile(ema, num_heads, image_size)
         folder = open_model_folder(model, parts=parts, how=how, fast=fast, text_encoder=memory.text_encoder)
         found = check_loras(folder, loras)
         hed = None if control_hed is None else Path(control_hed)
         beside = None if control is None else controlnet_for(folder, control, hed)
         runtime = choose_runtime(folder, engine, dtype, memory, device, control=beside, compile=compile)
-        pipeline = cls(folder, load_networks(folder, runtime, control=beside))
+        pipeline = cls(folder, load_networks(folder, runtime, control=beside), dtype, memory, compile)
         pipeline.use(found)
         return pipeline
+
+    def to(self, device: Any = None, dtype: Any = None) -> "Pipeline":
+        """Load the model again on another device or in another dtype, as in Diffusers, where it is not there yet.
+
+        `from_pretrained` has chosen the fastest device by itself, but for folders with graphs: those stay on the CPU.
+
+        Args:
+            device: "cpu", "cuda" or "mps", or a torch.device.
+            dtype: a torch.dtype or its name; may be given alone: `to(torch.float32)`.
+
+        Raises:
+            UsageError: that device or dtype is not to be had here; the pipeline is as before.
+        """
+        if dtype is None and dtype_name(device) in DTYPES:
+            device, dtype = None, device
+        now = self.networks.provenance()["device"]
+        kind, _, index = str(device or now).partition(":")
+        dtype = self.dtype if dtype is None else dtype_name(dtype)
+        if kind != now or dtype != self.dtype:
+            control = self.networks.control
+            runtime = choose_runtime(
+                self.folder, "auto", dtype, self.memory, kind, control=control, compile=self.compile
+            )
+            if index not in ("", str(runtime.device.index)):
+                raise UsageError(
+                    f"The GPU with most free memory is used; for another, set CUDA_VISIBLE_DEVICES={index}."
+                )
+            loras, self.loras, self.dtype = self.loras, (), dtype
+            self.networks = load_networks(self.folder, runtime, control=control)
+            self.core = Core(self.folder, self.networks)
+            self.use(loras)
+            self.__dict__.pop("provenance", None)
+        return self
+
+    def enable_model_cpu_offload(self) -> None:
+        """On a GPU: keep each network in the computer's memory while it does not work. Nothing else on a CPU."""
+        self._hold(replace(self.memory, offload=True))
+
+    def enable_sequential_cpu_offload(self) -> None:
+        """Keep only the network in memory that works, and load it again for each call: the least memory."""
+        self._hold(replace(self.memory, staged=True))
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in overlapping tiles that are blended; needed for large images on small GPUs only."""
+        self._hold(replace(self.memory, decode="tiled"))
+
+    def enable_vae_slicing(self) -> None:
+        """Nothing to do: as many images are decoded at once as the memory takes, by itself."""
+
+    def enable_attention_slicing(self) -> None:
+        """Nothing to do: attention is torch's fused one, which never holds its whole matrix."""
+
+    def _hold(self, memory: Memory) -> None:
+        """Hold the networks in this way from now on, where torch computes them; graphs know no other way."""
+        self.memory = memory
+        if self.networks.name == "torch":
+            self.networks.hold(memory)
+            self.__dict__.pop("provenance", None)
 
     def set_loras(self, loras: Iterable[LoraPath]) -> None:
         """Generate with these adapters (LoRA, DoRA, LoKr, LoHa; safetensors files or folders) and no others.
@@ -139,6 +216,8 @@ class Pipeline:
         outpaint: bool = False,
         control_image: Any = None,
         control_scale: float | None = None,
+        generator: Any = None,
+        latents: Any = None,
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> Result:
@@ -150,9 +229,13 @@ class Pipeline:
             outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
             control_image: a path or PIL image for the ControlNet that was loaded, such as edges.
             control_scale: how much of its effect is added, 1 if left out.
+            generator: a torch.Generator, or a list with one for each image, in place of `seed`: the latents that
+                Diffusers begins with. Unlike a seed, it is used up: such an image's file cannot be verified.
+            latents: the noise itself, (images, C, h, w), prompt by prompt.
             on_step: `on_step(index of the image, Step)` is called after every step, and may raise to stop.
             settings: the fields of `pixart.pipeline.request.Settings`, where each is described: negative_prompt, style,
-                seed, num_images, steps, guidance_scale, width, height, sampler and others. What is left out or None is
+                seed, num_images, steps, guidance_scale, width, height, sampler and others; also by Diffusers' names,
+                num_images_per_prompt, num_inference_steps and use_resolution_binning. What is left out or None is
                 the model folder's own value, else what suits the sampler ("dpm-solver": 20 steps, guidance scale 4.5).
 
         Raises:
@@ -161,8 +244,17 @@ class Pipeline:
         given = {"image": image, "mask": mask, "outpaint": outpaint}
         given |= {"control_image": control_image, "control_scale": control_scale}
         request = make_request(self.folder, prompt, **given, **settings)
+        noise = None
+        if generator is not None or latents is not None:
+            if generator is not None and settings.get("seed") is not None:
+                raise UsageError("A generator takes the place of the seed; leave one of the two out.")
+            images = len(request.prompts) * request.num_images
+            dtype = self.dtype if self.dtype in DTYPES else "float32"  # as the stock pipeline, loaded without a dtype
+            noise = given_noise(generator, latents, images, self.core.latent_shape(request), dtype)
         notices: list[str] = []
-        images = list(self.generate(request, on_step, notices.append))
+        begun = time.monotonic()
+        images = list(self.generate(request, on_step, notices.append, noise))
+        log_call(images, time.monotonic() - begun)
         return Result(
             images=[generated.image for generated in images],
             seeds=[generated.seed for generated in images],
@@ -171,18 +263,25 @@ class Pipeline:
         )
 
     def generate(
-        self, request: Request, on_step: OnStep | None = None, on_notice: Callable[[str], None] | None = None
+        self,
+        request: Request,
+        on_step: OnStep | None = None,
+        on_notice: Callable[[str], None] | None = None,
+        noise: GivenNoise | None = None,
     ) -> Iterator[Generated]:
-        """The images of a checked request, as many at once as the device takes, each yielded as soon as it is done."""
+        """The images of a checked request, as many at once as the device takes, each yielded as soon as it is done.
+
+        `noise` takes the place of that of the seeds.
+        """
         say = on_notice or (lambda notice: None)
-        finished = self._in_stages(self._finished(self._started(request, say), request, on_step, say))
+        finished = self._in_stages(self._finished(self._started(request, say, noise), request, on_step, say))
         if request.upscale > 1:
             larger = request.enlarged
             again = self._in_stages(state for some in finished for state in self.core.enlarged(some, larger))
             finished = self._in_stages(self._finished(again, larger, on_step, say))
         for some in finished:
             for state, pixels in zip(some, self.core.decode(some), strict=True):
-                yield self._generated(request, state, pixels)
+                yield self._generated(request, state, pixels, noise)
 
     def begin(self, request: Request, say: Callable[[str], None]) -> list[State]:
         """All images of a request, prompt by prompt and seed by seed, for `Core.step` in any batches; then `finish`."""
@@ -206,7 +305,9 @@ class Pipeline:
         except MemoryError:
             return None
 
-    def _started(self, request: Request, say: Callable[[str], None]) -> Iterator[State]:
+    def _started(
+        self, request: Request, say: Callable[[str], None], noise: GivenNoise | None = None
+    ) -> Iterator[State]:
         self._check_text_states(request)
         if request.control is not None and self.networks.control is None:
             raise UsageError("An image for a ControlNet was given, and no ControlNet was loaded; load one too.")
@@ -226,9 +327,11 @@ class Pipeline:
         if request.image is not None:
             source = self.core.source(request, request.image.fitted(request.image_height, request.image_width, say))
         control = self.core.control(request, say)
+        number = itertools.count()
         for conditioning in self._in_stages(self._conditionings(request, say)):
             for seed in request.seeds:
-                yield self.core.start(request, conditioning, seed, source, control)
+                seed, own = (seed, None) if noise is None else noise.of(next(number), seed)
+                yield self.core.start(request, conditioning, seed, source, control, own)
 
     def _in_stages(self, work: Iterator[T]) -> Iterator[T]:
         """All of it before what follows begins, where the networks take turns in memory; else piece by piece."""
@@ -305,7 +408,7 @@ class Pipeline:
                 "with pixart encode --model."
             )
 
-    def _generated(self, request: Request, state: State, pixels: Any) -> Generated:
+    def _generated(self, request: Request, state: State, pixels: Any, noise: GivenNoise | None = None) -> Generated:
         from PIL import Image
 
         image = Image.fromarray(pixels)
@@ -320,6 +423,7 @@ class Pipeline:
             "resolved_negative_prompt": request.resolved_negative_prompt,
             **{name: plain(getattr(request, name)) for name in RECORDED},
             "seed": state.seed,
+            **({"noise": noise.source} if noise else {}),
             "bin": plain(request.bin),
             "image": None if start is None else start.hashes,
             **self.provenance,
@@ -346,3 +450,8 @@ class Pipeline:
             **networks,
             "versions": {"pixart": pixart.__version__, **networks["versions"]},
         }
+
+
+def dtype_name(dtype: Any) -> str:
+    """ "float16" of "float16" and of torch.float16."""
+    return str(dtype).removeprefix("torch.")

@@ -1,6 +1,5 @@
 """The text that the encoder reads: the user's words, put into a style's template where one is chosen."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from pixart.checkpoints.styles import Style
@@ -21,21 +20,21 @@ def apply_style(prompt: str, negative_prompt: str, style: Style | None) -> tuple
     return (filled if prompt.strip() else filled.strip(" ,")), ", ".join(negatives)
 
 
-def find_style(name: str | None, styles: dict[str, Style], listed: Iterable[str]) -> str | None:
+def find_style(name: str | None, styles: dict[str, Style]) -> str | None:
     """The style's name as it is in `styles`; capitals do not matter. None and "No style" are none.
 
     Raises:
-        UsageError: there is no such style; names those that are `listed`.
+        UsageError: there is no such style; names all that there are.
     """
     if name is None:
         return None
     if not isinstance(name, str):
-        raise UsageError(unknown("style", repr(name), listed))
+        raise UsageError(unknown("style", repr(name), styles))
     if name.casefold() == NO_STYLE.casefold():
         return None
     by_folded = {key.casefold(): key for key in styles}
     if name.casefold() not in by_folded:
-        raise UsageError(unknown("style", name, listed))
+        raise UsageError(unknown("style", name, styles))
     return by_folded[name.casefold()]
 
 

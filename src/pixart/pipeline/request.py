@@ -20,7 +20,16 @@ from pixart.pipeline.bins import bins_by_itself, choose_bin
 from pixart.pipeline.image_input import ImageInput, read_image_input
 from pixart.pipeline.prompt_weights import read_weights
 from pixart.pipeline.prompts import apply_style, check_text, find_style
-from pixart.pipeline.settings import MAX_CONTROL, MAX_SIDE, MIN_SIZE, RANDOM_SEED, Settings, number, whole_number
+from pixart.pipeline.settings import (
+    MAX_CONTROL,
+    MAX_SIDE,
+    MIN_SIZE,
+    RANDOM_SEED,
+    Settings,
+    number,
+    settings_of,
+    whole_number,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +112,9 @@ def make_request(
         outpaint: `image` stays, in the middle of width x height, and what is around it is generated.
         control_image: a path or PIL image for a ControlNet.
         control_scale: how much of the control is added, 1 if left out.
-        given: fields of `Settings`, None meaning not given.
+        given: fields of `Settings`, also by the names in DIFFUSERS_NAMES; None means not given.
     """
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = settings_of(given)
     if not isinstance(prompt, str | list | tuple):
         raise UsageError(f"The prompt must be a text or a list of texts, not {shortened(prompt)}.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -114,7 +123,7 @@ def make_request(
     for text in prompts:
         check_text(text, "prompt")
     styles = known_styles(folder.styles)
-    style = find_style(settings.style, styles, folder.styles)
+    style = find_style(settings.style, styles)
     resolved = [apply_style(text, settings.negative_prompt, styles.get(style))[0] for text in prompts]
     negative = apply_style("", settings.negative_prompt, styles.get(style))[1]
     seed = settings.seed

@@ -5,8 +5,8 @@ Nothing heavy is imported at its top, since `pixart generate --help` shows it.
 
 import math
 import numbers
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from tyro.conf import Suppress, arg
 
@@ -27,28 +27,49 @@ RANDOM_SEED = -1
 # The unconditional text of guidance: the empty or negative prompt, encoded; or the null caption of an official
 # checkpoint, under the mask of the prompt (as the official code does it) or all of it (as it did until November 2023).
 NULL_TEXTS = ("encoded", "caption", "caption-all")
+# What calls of Diffusers' pipelines name otherwise.
+DIFFUSERS_NAMES = {
+    "num_inference_steps": "steps",
+    "num_images_per_prompt": "num_images",
+    "use_resolution_binning": "binning",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What may be chosen for an image, besides its prompt; the one list of it.
+    """What may be chosen for an image, besides its prompt."""
 
-    None means the model folder's own value, else what suits the sampler. Values are checked as far as they do not
-    depend on a model: raises UsageError with one sentence.
-    """
+    # None means the model folder's own value, else what suits the sampler. Values are checked as far as they do not
+    # depend on a model, with UsageError.
 
-    style: Annotated[str | None, shown("NAME", "none")] = None
-    """One of the model's styles."""
     negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
     """What to steer away from."""
+    style: Annotated[str | None, shown("NAME", "none")] = None
+    """One of the model's styles, or a general one: Cinematic, Photographic, Anime, Manga, Digital Art, Pixel art,
+    Fantasy art, Neonpunk, 3D Model."""
     seed: Annotated[int | None, shown("N", "at random")] = None
     """Of the noise that the first image starts from; the next images take the next seeds. -1 is random."""
-    num_images: Annotated[int, arg(metavar="N", aliases=("-n",))] = 1
+    num_images: Annotated[int, arg(metavar="N", aliases=("-n", "--num-images-per-prompt"))] = 1
     """How many images."""
+    width: Annotated[int | None, shown("PIXELS", "the model's", "-W")] = None
+    """Width of the image."""
+    height: Annotated[int | None, shown("PIXELS", "the model's", "-H")] = None
+    """Height of the image."""
     steps: Annotated[int | None, shown("N", "the model's, else what suits the sampler", "--num-inference-steps")] = None
     """Number of denoising steps."""
-    guidance_scale: Annotated[float | None, shown("X", "the model's, else what suits the sampler", "--cfg")] = None
+    guidance_scale: Annotated[
+        float | None, shown("X", "the model's, else what suits the sampler", "--cfg", "--cfg-scale")
+    ] = None
     """How strongly to follow the prompt; 1 means no guidance."""
+    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver", "--scheduler")] = None
+    """dpm-solver, sa-solver, euler, euler-ancestral; for models that predict eps also dpm-solver-karras, ddim, ddpm,
+    lcm, dmd (one step); or a name that Diffusers, A1111 or ComfyUI has for it, such as "DPM++ 2M Karras"."""
+    strength: Annotated[float | None, shown("X", "0.8, or 1 with a mask")] = None
+    """With an image to start from: 0 would keep it, 1 takes nothing but its layout; of so many steps, the last ones."""
+    upscale: Annotated[int, arg(metavar="N")] = 1
+    """Enlarge the finished image N times and go over it in a second pass, which adds detail."""
+    upscale_strength: Annotated[float, arg(metavar="X")] = 0.4
+    """As --strength, of the second pass."""
     guidance_interval: Annotated[tuple[int, int], arg(metavar="FROM TO")] = (0, 1000)
     """Timesteps at which guidance acts: 0 is clean, 1000 is noise (arXiv 2404.07724). Outside, the work is halved."""
     guidance_rescale: Annotated[float, arg(metavar="X")] = 0.0
@@ -60,23 +81,9 @@ class Settings:
     """Read (word), (word:1.2) and [word] in the prompts as A1111 does: a word counts more or less. With torch."""
     guidance_channels: Annotated[int | None, shown("N", "all")] = None
     """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
-    width: Annotated[int | None, shown("PIXELS", "the model's", "-W")] = None
-    """Width of the image."""
-    height: Annotated[int | None, shown("PIXELS", "the model's", "-H")] = None
-    """Height of the image."""
     binning: Suppress[bool | None] = None
     """Generate the official size of the nearest shape and fit the image to width and height, as stock Diffusers does;
     None: models that predict eps do, flow models do not."""
-    sampler: Annotated[str | None, shown("NAME", "the model's, else dpm-solver", "--scheduler")] = None
-    """dpm-solver, sa-solver, euler, euler-ancestral; for models that predict eps also dpm-solver-karras, ddim, ddpm,
-    lcm, dmd (one step); or a name that Diffusers, A1111 or ComfyUI has for it, such as "DPM++ 2M Karras"."""
-
-    strength: Annotated[float | None, shown("X", "0.8, or 1 with a mask")] = None
-    """With an image to start from: 0 would keep it, 1 takes nothing but its layout; of so many steps, the last ones."""
-    upscale: Annotated[int, arg(metavar="N")] = 1
-    """Enlarge the finished image N times and go over it in a second pass, which adds detail."""
-    upscale_strength: Annotated[float, arg(metavar="X")] = 0.4
-    """As --strength, of the second pass."""
 
     def __post_init__(self):
         check_text(self.negative_prompt, "negative prompt")
@@ -108,6 +115,26 @@ class Settings:
             checked["sampler"] = find_sampler(self.sampler)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # plain numbers of Python, our name of the sampler
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Settings by our names or Diffusers'; None is the same as not given.
+
+    Raises:
+        UsageError: there is no such setting, one is given by both names, or a value cannot be.
+    """
+    known = [field.name for field in fields(Settings)]
+    chosen: dict[str, Any] = {}
+    for name, value in given.items():
+        own = DIFFUSERS_NAMES.get(name, name)
+        if own not in known:
+            raise UsageError(unknown("setting", name, known))
+        if value is None:
+            continue
+        if own in chosen:
+            raise UsageError(f"{own} was given twice, by our name and by Diffusers'; leave one of them out.")
+        chosen[own] = value
+    return Settings(**chosen)
 
 
 def whole_number(value: int | None, what: str, low: int, high: int) -> int | None:

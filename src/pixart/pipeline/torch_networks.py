@@ -109,6 +109,16 @@ class TorchNetworks:
         for name, network in self._loaded.items():
             self._adapt(name, network)
 
+    def hold(self, memory: Memory) -> None:
+        """Hold the networks that are loaded in another way from their next use on; how texts are read stays."""
+        self.memory = replace(self.memory, staged=memory.staged, offload=memory.offload, decode=memory.decode)
+        if "decoder" in self._loaded and memory.decode == "tiled":
+            self._loaded["decoder"].model.enable_tiling()
+        if memory.staged:
+            self._loaded.clear()
+            self._batch = None
+            release_memory()
+
     def _adapt(self, name: str, network: Any) -> None:
         """Put the adapters onto a network, in place of those that were on it."""
         model = network if name == "denoiser" else getattr(network, "model", None)

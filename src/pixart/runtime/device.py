@@ -73,8 +73,6 @@ def choose_precision(device: Device, wanted: str = "auto") -> Precision:
     if wanted == "float32":
         return Precision("float32", "float32", "as given")
     if wanted == "float16":
-        if device.type == "cpu":
-            raise UsageError("float16 is for GPUs; on the CPU give float32 or bfloat16.")
         return Precision("float16", "float16" if device.float16 else "float32", "as given")
     if wanted == "bfloat16":
         if device.bfloat16:

@@ -5,12 +5,14 @@ images at "Generated-Image/Pipeline-Call-n" and a table at "Result-Table/Pipelin
 it show ours. It drops all but the first image of a prompt; here, each has its place and its row.
 """
 
+import atexit
 import sys
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pixart.config import unknown
 from pixart.errors import UsageError
 from pixart.tracking.tracker import Cell, Images, Setting, Table, Tracker, TrackingConfig
 
@@ -53,6 +55,8 @@ class GenerationTracker:
         tool: str,
         folder: Path,
         *,
+        project: str = "pixart",
+        offline: bool = False,
         report: Callable[[str], None] | None = None,
         close_timeout: float = 30.0,
     ):
@@ -69,7 +73,7 @@ class GenerationTracker:
             raise UsageError(f'There is no tracker "{tool}" for generations; choose one of: {", ".join(TOOLS)}.')
         self.calls = 0
         self.tracker = Tracker(
-            TrackingConfig(to=tool, close_timeout=close_timeout),
+            TrackingConfig(to=tool, project=project, offline=offline, close_timeout=close_timeout),
             folder,
             say=report or (lambda line: print(line, file=sys.stderr, flush=True)),
             identity=uuid.uuid4().hex[:8],
@@ -126,3 +130,37 @@ def describe(settings: list[dict[str, Any]]) -> dict[str, Any]:
     }
     pipeline = {key: first[key] for key in PIPELINE if key in first}
     return {"pipeline": {**pipeline, "pipeline-name": "PixArtAlphaPipeline"}, "params": call}
+
+
+AUTOLOG = ("project", "dir", "mode")  # what `autolog` takes of wandb.init's arguments
+_automatic: GenerationTracker | None = None
+
+
+def autolog(init: dict[str, str] | None = None, *, tool: str = "wandb") -> GenerationTracker:
+    """Record every call of every `pixart.Pipeline` from now on, as `wandb.integration.diffusers.autolog` does.
+
+    The run ends with the program, or with `close()` of what is returned.
+
+    Args:
+        init: "project", "dir" and "mode" (such as "offline") as wandb.init takes them.
+
+    Raises:
+        UsageError: other arguments, or another tool.
+    """
+    global _automatic
+    init = init or {}
+    for name in init:
+        if name not in AUTOLOG:
+            raise UsageError(unknown("argument of autolog", name, AUTOLOG))
+    if _automatic is not None:
+        _automatic.close()
+    folder, offline = Path(init.get("dir") or "."), init.get("mode") == "offline"
+    _automatic = GenerationTracker(tool, folder, project=init.get("project") or "pixart", offline=offline)
+    atexit.register(_automatic.close)
+    return _automatic
+
+
+def log_call(images: Sequence[Generated], seconds: float) -> None:
+    """Record one call, where `autolog` has been called."""
+    if _automatic is not None:
+        _automatic.log(images, seconds)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pixart.checkpoints.hub import resolve
 from pixart.data.captioning.captioner import Caption, Item
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import read_json_object
@@ -170,24 +171,23 @@ def _lower_first(text: str) -> str:
 
 def _load(name: str, dtype: str, device_name: str) -> tuple[Any, Any]:
     """(network in evaluation mode, processor). Safetensors only, no code from the model's folder."""
-    local = Path(name).exists()
-    if local:
-        read_json_object(Path(name) / "config.json")  # both for a clearer sentence than that of the library
-        weight_files(Path(name), "model.safetensors")
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     device = choose_device(find_devices(), device_name)
     precision = choose_precision(device, dtype)
-    safe = {"trust_remote_code": False, "local_files_only": local}
+    folder = resolve(name, "captioner")
+    if not folder.exists():
+        raise PixArtError(f"There is no model folder {name}; give a folder, or a hub id such as owner/name.")
+    read_json_object(folder / "config.json")  # both for a clearer sentence than that of the library
+    weight_files(folder, "model.safetensors")
+    safe = {"trust_remote_code": False, "local_files_only": True}
     try:
-        config = AutoConfig.from_pretrained(name, **safe)
-        processor = AutoProcessor.from_pretrained(name, **safe)
+        config = AutoConfig.from_pretrained(folder, **safe)
+        processor = AutoProcessor.from_pretrained(folder, **safe)
         network, loading = AutoModelForImageTextToText.from_pretrained(
-            name,
+            folder,
             use_safetensors=True,
             dtype=getattr(torch, precision.storage if dtype != "auto" else _computable(config, device, precision)),
             output_loading_info=True,
