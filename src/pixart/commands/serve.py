@@ -50,8 +50,9 @@ def serve(options: Serve) -> int:
     import fastapi  # noqa: F401  so that a missing extra is named before anything is loaded
 
     from pixart.server.guard import Access, read_keys
+    from pixart.server.models import Source, open_model
     from pixart.server.run import run
-    from pixart.server.service import Service, Source, open_model
+    from pixart.server.service import Service
 
     host = options.listening.host
     keys = read_keys(options.api_key_file, os.environ.pop("PIXART_API_KEY", None))
