@@ -216,6 +216,7 @@ class Answer:
             "output_format": self.kind,
             "size": f"{job.request.width}x{job.request.height}",
             "usage": _usage(job),
+            **({"restarts": job.restarts} if job.restarts else {}),
         }
 
     def streamed(self, request: ImageRequest, loras: tuple[Lora, ...]) -> StreamingResponse:
@@ -236,7 +237,6 @@ class Answer:
             while (image := await partial.get()) is not None:
                 if job.restarts > restarts:  # the partial images come again from the first
                     count, restarts = 0, job.restarts
-                    common |= {"restarts": restarts}
                 elif count == 0:
                     self.service.metrics.first_preview.observe(time.monotonic() - job.submitted)
                 file = await self.file(Generated(image, job.request.seeds[0], {}))
