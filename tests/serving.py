@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-WAIT = 120
+WAIT = 300
 
 
 class Served:
@@ -33,9 +33,13 @@ class Served:
         self.address = self.process.stdout.readline().strip()
         self.port = int(self.address.rpartition(":")[2] or 0)
         self.http = httpx.Client(base_url=self.address, timeout=WAIT, trust_env=False)
-        if ready:
-            assert self.address, self.log
-            self.until(lambda: self.http.get("/readyz").status_code == 200)
+        try:
+            if ready:
+                assert self.address, self.log
+                self.until(lambda: self.http.get("/readyz").status_code == 200)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def log(self) -> str:

@@ -545,6 +545,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_sentence(tmp_pat
         (["--api-key-file", "no-such-file"], 1),
         (["--max-queue", "0"], 2),
         (["--port", "99999"], 2),
+        (["--min-replicas", "2"], 2),
         (["no/such/model"], 1),
     ],
     ids=lambda value: str(value),
