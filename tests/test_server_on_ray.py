@@ -34,25 +34,18 @@ def server(folder):
 
 
 def replicas_of(server) -> list[int]:
-    """The process ids of its replicas, which Ray starts for it and names so."""
-    parents, found = {}, []
+    """The process ids of its replicas: Ray names a process by its deployment, which has the server's port."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if "ServeReplica" in (process / "cmdline").read_text():
+            name = (process / "cmdline").read_text()
+            if name.startswith("ray::ServeReplica") and f"-{server.port}:replica" in name:
                 found.append(int(process.name))
-    return [pid for pid in found if server.process.pid in ancestors(pid, parents)]
+    return found
 
 
 def processor_time(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
-
-
-def ancestors(pid: int, parents: dict[int, int]) -> set[int]:
-    above = set()
-    while (pid := parents.get(pid, 0)) and pid not in above:
-        above.add(pid)
-    return above
 
 
 def test_a_replica_that_dies_loses_no_request_and_a_stream_says_that_it_begins_again(server):

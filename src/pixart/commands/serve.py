@@ -77,6 +77,7 @@ def serve(options: Serve) -> int:
         raise UsageError(f"Two models have the name {double[0]}; rename a folder.")
     if options.replicas.ray is not None:
         connect(options.replicas.ray)
+        import ray.serve  # noqa: F401  for the same reason
     listening = options.listening.listen()
     for model in models:
         print(f"{model.name}: {model.runtime.line}", file=sys.stderr)

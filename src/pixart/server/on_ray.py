@@ -129,11 +129,13 @@ class OnRay:
             fresh = {name: await asyncio.to_thread(open_model, source, name) for name, source in sources.items()}
             stamps = {name: model.stamp for name, model in fresh.items()}
             loras = [sorted(lora.source for lora in model.loras.values()) for model in fresh.values()]
-            self._handle = await asyncio.to_thread(self._deploy, sources, repr((stamps, loras)))
             try:
+                self._handle = await asyncio.to_thread(self._deploy, sources, repr((stamps, loras)))
                 made = await self._handle.made.remote()
             except PixArtError as error:  # as Ray raises it: both its own kind and ours
                 raise PixArtError(str(error.cause)) from None
+            except Exception as error:  # Ray's are of many kinds
+                raise PixArtError(f"Ray has no replica ready: {shown(str(error), MOST_MESSAGE)}") from None
             loaded = [name for name in fresh if not changed_only or self._stamps.get(name) != stamps[name]]
             self.models = {name: replace(model, made=made[name]) for name, model in fresh.items()}
             self._stamps = stamps
@@ -157,10 +159,7 @@ class OnRay:
             },
             max_ongoing_requests=max(how.requests_per_replica, self.room.most_jobs),
         )
-        try:
-            return serve.run(deployment.bind(sources), name=self.name, route_prefix=None)
-        except Exception as error:  # Ray's are of many kinds
-            raise PixArtError(f"Ray started no replica: {shown(str(error), MOST_MESSAGE)}") from None
+        return serve.run(deployment.bind(sources), name=self.name, route_prefix=None)
 
     def submit(
         self,

@@ -119,7 +119,7 @@ def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 
     if gpus_per_worker < 0 or (workers is not None and workers < 1):
         raise UsageError(f"{workers} workers with {gpus_per_worker:g} GPUs each cannot be; give 1 or more, 0 or more.")
     connect(address)
-    import ray.data
+    import ray.data  # noqa: F401  it sets the level of its logger
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return Cluster(workers, gpus_per_worker)
