@@ -1,6 +1,6 @@
 # pixart serve on a CPU, with the shipped model. Not built anywhere yet: it was written where no container can be built.
 #   docker build -t pixart .
-#   docker run -p 8000:8000 -e PIXART_API_KEY=at-least-16-characters pixart
+#   docker run -p 8000:8000 -e PIXART_API_KEY=at-least-16-characters pixart --allowed-host images.example.org
 FROM python:3.12-slim
 
 WORKDIR /pixart

@@ -1,5 +1,7 @@
 """`pixart serve` as its own process, for tests: real requests over loopback."""
 
+import base64
+import io
 import os
 import re
 import signal
@@ -10,8 +12,10 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
+from PIL import Image
 
-WAIT = 120
+WAIT = 300
 
 
 class Served:
@@ -29,8 +33,13 @@ class Served:
         self.address = self.process.stdout.readline().strip()
         self.port = int(self.address.rpartition(":")[2] or 0)
         self.http = httpx.Client(base_url=self.address, timeout=WAIT, trust_env=False)
-        if ready:
-            self.until(lambda: self.http.get("/readyz").status_code == 200)
+        try:
+            if ready:
+                assert self.address, self.log
+                self.until(lambda: self.http.get("/readyz").status_code == 200)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def log(self) -> str:
@@ -65,3 +74,13 @@ class Served:
             self.process.wait()
         self.process.stdout.close()
         self.stderr.close()
+
+
+def opened(encoded: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(encoded)))
+
+
+def same(one, other) -> bool:
+    """To 45 dB: images of one batch are equal to rounding."""
+    error = np.asarray(one, float) - np.asarray(other, float)
+    return error.shape == np.asarray(other).shape and bool((error**2).mean() < 255**2 / 10**4.5)

@@ -20,6 +20,7 @@ EXTRA_OF = {
     "pyarrow": "data",
     "textblob": "data",
     "fsspec": "cluster",
+    "grpc_reflection": "cluster",
     "ray": "cluster",
     "codecarbon": "track",
     "tensorboard": "track",

@@ -1,8 +1,10 @@
 """`pixart serve`: models behind the APIs of OpenAI and A1111."""
 
 import os
+import socket
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from pixart.config import shown
 from pixart.errors import UsageError
 from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 from pixart.server.access import LOOPBACK, Listening
-from pixart.server.limits import Limits
+from pixart.server.limits import Limits, Replicas
 
 HERE = Listening(port=8000)
 
@@ -39,6 +41,7 @@ class Serve:
     computing: Annotated[Computing, arg(name="")] = AUTO
     memory: Annotated[Memory, arg(name="")] = PLAIN
     limits: Annotated[Limits, arg(name="")] = field(default_factory=Limits)
+    replicas: Annotated[Replicas, arg(name="")] = field(default_factory=Replicas)
     no_metadata: bool = False
     """Send images without settings in them; they cannot be generated again from the file."""
     log_prompts: bool = False
@@ -49,9 +52,12 @@ def serve(options: Serve) -> int:
     """Serve until SIGTERM or Ctrl-C; the address goes to stdout."""
     import fastapi  # noqa: F401  so that a missing extra is named before anything is loaded
 
+    from pixart.data.on_ray.session import connect
     from pixart.server.guard import Access, read_keys
+    from pixart.server.models import Here, Source, open_model
+    from pixart.server.on_ray import OnRay
     from pixart.server.run import run
-    from pixart.server.service import Service, Source, open_model
+    from pixart.server.service import Service
 
     host = options.listening.host
     keys = read_keys(options.api_key_file, os.environ.pop("PIXART_API_KEY", None))
@@ -69,10 +75,18 @@ def serve(options: Serve) -> int:
     names = [model.name for model in models]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two models have the name {double[0]}; rename a folder.")
+    if options.replicas.ray is not None:
+        connect(options.replicas.ray)
+        import ray.serve  # noqa: F401  for the same reason
     listening = options.listening.listen()
     for model in models:
         print(f"{model.name}: {model.runtime.line}", file=sys.stderr)
     print(options.listening.address(listening), flush=True)
-    service = Service(models, options.limits, len(keys), metadata=not options.no_metadata, prompts=options.log_prompts)
+    generates = Here
+    if options.replicas.ray is not None:
+        name = f"pixart-{socket.gethostname()}-{listening.getsockname()[1]}"
+        generates = partial(OnRay, name, options.replicas)
+    shown = {"metadata": not options.no_metadata, "prompts": options.log_prompts}
+    service = Service(models, options.limits, len(keys), generates=generates, **shown)
     run(service, Access(keys, options.listening.names()), listening, options.listening.root_path)
     return 0

@@ -76,9 +76,12 @@ class Job:
         deadline: on the clock of `time.monotonic`.
         notices: sentences that a person should read, from its first step on.
         states: of its images, from its first step on.
+        tokens: of its texts, as the model reads them.
+        position: of its images, the one that has come least far, in denoising steps.
+        restarts: how often it was begun again since the process that it ran in ended.
     """
 
-    pipeline: Pipeline
+    pipeline: Pipeline | None  # None where another process has it
     request: Request
     owner: str = ""
     on_step: Callable[[int, Step], None] | None = None
@@ -89,6 +92,9 @@ class Job:
     notices: list[str] = field(default_factory=list)
     states: list[State] | None = None
     images: dict[int, Generated] = field(default_factory=dict)
+    tokens: int = 0
+    position: int = 0
+    restarts: int = 0
     work_done: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -127,12 +133,49 @@ class Job:
         return self.pipeline.networks.memory.staged
 
 
+@dataclass
+class Room:
+    """How much may wait and run together, and the measured speed, which says when there is room again.
+
+    Attributes:
+        most_jobs, most_work: that wait and run together; `work_of` says what work is.
+        most_of_one: jobs of one owner; None: as many as `most_jobs`.
+        speed: work per second, None before the first step.
+    """
+
+    most_jobs: int = 64
+    most_work: float = math.inf
+    most_of_one: int | None = None
+    speed: float | None = None
+
+    def check(self, job: Job, live: list[Job]) -> None:
+        """Raises QueueFull where there is no room for a job beside those that wait and run."""
+        mine = [other for other in live if other.owner == job.owner]
+        left = sum(other.work_left for other in live)
+        over = left + work_of(job.request) - self.most_work
+        if len(live) >= self.most_jobs or (over > 0 and live):
+            # Room for it comes when a job of average size has ended, or the work over the limit is done.
+            seconds = self.seconds_for(max(left / len(live), over if over < math.inf else 0.0))
+            raise QueueFull(f"The queue is full: {len(live)} requests wait or run.", seconds)
+        if len(mine) >= (self.most_of_one or self.most_jobs):
+            seconds = self.seconds_for(left / len(live))
+            raise QueueFull(f"{len(mine)} of your requests wait or run, the most there may be of one key.", seconds)
+
+    def seconds_for(self, work: float) -> float:
+        """How long so much work takes at the measured speed; a second where none was measured yet."""
+        return work / self.speed if self.speed else 1.0
+
+    def measure(self, work: float, seconds: float) -> None:
+        now = work / max(seconds, 1e-6)
+        fresh = 1 - 0.5 ** (seconds / SPEED_HALF_LIFE)
+        self.speed = now if self.speed is None else (1 - fresh) * self.speed + fresh * now
+
+
 class Engine:
     """Runs jobs. `submit` may be called from any thread.
 
     Args:
-        most_jobs, most_work: that wait and run together; `work_of` says what work is.
-        most_of_one: jobs of one owner.
+        most_jobs, most_work, most_of_one: see `Room`.
         observe: called in the engine's thread after each "encode", "denoise" and "decode", with its seconds and how
             many images it was for.
     """
@@ -145,9 +188,8 @@ class Engine:
         most_of_one: int | None = None,
         observe: Callable[[str, float, int], None] | None = None,
     ):
-        self.most_jobs, self.most_work, self.most_of_one = most_jobs, most_work, most_of_one or most_jobs
+        self.room = Room(most_jobs, most_work, most_of_one)
         self.observe = observe or (lambda stage, seconds, count: None)
-        self.speed: float | None = None  # work per second, measured
         self._jobs: list[Job] = []
         self._clock = 0.0  # virtual time: the work that each job got under equal sharing
         self._served: dict[str, float] = {}  # the work that each owner with jobs got
@@ -176,7 +218,7 @@ class Engine:
             if self._closed:
                 raise QueueFull("This server is shutting down.", 60.0)
             live = [other for other in self._jobs if not other.over]
-            self._check_room(job, live)
+            self.room.check(job, live)
             active = {other.owner for other in live}
             # Who was away gets no credit for it, and who has gone need not be remembered.
             floor = min((self._served[name] for name in active), default=0.0)
@@ -193,10 +235,6 @@ class Engine:
         with self._wake:
             return [job for job in self._jobs if not job.over]
 
-    def seconds_for(self, work: float) -> float:
-        """How long so much work takes at the measured speed; a second where none was measured yet."""
-        return work / self.speed if self.speed else 1.0
-
     def close(self) -> None:
         """Cancel all jobs and end after the running step."""
         with self._wake:
@@ -205,18 +243,6 @@ class Engine:
                 job.future.cancel()
             self._wake.notify_all()
         self._thread.join(timeout=60)
-
-    def _check_room(self, job: Job, live: list[Job]) -> None:
-        mine = [other for other in live if other.owner == job.owner]
-        left = sum(other.work_left for other in live)
-        over = left + work_of(job.request) - self.most_work
-        if len(live) >= self.most_jobs or (over > 0 and live):
-            # Room for it comes when a job of average size has ended, or the work over the limit is done.
-            seconds = self.seconds_for(max(left / len(live), over if over < math.inf else 0.0))
-            raise QueueFull(f"The queue is full: {len(live)} requests wait or run.", seconds)
-        if len(mine) >= self.most_of_one:
-            seconds = self.seconds_for(left / len(live))
-            raise QueueFull(f"{len(mine)} of your requests wait or run, the most there may be of one key.", seconds)
 
     def _run(self) -> None:
         while True:
@@ -258,11 +284,12 @@ class Engine:
                 self._served[job.owner] += done
                 job.work_done += done
         for job in dict.fromkeys(job for job, _ in batch):
+            job.position = min(state.solver.position for state in job.states)
             for index, state in enumerate(job.states):
                 ready = not job.waiting_images if job.is_staged else state.done
                 if ready and index not in job.images and not job.over:
                     self._attempt(job, self._finish, job, index)
-        self._measure(sum(work), time.monotonic() - began)
+        self.room.measure(sum(work), time.monotonic() - began)
 
     def _pick(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """The images of the next step, the one that sets its kind first."""
@@ -310,6 +337,8 @@ class Engine:
     def _start(self, job: Job) -> None:
         began = job.started = time.monotonic()
         job.states = job.pipeline.begin(job.request, job.notices.append)
+        texts = {id(state.conditioning): state.conditioning.text for state in job.states}
+        job.tokens = sum(int(text.mask.sum()) for text in texts.values())
         self.observe("encode", time.monotonic() - began, job.count)
 
     def _step(self, batch: list[tuple[Job, int]]) -> None:
@@ -361,11 +390,6 @@ class Engine:
     def _fail(self, job: Job, error: BaseException) -> None:
         with contextlib.suppress(InvalidStateError):  # cancelled before
             job.future.set_exception(as_sentence(error))
-
-    def _measure(self, work: float, seconds: float) -> None:
-        now = work / max(seconds, 1e-6)
-        fresh = 1 - 0.5 ** (seconds / SPEED_HALF_LIFE)
-        self.speed = now if self.speed is None else (1 - fresh) * self.speed + fresh * now
 
 
 def as_sentence(error: BaseException) -> PixArtError:

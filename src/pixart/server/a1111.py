@@ -11,7 +11,6 @@ import json
 import re
 import tempfile
 import time
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -20,20 +19,21 @@ from PIL import ImageOps
 from pydantic import Field, create_model
 
 from pixart.checkpoints.adapters import Lora
-from pixart.checkpoints.model_folder import ModelFolder, transformer_hash
+from pixart.checkpoints.model_folder import ModelFolder
 from pixart.checkpoints.styles import known_styles
 from pixart.config import unknown
 from pixart.diffusion.noise import MAX_SEED
-from pixart.diffusion.solvers import SAMPLERS, Step
+from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
-from pixart.pipeline.engine import work_of
+from pixart.pipeline.engine import Job, work_of
 from pixart.pipeline.foreign_metadata import read_pairs
 from pixart.pipeline.image_files import parameters_text
 from pixart.pipeline.image_metadata import read_texts
 from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.settings import MAX_GUIDANCE, MAX_SIDE, MAX_UPSCALE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute
-from pixart.server.service import Model, Refused, Service, as_strength, outcome
+from pixart.server.models import Model, Previews
+from pixart.server.service import Refused, Service, as_strength, outcome
 from pixart.server.service import base64 as as_base64
 
 # make_request's arguments -> the fields of this API.
@@ -92,14 +92,6 @@ NOTHING: dict[str, Any] = {
 LORA = re.compile(r"<lora:([^:<>]{1,200})(?::(-?[0-9.]{1,8}))?>")
 
 
-@dataclass
-class Look:
-    """What /progress shows of a job: its newest preview, made after a step only if somebody waits for it."""
-
-    wanted: bool = False
-    image: Any = None
-
-
 def router(service: Service) -> APIRouter:
     """The routes under /sdapi/v1."""
     limits = service.limits
@@ -140,10 +132,10 @@ def router(service: Service) -> APIRouter:
     others |= {key: (Any, None) for key in IGNORED_WITH_IMAGE}
     ImageToImage = create_model("ImageToImage", __base__=WithImage, **others)
     routes = APIRouter(prefix="/sdapi/v1", route_class=StrictRoute, responses=RESPONSES)
-    looks: dict[Any, Look] = {}
+    looks: dict[Job, Previews] = {}
     chosen: dict[str, str] = {}  # owner -> the model that it set by /options
 
-    def of_owner(http: Request) -> list[Any]:
+    def of_owner(http: Request) -> list[Job]:
         return [job for job in list(looks) if job.owner == http.state.owner and not job.over]
 
     def model_of(http: Request, settings: dict[str, Any]) -> Model:
@@ -189,14 +181,9 @@ def router(service: Service) -> APIRouter:
             raise Refused(400, message, "batch_size", "invalid_value")
         if model.folder.fast:  # its steps, guidance and sampler are in its weights
             ignored += [FIELDS[key] for key in ("steps", "guidance_scale", "sampler") if values.pop(key) is not None]
-        request, look = await asyncio.to_thread(service.check, model, values, FIELDS | IMAGE_FIELDS), Look()
-
-        def on_step(index: int, step: Step) -> None:
-            if look.wanted:
-                look.image, look.wanted = model.pipeline.preview(request, step), False
-
-        job = service.submit(http, model, request, loras, on_step)
-        looks[job] = look
+        request, previews = await asyncio.to_thread(service.check, model, values, FIELDS | IMAGE_FIELDS), Previews()
+        job = service.submit(http, model, request, loras, previews)
+        looks[job] = previews
         try:
             await service.wait(http, job)
         finally:
@@ -207,7 +194,7 @@ def router(service: Service) -> APIRouter:
         return {
             "images": [as_base64(file) for file in files],
             "parameters": body.model_dump(exclude_unset=True, exclude={"init_images", "mask"}),
-            "info": json.dumps(_info(job, images, sorted(set(ignored)))),
+            "info": json.dumps(_info(model, job, images, sorted(set(ignored)))),
         }
 
     @routes.get("/progress")
@@ -219,13 +206,12 @@ def router(service: Service) -> APIRouter:
         if not jobs:
             return answer
         job, look = jobs[0], looks[jobs[0]]
-        seconds = service.engine.seconds_for(sum(other.work_left for other in service.engine.live))
-        steps = [one.solver.position for one in job.states or ()]
-        state |= {"job": "txt2img", "sampling_step": min(steps, default=0), "sampling_steps": job.request.steps}
-        if not skip_current_image and not job.is_staged:
+        seconds = service.backend.room.seconds_for(sum(other.work_left for other in service.backend.live))
+        state |= {"job": "txt2img", "sampling_step": job.position, "sampling_steps": job.request.steps}
+        if not skip_current_image:
             look.wanted = True
-            if look.image is not None:
-                file = await service.encoded(Generated(look.image, 0, {}), "png")
+            if look.newest is not None:
+                file = await service.encoded(Generated(look.newest, 0, {}), "png")
                 answer["current_image"] = as_base64(file)
         return answer | {"progress": 1 - job.work_left / work_of(job.request), "eta_relative": seconds}
 
@@ -388,10 +374,9 @@ def _check_settings(settings: dict[str, Any], param: str | None) -> None:
             raise Refused(400, f"{key} can only be {known[key]!r} here.", param or key, "not_offered")
 
 
-def _info(job: Any, images: list[Generated], ignored: list[str]) -> dict[str, Any]:
+def _info(model: Model, job: Job, images: list[Generated], ignored: list[str]) -> dict[str, Any]:
     request, count = job.request, len(images)
     seeds = [image.seed for image in images] or [request.seeds[0]]
-    model = job.pipeline.folder.name
     return {
         "prompt": request.resolved_prompts[0],
         "all_prompts": [request.resolved_prompts[0]] * count,
@@ -409,7 +394,7 @@ def _info(job: Any, images: list[Generated], ignored: list[str]) -> dict[str, An
         "steps": request.steps,
         "batch_size": len(request.seeds),
         "restore_faces": False,
-        "sd_model_name": model,
+        "sd_model_name": model.folder.name,
         "sd_model_hash": "",
         "extra_generation_params": {},
         "index_of_first_image": 0,
@@ -423,7 +408,7 @@ def _info(job: Any, images: list[Generated], ignored: list[str]) -> dict[str, An
 
 
 def _hash(model: Model) -> str | None:
-    return transformer_hash(model.pipeline._hashes)[-64:][:10] if model.pipeline else None
+    return model.made["model_hash"][-64:][:10] if model.made else None
 
 
 def _always(value: Any):

@@ -61,7 +61,7 @@ def create_app(service: Service, access: Access, on_failure: Callable[[PixArtErr
     @app.get("/health")
     async def readyz() -> Response:
         """Loaded and warm, with room in the queue."""
-        ready = service.ready and len(service.engine.live) < service.limits.max_queue
+        ready = service.ready and len(service.backend.live) < service.limits.max_queue
         return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     @app.get("/v1/limits")
@@ -70,7 +70,7 @@ def create_app(service: Service, access: Access, on_failure: Callable[[PixArtErr
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        live = service.engine.live
+        live = service.backend.live
         service.metrics.running.set(sum(job.started is not None for job in live))
         service.metrics.waiting.set(sum(job.started is None for job in live))
         return Response(service.metrics.text(), media_type=service.metrics.content_type)

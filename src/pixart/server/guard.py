@@ -1,5 +1,6 @@
 """What stands before the application: who may send requests, from where, and how much. An ASGI middleware."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -129,7 +130,8 @@ class Guard:
                 await send(event | {"more_body": True})
                 await body.drain()
                 event = {"type": "http.response.body"}
-            await send(event)
+            # Of a client that does not read its response.
+            await asyncio.wait_for(send(event), self.limits.request_seconds)
 
         large = path in IMAGE_PATHS
         self.large += large

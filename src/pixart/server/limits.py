@@ -1,7 +1,9 @@
-"""Every limit of the server: each is a flag of `pixart serve`, and shown at /v1/limits."""
+"""Every limit of the server: each is a flag of `pixart serve`, and shown at /v1/limits. And how many replicas."""
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
+from pixart.config import shown
 from pixart.errors import UsageError
 
 
@@ -48,3 +50,28 @@ class Limits:
 
 
 PLAIN_BODY = 2**20  # bytes of a request that brings no images
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Where the networks run if not in this process, and how much of a machine each replica has."""
+
+    ray: Annotated[str | None, shown("ADDRESS", "none")] = None
+    """Generate in replicas on a Ray cluster: its address, "auto" for the one of this machine, "local" to start one."""
+    min_replicas: int = 1
+    """Replicas that there always are."""
+    max_replicas: int = 1
+    """Replicas that there are under load."""
+    requests_per_replica: int = 8
+    """Requests of one replica, on average, above which there are more replicas."""
+    cpus_per_replica: float = 1.0
+    """CPUs of a replica; 0.5 is half of one."""
+    gpus_per_replica: float = 0.0
+    """GPUs of a replica; 0.5 is half of one."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            both = f"{self.min_replicas} to {self.max_replicas}"
+            raise UsageError(f"--min-replicas to --max-replicas is {both}; give 1 or more, and a larger one second.")
+        if self.requests_per_replica < 1 or min(self.cpus_per_replica, self.gpus_per_replica) < 0:
+            raise UsageError("A replica has 0 or more CPUs and GPUs, and 1 or more requests.")

@@ -14,14 +14,14 @@ from pydantic import Field, ValidationError
 from pixart.checkpoints.adapters import Lora
 from pixart.config import unknown
 from pixart.diffusion.noise import MAX_SEED
-from pixart.diffusion.solvers import Step
 from pixart.pipeline.cutout import cut_out
 from pixart.pipeline.engine import Job
 from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.request import Request as ImageRequest
 from pixart.pipeline.settings import MAX_GUIDANCE
 from pixart.server.bodies import RESPONSES, Closed, StrictRoute, invalid_fields
-from pixart.server.service import Model, Refused, Service, as_strength, base64, outcome
+from pixart.server.models import Model, Previews
+from pixart.server.service import Refused, Service, as_strength, base64, outcome
 
 MAX_PARTIAL = 3
 IGNORED = ("quality", "moderation", "complexity", "input_fidelity")  # settings of OpenAI's models
@@ -216,6 +216,7 @@ class Answer:
             "output_format": self.kind,
             "size": f"{job.request.width}x{job.request.height}",
             "usage": _usage(job),
+            **({"restarts": job.restarts} if job.restarts else {}),
         }
 
     def streamed(self, request: ImageRequest, loras: tuple[Lora, ...]) -> StreamingResponse:
@@ -224,22 +225,19 @@ class Answer:
         first, steps = request.first_step, request.steps - request.first_step
         shown = {first + steps * k // (self.partial + 1) for k in range(1, self.partial + 1)} - {first, request.steps}
 
-        def on_step(index: int, step: Step) -> None:
-            if step.index + 1 in shown and (image := self.model.pipeline.preview(request, step)) is not None:
-                loop.call_soon_threadsafe(partial.put_nowait, image)
-
-        if self.model.pipeline.networks.memory.staged:
-            shown = set()  # a look by the decoder would put the denoiser out of memory
-        job = self.service.submit(self.http, self.model, request, loras, on_step if shown else None)
+        previews = Previews(frozenset(shown), lambda image: loop.call_soon_threadsafe(partial.put_nowait, image))
+        job = self.service.submit(self.http, self.model, request, loras, previews if shown else None)
         job.future.add_done_callback(lambda _: _wake(loop, partial))
         return StreamingResponse(self._events(job, partial), 200, self.headers(job), "text/event-stream")
 
     async def _events(self, job: Job, partial: asyncio.Queue) -> AsyncIterator[str]:
         common = {"created_at": int(time.time()), "quality": "auto"}
-        count = 0
+        count = restarts = 0
         try:
             while (image := await partial.get()) is not None:
-                if count == 0:
+                if job.restarts > restarts:  # the partial images come again from the first
+                    count, restarts = 0, job.restarts
+                elif count == 0:
                     self.service.metrics.first_preview.observe(time.monotonic() - job.submitted)
                 file = await self.file(Generated(image, job.request.seeds[0], {}))
                 described = {name: value for name, value in self.described(job).items() if name != "usage"}
@@ -268,10 +266,8 @@ def _wake(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue) -> None:
 
 
 def _usage(job: Job) -> dict[str, Any]:
-    conditionings = {id(state.conditioning): state.conditioning for state in job.states or ()}
-    tokens = sum(int(each.text.mask.sum()) for each in conditionings.values())
-    details = {"input_tokens_details": {"text_tokens": tokens, "image_tokens": 0}}
-    return {"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens, **details}
+    details = {"input_tokens_details": {"text_tokens": job.tokens, "image_tokens": 0}}
+    return {"input_tokens": job.tokens, "output_tokens": 0, "total_tokens": job.tokens, **details}
 
 
 def _listed(model: Model) -> dict[str, Any]:

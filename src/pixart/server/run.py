@@ -8,6 +8,7 @@ import socket
 import time
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -18,17 +19,31 @@ from pixart.server.service import Service
 
 
 class Protocol(H11Protocol):
-    """Closes a connection whose first request does not come in time, which uvicorn keeps for ever."""
+    """Closes a connection where the headers of a request do not come in time, which uvicorn keeps for ever."""
 
     seconds = 30.0
+    due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(self.seconds, self._close_if_silent)
+        self._watch()
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.due is not None:
+            self.due.cancel()
+
+    def _watch(self) -> None:
+        """Start the clock where the headers of a request are to come, stop it where they have."""
+        if self.conn.their_state is h11.IDLE:
+            self.due = self.due or self.loop.call_later(self.seconds, self.transport.close)
+        elif self.due is not None:
+            self.due.cancel()
+            self.due = None
 
 
 class JsonLines(logging.Formatter):

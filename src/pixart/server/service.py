@@ -11,26 +11,23 @@ from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
-from pixart.checkpoints.adapters import Lora, find_loras
-from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
+from pixart.checkpoints.adapters import Lora
+from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import unknown
-from pixart.diffusion.solvers import Step
 from pixart.errors import UsageError, shown
-from pixart.pipeline.engine import DeadlinePassed, Engine, Job, QueueFull, as_sentence, work_of
+from pixart.pipeline.engine import DeadlinePassed, Job, QueueFull, Room, work_of
 from pixart.pipeline.image_files import save_image
-from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
-from pixart.pipeline.pipeline import Generated, Pipeline
+from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.request import Request, make_request
-from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 from pixart.server.limits import Limits
 from pixart.server.metrics import Metrics
+from pixart.server.models import Backend, Here, Model, Observe, Previews
 
 logger = logging.getLogger("pixart.server")
 MOST_LORAS, MOST_STRENGTH = 8, 10
@@ -50,100 +47,40 @@ class ClientLeft(Exception):
     """Nobody waits for the response any more."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from and how it is computed; as `open_model_folder` and `choose_runtime` take it."""
-
-    model: str | None = None
-    fast: bool = False
-    computing: Computing = AUTO
-    memory: Memory = PLAIN
-    loras: Path | None = None  # a folder of adapters
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that is served; `pipeline` is None until it is loaded. `loras` are the adapters that fit it, by name."""
-
-    name: str
-    source: Source
-    folder: ModelFolder
-    runtime: Runtime
-    pipeline: Pipeline | None = None
-    loras: dict[str, Lora] = field(default_factory=dict)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def stamp(self) -> tuple:
-        """Changes when the files of the weights do."""
-        return tuple((path, *_stamp(path)) for path in self.folder.weights)
-
-
-def open_model(source: Source, name: str | None = None) -> Model:
-    """Check a model's files and the device; loads nothing. Raises as `open_model_folder` and `choose_runtime` do."""
-    folder = open_model_folder(source.model, fast=source.fast, text_encoder=source.memory.text_encoder)
-    how = source.computing
-    runtime = choose_runtime(folder, how.engine, how.dtype, source.memory, how.device, compile=how.compile)
-    loras = find_loras(source.loras, folder) if source.loras is not None else {}
-    return Model(name or folder.name + ("-fast" if source.fast else ""), source, folder, runtime, loras=loras)
-
-
-def load_model(model: Model) -> Model:
-    """Load its networks and generate one image, so that the first request need not wait for anything.
-
-    Raises:
-        PixArtError: it is damaged, or cannot generate here.
-    """
-    try:
-        pipeline = Pipeline(model.folder, load_networks(model.folder, model.runtime))
-        steps = None if model.folder.fast else 2
-        list(pipeline.generate(make_request(model.folder, "an apple", seed=0, steps=steps)))
-    except BaseException as error:
-        raise as_sentence(error) from None
-    return replace(model, pipeline=pipeline, created=int(time.time()))
-
-
 class Service:
     """One server's models, engine, limits, counters, and the images that wait to be fetched."""
 
-    def __init__(self, models: list[Model], limits: Limits, keys: int, *, metadata: bool = True, prompts: bool = False):
-        self.models = {model.name: model for model in models}
-        self.stamps = {model.name: model.stamp for model in models}
+    def __init__(
+        self,
+        models: list[Model],
+        limits: Limits,
+        keys: int,
+        *,
+        metadata: bool = True,
+        prompts: bool = False,
+        generates: Callable[[list[Model], Room, Observe], Backend] = Here,
+    ):
         self.limits, self.metadata, self.log_prompts = limits, metadata, prompts
         self.metrics = Metrics()
-        self.engine = Engine(
-            most_jobs=limits.max_queue,
-            most_work=limits.max_queued_work,
-            most_of_one=max(1, limits.max_queue // max(1, keys)),
-            observe=self.metrics.observe,
-        )
+        room = Room(limits.max_queue, limits.max_queued_work, max(1, limits.max_queue // max(1, keys)))
+        self.backend: Backend = generates(models, room, self.metrics.observe)
         self.content: OrderedDict[str, tuple[float, bytes, str]] = OrderedDict()
         self.encoders = ThreadPoolExecutor(4, "pixart-encode")
-        self._loading = asyncio.Lock()
+
+    @property
+    def models(self) -> dict[str, Model]:
+        return self.backend.models
 
     @property
     def ready(self) -> bool:
-        return all(model.pipeline is not None for model in self.models.values())
+        return all(model.made is not None for model in self.models.values())
 
     async def load(self, *, changed_only: bool = False) -> list[str]:
-        """Load all models, or those whose files have changed; each serves from then on, the one before until then.
-
-        Raises:
-            PixArtError: a model cannot be loaded. The one before goes on.
-        """
-        loaded = []
-        async with self._loading:
-            for name, model in list(self.models.items()):
-                fresh = await asyncio.to_thread(open_model, model.source, name)
-                if changed_only and model.pipeline is not None and fresh.stamp == self.stamps[name]:
-                    self.models[name] = replace(model, loras=fresh.loras)
-                    continue
-                self.models[name] = await asyncio.to_thread(load_model, fresh)
-                self.stamps[name] = fresh.stamp
-                loaded.append(name)
-                made = self.models[name].pipeline.provenance
-                labels = (name, made["model_hash"], made["dtype"], made["device"])
-                self.metrics.model.labels(*labels).set(1)
+        """The names of the models that were loaded; see `Backend.load`."""
+        loaded = await self.backend.load(changed_only=changed_only)
+        for name in loaded:
+            made = self.models[name].made
+            self.metrics.model.labels(name, made["model_hash"], made["dtype"], made["device"]).set(1)
         return loaded
 
     def model(self, name: str | None, param: str = "model") -> Model:
@@ -151,7 +88,7 @@ class Service:
         if name is not None and name not in self.models:
             raise Refused(404, unknown("model", name, self.models), param, "model_not_found")
         model = self.models[name] if name is not None else next(iter(self.models.values()))
-        if model.pipeline is None:
+        if model.made is None:
             raise Refused(503, "The model is being loaded; try again.", None, "not_ready", 5)
         return model
 
@@ -235,13 +172,13 @@ class Service:
         model: Model,
         request: Request,
         loras: tuple[Lora, ...],
-        on_step: Callable[[int, Step], None] | None = None,
+        previews: Previews | None = None,
     ) -> Job:
         """Put a checked request in the queue. Raises Refused where it is full."""
         deadline = http.state.began + self.limits.request_seconds
         try:
-            job = self.engine.submit(
-                model.pipeline, request, owner=http.state.owner, on_step=on_step, deadline=deadline, loras=loras
+            job = self.backend.submit(
+                model, request, owner=http.state.owner, deadline=deadline, loras=loras, previews=previews
             )
         except QueueFull as full:
             self.metrics.rejected.labels("queue_full").inc()
@@ -314,7 +251,7 @@ class Service:
         return None if found is None else found[1:]
 
     def close(self) -> None:
-        self.engine.close()
+        self.backend.close()
         self.encoders.shutdown(cancel_futures=True)
 
 
@@ -349,11 +286,3 @@ def base64(data: bytes) -> str:
 async def _left(http: HttpRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-        return stat.st_mtime_ns, stat.st_size
-    except OSError:
-        return 0, 0

@@ -94,10 +94,11 @@ def _programs(options: App, password: str | None) -> tuple:
     """The service of `pixart serve` and the keys to it."""
     from pixart.server.guard import read_keys
     from pixart.server.limits import Limits
-    from pixart.server.service import Service, Source, open_model
+    from pixart.server.models import Source, open_model
+    from pixart.server.service import Service
 
     keys = read_keys(None, os.environ.pop("PIXART_API_KEY", None))
     if password is not None and not keys:
         raise UsageError("With a password for the page, programs need a key, too: set PIXART_API_KEY to one.")
-    model = open_model(Source(options.model, options.fast, options.computing, loras=options.loras))
+    model = open_model(Source(options.model, options.fast, options.computing, options.memory, options.loras))
     return Service([model], Limits(), len(keys), metadata=not options.no_metadata), keys

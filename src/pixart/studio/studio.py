@@ -46,7 +46,7 @@ class Studio:
         self.runs = Runs(outputs)
         self.metadata = metadata
         self.service, self.tracker = service, tracker
-        self.engine = service.engine if service is not None else Engine()
+        self.engine = service.backend.engine if service is not None else Engine()
         self.worker = ThreadPoolExecutor(1, "pixart-model")
         self.listening: Counter[str] = Counter()  # sessions of pages that read their events; the guard counts them
 
@@ -85,11 +85,13 @@ class Studio:
         """The loaded model, from then on for programs, too; loads it if it is not yet. To be called in the worker."""
         loaded, models = self.models.require(), self.models
         if self.service is not None:
-            from pixart.server.service import Model, Source
+            from pixart.server.models import Model, Source
 
-            name, source = models.folder.name, Source(loras=models.lora_folder)
-            model = Model(name, source, models.folder, loaded.runtime, loaded.pipeline, models.loras)
-            self.service.models = {name: model}
+            name, source, pipeline = models.folder.name, Source(loras=models.lora_folder), loaded.pipeline
+            runtime, made = loaded.runtime, pipeline.provenance
+            self.service.backend.models = {
+                name: Model(name, source, models.folder, runtime, models.loras, made, pipeline)
+            }
         return loaded
 
     async def load(self, choice: Choice) -> None:
@@ -97,8 +99,8 @@ class Studio:
 
         def swap() -> None:
             if self.service is not None:  # programs are to try again; else there might always be images before it
-                self.service.models = {
-                    name: replace(model, pipeline=None) for name, model in self.service.models.items()
+                self.service.backend.models = {
+                    name: replace(model, made=None, pipeline=None) for name, model in self.service.models.items()
                 }
             try:
                 while self.engine.live:
