@@ -10,7 +10,13 @@ ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 def is_transparent(image: "Image.Image") -> bool:
     """Whether any pixel is not fully opaque."""
-    return _may_be(image) and _rgba(image).getchannel("A").getextrema()[0] < 255
+    opacity = opacity_of(image)
+    return opacity is not None and opacity.getextrema()[0] < 255
+
+
+def opacity_of(image: "Image.Image") -> "Image.Image | None":
+    """The alpha channel of a PIL image of any mode, mode L; None where it can have none."""
+    return _rgba(image).getchannel("A") if _may_be(image) else None
 
 
 def on_white(image: "Image.Image") -> "Image.Image":
