@@ -332,9 +332,11 @@ def open_features(path: Path) -> Features:
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
-        begun = (path / "extraction.json").is_file()
-        what = "is not finished; run the same pixart data extract again" if begun else "has no features"
-        raise PixArtError(f"{path} {what}: it holds no {MANIFEST}.")
+        if (path / "extraction.json").is_file():
+            raise PixArtError(f"{path} is not finished; run the same pixart data extract again.")
+        raise PixArtError(
+            f"{path} holds no features ({MANIFEST}); make some from a folder of images: pixart data extract IMAGES DEST"
+        )
     table = read_json_object(path / MANIFEST)
     if table.get("format") != FORMAT:
         raise PixArtError(f"{path} has the format {table.get('format')!r}, not {FORMAT!r}; extract it again.")
