@@ -457,7 +457,7 @@ def _extract(options: Finetune, found: Found, folder: "ModelFolder", output: Pat
     dataset = Captioned(
         found.dataset.path, found.dataset.found, trigger=options.trigger, classes=classes, shares=shares
     )
-    progress.start("encoding the images", found.images, unit="images")
+    progress.start("encoding the images", found.images + found.class_images, unit="images")
     machine = choose_for(choose_device(find_devices(), options.device))
     sizes = {"base_size": options.size or folder.native_size, "max_tokens": folder.max_tokens}
     settings = Settings(**sizes, masks=options.masked, **machine)

@@ -76,7 +76,7 @@ class Pipeline:
         device: str = "auto",
         loras: Iterable[LoraPath] = (),
         control: str | Path | None = None,
-        control_hed: str | Path | None = None,
+        control_edges: str | Path | None = None,
     ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
@@ -92,7 +92,8 @@ class Pipeline:
             loras: adapters to generate with, see `set_loras`.
             control: a ControlNet to load beside it, with torch: an official file, or a folder as of Diffusers' research
                 project; it acts where a call has a `control_image`.
-            control_hed: ControlNetHED.pth of the PixArt repositories, which makes edges of each `control_image`.
+            control_edges: makes edges of each `control_image`: "canny", or ControlNetHED.pth of the PixArt
+                repositories.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
 
         Raises:
@@ -101,8 +102,7 @@ class Pipeline:
         """
         folder = open_model_folder(model, parts=parts, how=OfficialFile(ema, num_heads, image_size), fast=fast)
         found = check_loras(folder, loras)
-        hed = None if control_hed is None else Path(control_hed)
-        beside = None if control is None else controlnet_for(folder, control, hed)
+        beside = None if control is None else controlnet_for(folder, control, control_edges)
         runtime = choose_runtime(folder, engine, dtype, memory, device, control=beside)
         pipeline = cls(folder, load_networks(folder, runtime, control=beside))
         pipeline.use(found)
