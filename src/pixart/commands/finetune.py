@@ -275,11 +275,6 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
         **masked,
         **({"flow_shift": float(folder.scheduler.get("flow_shift", 1.0))} if objective == "flow" else {}),
     }
-    if kind == "full":
-        styles, scale = folder.path / "styles.json", folder.defaults.get("guidance_scale")
-        task |= ({"styles": str(styles)} if styles.is_file() else {}) | (
-            {} if scale is None else {"guidance_scale": float(scale)}
-        )
     recipe = {
         "task": "text_to_image",
         "output": str(output / "run"),

@@ -81,8 +81,8 @@ class TextToImage:
     the loss is left where a mask is black (0.1 is usual); at 1 masks are not read.
 
     Autoencoder and text encoder are those that the features were made with, unless their folders are given. The last
-    three are written into the model folder, for generating: above 1, `flow_shift` spends more of the steps at high
-    noise; `styles` is a JSON file.
+    three are written into the model folder, for generating, and are those of `init` if left out: above 1, `flow_shift`
+    spends more of the steps at high noise; `styles` is a JSON file.
     """
 
     init: str | None = None
@@ -130,6 +130,8 @@ class TextToImage:
         check_fit(self.config, self.vae, read_encoder_config(self.encoder / "config.json"))  # now, not after hours
         if self.flow_shift is None:
             self.flow_shift = float(start.scheduler.get("flow_shift", 1.0)) if start else 1.0
+        self.written_styles = self.styles or (start.styles if start else None)
+        self.written_scale = start.guidance_scale if start and self.guidance_scale is None else self.guidance_scale
         self.recipe = recipe
         torch.manual_seed(recipe.loop.seed)
         model = PixArt(self.config)
@@ -163,10 +165,10 @@ class TextToImage:
             text_encoder_folder=self.encoder,
             tokenizer_folder=self.tokenizer,
             dtype=torch.float16,
-            styles=read_json_object(self.styles) if self.styles else None,
+            styles=read_json_object(self.written_styles) if self.written_styles else None,
             objective=self.objective.name,
             flow_shift=self.flow_shift,
-            guidance_scale=self.guidance_scale,
+            guidance_scale=self.written_scale,
         )
         return folder / "model"
 
