@@ -1,6 +1,7 @@
 """ControlNet: the official forward written out again, files of every form, generation, training, and bad input."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from pixart.model.controlnet import ControlNet, usual_copies
 from pixart.model.hed import Hed
 from pixart.model.hed import edges as hed_edges
 from pixart.model.pixart import PixArt, PixArtConfig
+from pixart.pipeline.image_files import read_settings
 from pixart.pipeline.request import make_request
+from pixart.pixels import canny
 from pixart.runtime.memory import Memory
 from pixart.training import train
 from pixart.training.batches import Phase
@@ -384,7 +387,7 @@ def test_edges_are_found_as_the_official_network_finds_them(tiny_model, tiny_con
     assert (
         found.shape == (48, 64, 3) and (found == found[..., :1]).all() and abs(found[..., 0] - expected).max() <= 0.51
     )
-    own = pixart.Pipeline.from_pretrained(tiny_model, control=tiny_control, control_hed=tmp_path / "hed.pth")
+    own = pixart.Pipeline.from_pretrained(tiny_model, control=tiny_control, control_edges=tmp_path / "hed.pth")
     given = pixart.Pipeline.from_pretrained(tiny_model, control=tiny_control)
     square = Image.fromarray(image).resize((64, 64))
     made = Image.fromarray(hed_edges(state, np.asarray(square)))
@@ -393,7 +396,44 @@ def test_edges_are_found_as_the_official_network_finds_them(tiny_model, tiny_con
     del state["norm"]
     torch.save(state, tmp_path / "hed.pth")
     with pytest.raises(PixArtError):
-        pixart.Pipeline.from_pretrained(tiny_model, control=tiny_control, control_hed=tmp_path / "hed.pth")
+        pixart.Pipeline.from_pretrained(tiny_model, control=tiny_control, control_edges=tmp_path / "hed.pth")
+
+
+def test_canny_finds_edges_of_the_condition_image(tiny_model, tiny_control, tmp_path):
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[16:48, 16:48] = 255
+    found = canny(square)
+    on = np.argwhere(found[..., 0])
+    assert found.shape == (64, 64, 3) and set(np.unique(found)) == {0, 255}
+    assert on.min() in (15, 16) and on.max() in (47, 48) and not found[24:40, 24:40].any()
+    words = ["generate", "a red fox", "--model", str(tiny_model), "--size", "64x64", "--steps", "2", "--seed", "1"]
+    words += ["--control", str(tiny_control), "--control-image"]
+    for name, pixels in (("image", square), ("edges", found)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    for number, more in enumerate((["image.png", "--control-edges", "canny"], ["edges.png"])):
+        output = ["--output", str(tmp_path / f"made-{number}.png")]
+        assert main([*words, str(tmp_path / more[0]), *more[1:], *output]) == 0
+    made = [np.asarray(Image.open(tmp_path / f"made-{number}.png")) for number in (0, 1)]
+    assert np.array_equal(*made)
+    settings = read_settings(tmp_path / "made-0.png")["control"]
+    assert settings["edges"] == "canny"
+
+
+def test_a_controlnet_of_sigma_is_trained_and_generates(tiny_model, stores, tmp_path):
+    """Norms of queries and keys, and compressed keys in a block that is copied and in one that is not."""
+    config = read_config(tiny_model / "transformer" / "config.json")
+    sigma = replace(config, depth=4, qk_norm=True, kv_compress=2, kv_compress_blocks=(0, 3))
+    model = shutil.copytree(tiny_model, tmp_path / "sigma")
+    shutil.rmtree(model / "transformer")
+    save_transformer(scrambled(PixArt(sigma)).state_dict(), sigma, model / "transformer", None)
+    task = ControlNetTraining(init=str(model), copies=2, validation=4)
+    made = train(task, recipe(tmp_path / "run", stores, steps=2))
+    read = read_controlnet(made)
+    assert read.blocks.qk_norm and read.blocks.kv_compress_blocks == (0,)
+    pipe = pixart.Pipeline.from_pretrained(model, control=made)
+    assert pipe("a red fox", control_image=edges(0), **SMALL).images[0].size == (64, 64)
+    with pytest.raises(PixArtError):
+        pixart.Pipeline.from_pretrained(tiny_model, control=made)
 
 
 @pytest.fixture(scope="module")

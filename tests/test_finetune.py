@@ -12,7 +12,8 @@ import pytest
 import torch
 from photos import write_photos
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_llava import write_tiny_llava
 
 import pixart
 from pixart.checkpoints.adapters import read_adapter
@@ -20,6 +21,7 @@ from pixart.checkpoints.diffusers import load_transformer
 from pixart.checkpoints.model_folder import open_model_folder
 from pixart.cli import main
 from pixart.commands.finetune import Finetune, choose, look, to_toml
+from pixart.data.dataset import open_dataset
 from pixart.data.features import open_features
 from pixart.errors import PixArtError, UsageError
 from pixart.model.adapters import attach
@@ -184,6 +186,25 @@ def test_a_subject_from_images_without_captions(bare, tiny_model, tmp_path):
     assert header["modelspec.trigger_phrase"] == "a photo of sks dog"
 
 
+def test_a_model_writes_missing_captions_and_masks_are_learned_from(bare, tiny_model, tmp_path):
+    folder, llava = shutil.copytree(bare, tmp_path / "dog"), write_tiny_llava(tmp_path / "llava")
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[0]).with_suffix(".txt").write_text("a red fox, sks")
+    for name in names[:2]:
+        Image.new("L", Image.open(folder / name).size, 255).save(folder / f"{Path(name).stem}-masklabel.png")
+    words = ["--captioner", str(llava), "--trigger", "sks", "--class-images", "0", "--masked"]
+    assert finetune(folder, tiny_model, tmp_path / "dry", *words, "--dry-run") == 0
+    assert not (folder / ".pixart").exists()
+    assert finetune(folder, tiny_model, tmp_path / "mine", *words) == 0
+    written = {p.key: p.captions for p in open_dataset(folder).pairs() if p.captions and p.key != names[0]}
+    assert len(written) == 5 and all(captions[0].source != "original" for captions in written.values())
+    found = look(Finetune(str(folder), trigger="sks"))
+    assert found.captions[0] == "a red fox, sks" and all(text.startswith("sks, ") for text in found.captions[1:])
+    recipe = tomllib.loads((tmp_path / "mine" / "recipe.toml").read_text())
+    assert recipe["text_to_image"]["unmasked_weight"] == 0.1
+    assert open_features(tmp_path / "mine" / "features").settings.masks
+
+
 def test_captions_without_the_trigger_are_what_the_model_must_not_forget(photos, tmp_path):
     folder = shutil.copytree(photos, tmp_path / "photos")
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -209,6 +230,8 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_made(photos, 
         (photos, "--method", "dreambooth"),
         (photos, "--rank", "0"),
         (photos, "--learning-rate", "2"),
+        (photos, "--price", "nan"),
+        (photos, "--masked"),  # nothing is masked
         (photos, "--model", str(tmp_path / "none")),
         (tmp_path / "none",),
     ):
@@ -218,6 +241,49 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_made(photos, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     assert finetune(photos, tiny_model, tmp_path / "full") == 2 and len(list((tmp_path / "full").iterdir())) == 1
+
+
+def damaged(adapter: Path, dest: Path, how: str) -> Path:
+    """An adapter of the tiny model, as it should not be."""
+    tensors = load_file(adapter)
+    name = next(name for name in tensors if name.endswith("lora_A.weight"))
+    if how == "nan":
+        tensors[name][0, 0] = torch.nan
+    elif how == "width":
+        tensors = {n: torch.zeros(8 + t.shape[0], 8 + t.shape[1]) for n, t in tensors.items()}
+    elif how == "key":
+        tensors["transformer.nothing.lora_A.weight"] = torch.zeros(2, 2)
+    elif how == "rank":
+        tensors[name] = tensors[name][:0]
+        tensors[name.replace("lora_A", "lora_B")] = tensors[name.replace("lora_A", "lora_B")][:, :0]
+    if how == "pickle":
+        torch.save(tensors, dest / "a.bin")
+        return dest / "a.bin"
+    save_file({n: t.contiguous() for n, t in tensors.items()}, dest / "a.safetensors")
+    return dest / "a.safetensors"
+
+
+@pytest.mark.parametrize("how", ["nan", "width", "key", "rank", "pickle"])
+def test_an_adapter_that_cannot_be_used_is_one_sentence(how, features, tiny_model, tmp_path, capsys):
+    good = train(TextToImage(init=str(tiny_model), validation=4), recipe(tmp_path / "run", features, 1))
+    bad = damaged(good, tmp_path, how)
+    capsys.readouterr()
+    assert main(["generate", "a red fox", "--model", str(tiny_model), "--lora", str(bad), "--steps", "1",
+                 "--size", "64x64", "--output", str(tmp_path / "a.png")]) in (1, 2)  # fmt: skip
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("pixart: ") and not (tmp_path / "a.png").exists()
+    pipe = pixart.Pipeline.from_pretrained(tiny_model, engine="torch", loras=[good])
+    options = {"steps": 1, "width": 64, "height": 64, "seed": 1}
+    before = np.asarray(pipe("a red fox", **options).images[0])
+    with pytest.raises(PixArtError):
+        pipe.set_loras([good, bad])
+    assert np.array_equal(before, np.asarray(pipe("a red fox", **options).images[0]))  # nothing is half-applied
+
+
+def test_images_given_as_features_are_refused(photos, tiny_model, tmp_path):
+    with pytest.raises(PixArtError):
+        train(TextToImage(init=str(tiny_model), validation=4), recipe(tmp_path / "run", photos))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_plan_follows_model_and_memory(photos, tiny_model, tmp_path):
@@ -236,6 +302,7 @@ def test_the_plan_follows_model_and_memory(photos, tiny_model, tmp_path):
     assert small["optimizer"]["learning_rate"] == 2e-4 and full["optimizer"]["learning_rate"] == 1e-5
     assert small["phases"] == large["phases"]  # what is learned does not depend on the machine
     assert large["text_to_image"]["caption_dropout"] == 0 and full["text_to_image"]["caption_dropout"] == 0.1
+    assert full["optimizer"]["name"] == "adamw" and plan(16, method="full")["optimizer"]["name"] == "came"
     for options in ({"method": "full"}, {"size": 4096}):
         with pytest.raises(UsageError):
             plan(4, **options)

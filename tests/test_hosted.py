@@ -1,4 +1,4 @@
-"""What runs elsewhere: the quickstart notebook, from its first cell to its last, and the page on a Space."""
+"""What runs elsewhere: the notebooks, from their first cells to their last, and the page on a Space."""
 
 import os
 import signal
@@ -39,6 +39,18 @@ def test_the_notebook_runs_on_the_shipped_model(tmp_path, here_and_offline):
     assert "Traceback" not in text and "goes on without it" not in text
     assert (tmp_path / "comparison" / "index.html").is_file()
     assert list((tmp_path / "trackio").rglob("*.png")), "trackio has the images"
+
+
+@pytest.mark.slow
+def test_the_notebook_of_fine_tuning_runs_on_the_shipped_model(tmp_path, here_and_offline):
+    notebook = nbformat.read(NOTEBOOK.with_name("finetune.ipynb"), as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert "count, size, more = 30, 256, []" in parameters.source
+    parameters.source = 'count, size, more = 6, 64, ["--steps", "2", "--class-images", "2"]'
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 3
+    assert (tmp_path / "ink-run" / "ink-run.safetensors").is_file() and (tmp_path / "before-and-after.png").is_file()
 
 
 def test_a_space_installs_the_base_and_the_page_and_nothing_else():

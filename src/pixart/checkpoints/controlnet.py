@@ -14,6 +14,8 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pixart.checkpoints.diffusers import CONFIG_NAME, FORMAT_VERSION, MAX_SIZE, WEIGHTS_NAME
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
 from pixart.checkpoints.names import tensor_names
@@ -21,6 +23,7 @@ from pixart.checkpoints.official import POSITIONS, WRAPPERS, count_blocks, dims,
 from pixart.checkpoints.tensors import check_tensors, refuse_not_finite, save_tensors, shapes, widened
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import file_hash, read_json_object, replacing, write_json
+from pixart.pixels import canny
 from pixart.weights import is_pickle, read_header
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 CLASS_NAME = "PixArtControlNetAdapterModel"
 OURS, BASE, THEIRS = "controlnet.", "base_model.", "controlnet_blocks."
 PIXELS_PER_LATENT = 8
+CANNY = "canny"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class ControlNetFile:
     """A ControlNet as it was read: `state` by official names, `blocks` the sizes of what it copies.
 
     `sample_size` is that of its base's latents, where the file says it; `base` the base's tensors (official names) that
-    an official file holds. With `hed`, the state of a network that finds edges, it is given the edges of an image.
+    an official file holds. With `edges`, the state of a `Hed` or CANNY, it is given the edges of an image.
     """
 
     source: str
@@ -49,12 +53,22 @@ class ControlNetFile:
     sample_size: int | None = None
     base: "dict[str, torch.Tensor]" = field(default_factory=dict, repr=False)
     sha256: str = ""
-    hed: "dict[str, torch.Tensor] | None" = field(default=None, repr=False)
+    edges: "dict[str, torch.Tensor] | str | None" = field(default=None, repr=False)
 
     def for_images(self) -> dict[str, Any]:
         """As image metadata has it; of a path the last name, since images are given away."""
         name = self.source if looks_like_hub_id(self.source) else Path(self.source).resolve().name
-        return {"name": name, "sha256": self.sha256, "edges": None if self.hed is None else "hed"}
+        return {"name": name, "sha256": self.sha256, "edges": "hed" if isinstance(self.edges, dict) else self.edges}
+
+    def condition(self, pixels: np.ndarray) -> np.ndarray:
+        """What it is given of an image, uint8 RGB (H, W, 3): the image itself, or its edges."""
+        if self.edges is None:
+            return pixels
+        if self.edges == CANNY:
+            return canny(pixels)
+        from pixart.model.hed import edges
+
+        return edges(self.edges, pixels)
 
 
 def is_controlnet(path: Path) -> bool:
@@ -99,13 +113,17 @@ def read_controlnet(given: str | Path) -> ControlNetFile:
     return ControlNetFile(str(given), state, blocks, copies, size, base, file_hash(file))
 
 
-def controlnet_for(folder: "ModelFolder", given: str | Path, hed: Path | None = None) -> ControlNetFile:
-    """As `read_controlnet`, and checked that it fits the model; `hed` is a file as ControlNetHED.pth."""
+def controlnet_for(folder: "ModelFolder", given: str | Path, edges: str | Path | None = None) -> ControlNetFile:
+    """As `read_controlnet`, and checked that it fits the model; `edges`: CANNY, or a file as ControlNetHED.pth."""
     if importlib.util.find_spec("torch") is None:
         raise PixArtError("A ControlNet needs torch, which is not installed: pip install 'pixart[torch]'")
     control = read_controlnet(given)
     check_fit(control, folder.transformer)
-    return control if hed is None else replace(control, hed=_read_hed(hed))
+    if edges is None:
+        return control
+    if edges == CANNY and importlib.util.find_spec("cv2") is None:
+        raise PixArtError("Canny's edges need OpenCV, which is not installed: pip install 'pixart[control]'")
+    return replace(control, edges=CANNY if edges == CANNY else _read_hed(Path(edges)))
 
 
 def check_fit(control: ControlNetFile, transformer: dict[str, Any]) -> None:

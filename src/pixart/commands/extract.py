@@ -66,6 +66,8 @@ class Extract:
     """Encode the mirror image of each crop too."""
     caption_source: Annotated[tuple[str, ...], shown("NAME ...", "all")] = ()
     """Which captions to encode: original, metadata, or the name of a captioner."""
+    masks: bool = False
+    """Keep masks for a masked loss: of IMAGE-masklabel.png, else of the alpha channel; without either, all counts."""
     precision: Annotated[
         Literal["float32", "bfloat16"] | None, shown("NAME", "bfloat16 where the device computes in it, else float32")
     ] = None
@@ -110,6 +112,7 @@ def extract(options: Extract) -> int:
         flip=options.flip,
         caption_sources=tuple(dict.fromkeys(options.caption_source)),
         labels=tuple(dict.fromkeys(options.label)),
+        masks=options.masks,
         rows=options.rows,
         **{name: machine[name] if value is None else value for name, value in given.items()},
     )

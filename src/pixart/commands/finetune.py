@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from pixart.config import shown
-from pixart.data.dataset import Dataset, open_dataset
-from pixart.data.pairs import ORIGINAL, Caption, Pair, Problem
+from pixart.data.dataset import Dataset, captions_folder, open_dataset
+from pixart.data.images import open_image
+from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Pair, Problem, read_bytes
 from pixart.errors import UsageError
 from pixart.files import read_json_object, write_json, write_whole
 from pixart.runtime.device import Device, choose_device, choose_precision, find_devices
@@ -39,6 +40,9 @@ RATE, RATE_WIDTH = {"adapter": 2e-4, "full": 1e-5}, 1152  # of XL/2; narrower ne
 # Bytes that training holds per token, width and block, and what remains with activations computed again.
 ACTIVATION_BYTES, RECOMPUTED_BYTES = 100, 6
 MEMORY_SHARE = 0.8  # of the free memory
+TRAINED_BYTES = {"adamw": 20, "came": 16}  # per parameter in fp32: weight, gradient, optimizer, average
+UNMASKED_WEIGHT = 0.1  # of the loss outside of masks
+CAPTIONED = 8  # images that a captioner gets together
 
 
 @dataclass
@@ -62,6 +66,10 @@ class Finetune:
     trigger: Annotated[str | None, shown("TEXT", "none")] = None
     """Words that call what is learned: the caption of images that have none, such as "a photo of sks dog", or a part of
     every caption, such as "inkhatch style"."""
+    captioner: Annotated[str | None, shown("FOLDER|ID", "none")] = None
+    """A vision-language model that writes the captions of images that have none, as pixart data caption does."""
+    masked: bool = False
+    """Learn what is white in IMAGE-masklabel.png, or opaque in the image, and little of the rest."""
     class_prompt: Annotated[str | None, shown("TEXT", "captions without the trigger")] = None
     """What the model knew before, such as "a photo of a dog". With a trigger, its own images of that are trained on as
     well, so that it does not forget it (prior preservation)."""
@@ -83,6 +91,8 @@ class Finetune:
     """Of the training."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, mps, or auto."""
+    price: Annotated[float | None, shown("X", "none")] = None
+    """Of an hour on this machine, in any currency: the plan then says what the training costs."""
     dry_run: bool = False
     """Check the data, show the plan, and end."""
 
@@ -115,12 +125,23 @@ class Captioned(Dataset):
     def pairs(self) -> Iterator[Pair | Problem]:
         for one in super().pairs():
             if isinstance(one, Pair):
-                captions = one.captions or (Caption(self.trigger, ORIGINAL),)
-                repeats = one.repeats * self.shares[0]
-                one = replace(one, captions=captions, caption_problem=None, repeats=repeats)
+                captions = with_trigger(one, self.trigger)
+                problem = None if captions else one.caption_problem
+                one = replace(one, captions=captions, caption_problem=problem, repeats=one.repeats * self.shares[0])
             yield one
         for one in self.classes.pairs() if self.classes else ():
             yield replace(one, key=f"class/{one.key}", repeats=self.shares[1]) if isinstance(one, Pair) else one
+
+
+def with_trigger(pair: Pair, trigger: str | None) -> tuple[Caption, ...]:
+    """The captions of an image: the trigger itself where there are none, and in front of those that a model wrote."""
+    if not trigger:
+        return pair.captions
+    written = [caption.source != ORIGINAL and trigger not in caption.text for caption in pair.captions]
+    captions = zip(pair.captions, written, strict=True)
+    return tuple(replace(c, text=f"{trigger}, {c.text}") if new else c for c, new in captions) or (
+        Caption(trigger, ORIGINAL),
+    )
 
 
 @dataclass(frozen=True)
@@ -144,10 +165,13 @@ def finetune(options: Finetune) -> int:
     found = look(options)
     folder = open_model_folder(options.model, parts=options.parts)
     with Progress() as progress:
+        if options.captioner and None in found.captions and not options.dry_run:
+            _write_captions(options, found.dataset, progress)
+            found = look(options)
         if not begun:
             device = choose_device(find_devices(), options.device)
             plan = choose(options, found, folder, device, output)
-            for what, value, reason in plan.lines:
+            for what, value, reason in [*plan.lines, *_cost(options, found, folder, plan, device)]:
                 progress.say(f"  {what:16} {value:24} {reason}")
             if options.dry_run:
                 return 0
@@ -181,14 +205,20 @@ def look(options: Finetune) -> Found:
     pairs = [one for one in dataset.pairs() if isinstance(one, Pair)]
     if len(pairs) < FEWEST:
         raise UsageError(f"{options.images} has {len(pairs)} images; fine-tuning needs at least {FEWEST}.")
-    captions = [pair.captions[0].text if pair.captions else None for pair in pairs]
+    captions = [with_trigger(pair, options.trigger)[0].text if pair.captions else None for pair in pairs]
     bare = sum(text is None for text in captions)
-    if bare and not options.trigger:
+    if bare and not options.trigger and not options.captioner:
         raise UsageError(
             f"{bare:,} of {len(pairs):,} images have no caption; give one for them with --trigger "
-            f'"a photo of sks dog", or write some with: pixart data caption {options.images}'
+            '"a photo of sks dog", or a model that writes them with --captioner llava-hf/llava-1.5-7b-hf.'
         )
-    other = [pair.key for pair in pairs for c in pair.captions if options.trigger and options.trigger not in c.text]
+    trigger = options.trigger or ""
+    other = [pair.key for pair in pairs for c in with_trigger(pair, trigger) if trigger not in c.text]
+    if options.masked and not any(map(_has_mask, pairs)):
+        raise UsageError(
+            f"--masked, and no image of {options.images} is transparent or has a mask beside it, such as "
+            "cat-masklabel.png for cat.jpg."
+        )
     if other:
         raise UsageError(
             f'{len(other):,} captions do not contain the trigger "{options.trigger}", the first of {other[0]}; write '
@@ -213,11 +243,15 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
     batch = options.batch_size or min(LARGEST_BATCH, images - validation)
     tokens = (size // folder.size_multiple) ** 2
     parameters = _parameters(config)
-    weights = parameters * (20 if kind == "full" else 4)  # fp32; trained: gradient, optimizer and average too
     image = tokens * width * config["num_layers"] * ACTIVATION_BYTES
-    left = device.free_bytes * MEMORY_SHARE - weights
-    again = left < 2 * image
-    image = image * RECOMPUTED_BYTES // ACTIVATION_BYTES if again else image
+    for optimizer in TRAINED_BYTES:  # the second is for less memory
+        weights = parameters * (TRAINED_BYTES[optimizer] if kind == "full" else 4)
+        left = device.free_bytes * MEMORY_SHARE - weights
+        again = left < 2 * image
+        needed = image * RECOMPUTED_BYTES // ACTIVATION_BYTES if again else image
+        if left >= needed or kind != "full":
+            break
+    image = needed
     if left < image:
         need = (weights + image) / MEMORY_SHARE / 1e9
         raise UsageError(
@@ -232,18 +266,15 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
     objective = "flow" if folder.scheduler.get("use_flow_sigmas") else "ddpm"
     prompts = options.prompts or _prompts(options, found)
     every = math.ceil(steps / 4)
+    masked = {"unmasked_weight": UNMASKED_WEIGHT} if options.masked else {}
     task = {
         "init": str(folder.path) if options.model is None else options.model,
         "validation": validation,
         "caption_dropout": 0.1 if kind == "full" else 0.0,  # an adapter leaves the model without text as it is
         "allow_dropped": ALLOWED,
+        **masked,
         **({"flow_shift": float(folder.scheduler.get("flow_shift", 1.0))} if objective == "flow" else {}),
     }
-    if kind == "full":
-        styles, scale = folder.path / "styles.json", folder.defaults.get("guidance_scale")
-        task |= ({"styles": str(styles)} if styles.is_file() else {}) | (
-            {} if scale is None else {"guidance_scale": float(scale)}
-        )
     recipe = {
         "task": "text_to_image",
         "output": str(output / "run"),
@@ -253,7 +284,7 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
             "seed": options.seed, "device": device.type, "accumulate": parts, "checkpoint_activations": again,
             "log_every": max(1, min(20, steps // 10)), "validate_every": every, "save_every": every,
         },
-        "optimizer": {"learning_rate": rate, "warmup_steps": min(100, steps // 10)},
+        "optimizer": {"name": optimizer, "learning_rate": rate, "warmup_steps": min(100, steps // 10)},
         "ema": {"decays": [0.98]},
         "samples": {"prompts": list(prompts), "guidance_scale": float(folder.defaults.get("guidance_scale", 4.5))},
         "phases": [{"steps": steps, "batch_size": batch, "features": str(output / "features")}],
@@ -270,12 +301,16 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
         ("learning rate", f"{rate:g}", own if options.learning_rate else f"{RATE[kind]:g} of XL/2, by the width"),
         ("batch", f"{batch} in {parts} parts", f"{device.free_bytes / 1e9:.1f} GB free on {device.name}"),
         ("activations", "computed again" if again else "kept", f"{image / 1e6:,.0f} MB for each image"),
+        ("memory", f"{(weights + batch // parts * image) / 1e9:.1f} GB", f"computed; the optimizer is {optimizer}"),
         ("steps", f"{steps:,}", own if options.steps else f"{steps * batch / images:.0f} passes over the images"),
         ("precision", precision.arithmetic, precision.reason),
         ("recipe", str(output / "recipe.toml"), "for pixart train, to go on by hand"),
     ]
+    if options.masked:
+        lines.insert(2, ("masks", f"{UNMASKED_WEIGHT:g} of the loss", "is left where they are black"))
     if kind == "full":
-        lines[2] = ("method", method, "all weights; ends as a model folder")
+        lines = [line for line in lines if line[0] != "method"]
+        lines.insert(2, ("method", method, "all weights; ends as a model folder"))
     return Plan(recipe, lines)
 
 
@@ -308,6 +343,8 @@ def _check(options: Finetune) -> None:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; give {least} to {most:,}.")
+    if options.price is not None and not 0 <= options.price < 1e6:
+        raise UsageError(f"--price is {options.price:g}; give what an hour costs, from 0 to a million.")
     if options.learning_rate is not None and not 0 < options.learning_rate < 1:
         raise UsageError(f"--learning-rate is {options.learning_rate}; give a number between 0 and 1.")
     if options.trigger is not None and not options.trigger.strip():
@@ -316,7 +353,7 @@ def _check(options: Finetune) -> None:
 
 def _given(options: Finetune) -> dict[str, Any]:
     """What decides the result, as finetune.json has it."""
-    given = {k: v for k, v in asdict(options).items() if k not in ("output", "dry_run", "device")}
+    given = {k: v for k, v in asdict(options).items() if k not in ("output", "dry_run", "device", "price")}
     return json.loads(json.dumps(given))
 
 
@@ -341,8 +378,67 @@ def _parameters(config: dict[str, Any]) -> int:
 
 def _prompts(options: Finetune, found: Found) -> list[str]:
     """Two captions that are not alike, and something that the model knew before."""
-    texts = list(dict.fromkeys(text or options.trigger or "" for text in found.captions))
-    return list(dict.fromkeys([texts[0], texts[len(texts) // 2], *(found.class_prompts[:1] or ["a red apple"])]))
+    texts = list(dict.fromkeys(text for text in (one or options.trigger for one in found.captions) if text))
+    two = [texts[0], texts[len(texts) // 2]] if texts else []
+    return list(dict.fromkeys([*two, *(found.class_prompts[:1] or ["a red apple"])]))
+
+
+def _cost(
+    options: Finetune, found: Found, folder: "ModelFolder", plan: Plan, device: Device
+) -> list[tuple[str, str, str]]:
+    """How long the training takes on this device, and what that costs: lines for the plan."""
+    import torch
+
+    from pixart.training.cost import seconds_per_image
+
+    phase, loop, full = plan.recipe["phases"][0], plan.recipe["loop"], options.method == "full"
+    rows = phase["batch_size"] // loop["accumulate"]
+    side = (options.size or folder.native_size) // 8 // 2 * 2
+    precision = choose_precision(device).arithmetic
+    place = torch.device(device.type)
+    one = seconds_per_image(folder.transformer, side, place, precision, rows=min(rows, 2), trained=full)
+    passes = phase["steps"] * phase["batch_size"] * (4 / 3 if loop["checkpoint_activations"] else 1)
+    # The model's own images: two forward passes for each denoising step, which are a half, or a third, of a training's.
+    passes += found.class_images * folder.defaults.get("steps", 20) * 2 / (3 if full else 2)
+    hours = one * passes / 3600
+    lines = [
+        (
+            "time",
+            f"about {max(1, round(60 * hours)):,} min",
+            f"{one:.2g} s for an image in a step, measured; encoding comes on top",
+        )
+    ]
+    if options.price is not None:
+        lines.append(("cost", f"about {hours * options.price:,.2f}", f"at {options.price:g} for an hour"))
+    return lines
+
+
+def _has_mask(pair: Pair) -> bool:
+    try:
+        return pair.mask is not None or open_image(read_bytes(pair.image)).alpha
+    except ImageProblem:
+        return False
+
+
+def _write_captions(options: Finetune, dataset: Dataset, progress: Any) -> None:
+    """Captions for the images that have none, where `pixart data caption` writes them; stopped, it goes on there."""
+    from pixart.data.captioning.caption_file import CaptionFile
+    from pixart.data.captioning.captioner import item_of
+    from pixart.data.captioning.rows import caption_batch
+    from pixart.data.captioning.vision_language import VisionLanguageCaptioner
+
+    captioner = VisionLanguageCaptioner(options.captioner, device=options.device)
+    with CaptionFile(captions_folder(dataset.path), captioner.source, captioner.about()) as file:
+        pairs = [one for one in dataset.pairs() if isinstance(one, Pair) and not one.captions and one.key not in file]
+        progress.start("captioning", len(pairs), unit="images")
+        captioner.load()
+        for start in range(0, len(pairs), CAPTIONED):
+            rows = caption_batch(captioner, [item_of(pair) for pair in pairs[start : start + CAPTIONED]])
+            file.add(rows)
+            for row in rows:
+                if row["caption"] is None:
+                    progress.say(f"not captioned: {row['key']} ({row['rejected']})")
+            progress.update(start + len(rows))
 
 
 def _extract(options: Finetune, found: Found, folder: "ModelFolder", output: Path, progress: Any) -> None:
@@ -356,9 +452,10 @@ def _extract(options: Finetune, found: Found, folder: "ModelFolder", output: Pat
     dataset = Captioned(
         found.dataset.path, found.dataset.found, trigger=options.trigger, classes=classes, shares=shares
     )
-    progress.start("encoding the images", found.images, unit="images")
+    progress.start("encoding the images", found.images + found.class_images, unit="images")
     machine = choose_for(choose_device(find_devices(), options.device))
-    settings = Settings(base_size=options.size or folder.native_size, max_tokens=folder.max_tokens, **machine)
+    sizes = {"base_size": options.size or folder.native_size, "max_tokens": folder.max_tokens}
+    settings = Settings(**sizes, masks=options.masked, **machine)
     encoders = Encoders(*(folder.path / name for name in ("vae", "text_encoder", "tokenizer")))
 
     def show(account: Account) -> None:

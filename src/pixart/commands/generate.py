@@ -48,8 +48,8 @@ class FromImage:
     """A ControlNet: an official .pth or safetensors file, or a folder as of Diffusers' research project. With torch."""
     control_image: Annotated[Path | None, shown("FILE", "none")] = None
     """What it is given: an image of edges, or of what else it was trained on, of any size."""
-    control_hed: Annotated[Path | None, shown("FILE", "none")] = None
-    """ControlNetHED.pth of the PixArt repositories, which makes edges of that image, as official ControlNets read."""
+    control_edges: Annotated[str | None, shown("canny|FILE", "none")] = None
+    """Makes edges of that image: canny, or ControlNetHED.pth of the PixArt repositories, for official ControlNets."""
     control_scale: Annotated[float | None, shown("X", "1")] = None
     """How much of its effect is added: 0 is none."""
 
@@ -135,7 +135,7 @@ def generate(options: Generate) -> int:
         why = f"--style {style} is one of them" if style else "this model has none"
         raise UsageError(f"--styles generates in all styles of the model, and {why}; leave one of the two out.")
     if start.control is None:
-        incomplete = start.control_image is not None or start.control_hed is not None
+        incomplete = start.control_image is not None or start.control_edges is not None
     else:
         incomplete = start.control_image is None and options.prompts is None  # whose lines may name their own images
     if incomplete:
@@ -143,7 +143,7 @@ def generate(options: Generate) -> int:
     if start.control is not None and options.computing.engine == "onnx":
         raise UsageError("A ControlNet is computed by torch, not by the graphs of ONNX Runtime; give --engine torch.")
     loras = check_loras(folder, model.lora)
-    control = None if start.control is None else controlnet_for(folder, start.control, start.control_hed)
+    control = None if start.control is None else controlnet_for(folder, start.control, start.control_edges)
     jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras], control)
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 
-from pixart.buckets import MIN_KEPT, BucketTable, Fitted, bucket_table, fit, kept_share, square_table
+from pixart.buckets import MIN_KEPT, BucketTable, Fitted, bucket_table, cover, fit, kept_share, square_table
 from pixart.config import plain, structure
 from pixart.data.dataset import Dataset
 from pixart.data.dropped import ALLOWED, check_dropped
@@ -42,15 +43,12 @@ from pixart.data.features import (
     write_batch,
     write_unconditional,
 )
-from pixart.data.images import open_image
+from pixart.data.images import Opened, open_image
 from pixart.data.pairs import Caption, ImageProblem, InTar, Location, Pair, Problem, printable, read_bytes
 from pixart.data.storage import Folder
 from pixart.errors import PixArtError, UsageError
 from pixart.files import locked, parse_json, read_json_object
 from pixart.runtime.device import Device, choose_device, find_devices, threads
-
-if TYPE_CHECKING:
-    pass
 
 BEGUN = "extraction.json"
 LOCK = ".lock"
@@ -120,7 +118,8 @@ class Batch:
     def stat(self) -> str:
         """A hash of what the batch is made of as far as can be told without reading images: sizes and times."""
         known: dict[str, tuple[int, int] | None] = {}
-        return _digest(self, [_stat(pair.image, known) for pair in self.pairs])
+        files = [(pair.image, *([pair.mask] if pair.mask else [])) for pair in self.pairs]
+        return _digest(self, [[_stat(file, known) for file in of_pair] for of_pair in files])
 
     def content(self) -> str:
         """The hash that `Extractor` gives, found by reading every image's bytes."""
@@ -291,7 +290,7 @@ class Batches:
                 if item.lost is None:
                     self.unknown.append(f"{item.key}: {item.reason}")
                 continue
-            pairs.append(replace(item, captions=self._wanted(item)))
+            pairs.append(replace(item, captions=self._wanted(item), mask=item.mask if self.settings.masks else None))
             if len(pairs) == self.settings.rows:
                 yield self._batch(number, pairs, problems)
                 pairs, problems, number = [], [], number + 1
@@ -315,6 +314,14 @@ class Batches:
         named = [pair.extra.get(kind) for kind in kinds] if kinds else [pair.label]
         known = zip(named, self.classes.values(), strict=True)
         return tuple(-1 if name is None else kind.setdefault(str(name), len(kind)) for name, kind in known)
+
+
+@dataclass(frozen=True)
+class Views:
+    """An image in its bucket, once for each crop, and the same of its mask, (h, w) uint8 each, where masks are kept."""
+
+    images: list[Fitted]
+    masks: list[torch.Tensor]
 
 
 class Extractor:
@@ -346,20 +353,21 @@ class Extractor:
         states, cut = self._states(batch)
         made: dict[int, FeatureRow | str] = {}  # by place in the batch; a text says why there is no row
         hashes: list[str] = []
-        waiting: dict[int, list[tuple[int, list[Fitted]]]] = {}
+        waiting: dict[int, list[tuple[int, Views]]] = {}
         buckets: dict[int, str] = {}
         for i, (digest, opened) in enumerate(self._opened(batch)):
             hashes.append(digest)
             if isinstance(opened, str):
                 made[i] = opened
                 continue
-            bucket = self.table.buckets[opened[0].bucket]
+            index = opened.images[0].bucket
+            bucket = self.table.buckets[index]
             buckets[i] = f"{bucket.width}x{bucket.height}"
-            group = waiting.setdefault(opened[0].bucket, [])
+            group = waiting.setdefault(index, [])
             group.append((i, opened))
             # How many go through the autoencoder at once is part of what fixes the last bits.
             if len(group) * self.settings.crops * bucket.height * bucket.width >= self.settings.encoded_pixels:
-                made |= self._rows(batch, waiting.pop(opened[0].bucket), states)
+                made |= self._rows(batch, waiting.pop(index), states)
         for group in waiting.values():
             made |= self._rows(batch, group, states)
         rows: dict[str, list[FeatureRow]] = {}
@@ -375,13 +383,13 @@ class Extractor:
         images, data = len(batch.pairs) + len(lost), _digest(batch, hashes)
         return BatchRecord(batch.number, images, data, batch.stat(), {}, (*lost, *skipped), remarks, cut), rows
 
-    def _opened(self, batch: Batch) -> Iterator[tuple[str, list[Fitted] | str]]:
+    def _opened(self, batch: Batch) -> Iterator[tuple[str, "Views | str"]]:
         """Of each pair, in order: the hash of its file, and its crops or why it is skipped."""
         for start in range(0, len(batch.pairs), OPENED_AHEAD):
             read = ((pair, *_bytes_hash(pair)) for pair in batch.pairs[start : start + OPENED_AHEAD])
             yield from self.pool.map(lambda found: (found[2], self._open(*found[:2])), read)
 
-    def _open(self, pair: Pair, data: bytes | ImageProblem) -> list[Fitted] | str:
+    def _open(self, pair: Pair, data: bytes | ImageProblem) -> "Views | str":
         settings = self.settings
         if self.text_encoder is not None and not pair.captions:
             wanted = " of " + " or ".join(settings.caption_sources) if settings.caption_sources else ""
@@ -390,7 +398,9 @@ class Extractor:
         try:
             if isinstance(data, ImageProblem):
                 raise data
-            image = open_image(data).image
+            opened = open_image(data)
+            image = opened.image
+            mask = _mask(pair, opened) if settings.masks else None
         except ImageProblem as problem:
             return f"{problem.kind}: {problem.reason}"
         seeds = range(settings.seed or 0, (settings.seed or 0) + settings.crops)
@@ -398,27 +408,38 @@ class Extractor:
         share = kept_share(image.height, image.width, self.table.buckets[fitted[0].bucket])
         if share < MIN_KEPT and not settings.square:
             return f"narrow: {image.width} x {image.height} pixels, of which its bucket keeps {share:.0%}."
-        return fitted
+        return Views(fitted, [] if mask is None else [self._fitted_mask(mask, each) for each in fitted])
+
+    def _fitted_mask(self, mask: Image.Image, view: Fitted) -> torch.Tensor:
+        """The mask of a view of its image, (h, w) uint8: the mean over each latent's pixels."""
+        bucket = self.table.buckets[view.bucket]
+        height, width = bucket.height // self.factor, bucket.width // self.factor
+        covering, (top, left) = cover(mask.height, mask.width, bucket), view.crop_corner
+        down, across = mask.height / covering[0], mask.width / covering[1]
+        right, below = (left + bucket.width) * across, (top + bucket.height) * down
+        box = left * across, top * down, min(right, mask.width), min(below, mask.height)
+        return torch.from_numpy(np.array(mask.resize((width, height), Image.Resampling.BOX, box=box)))
 
     def _rows(
-        self, batch: Batch, group: list[tuple[int, list[Fitted]]], states: list[tuple[torch.Tensor, ...]]
+        self, batch: Batch, group: list[tuple[int, "Views"]], states: list[tuple[torch.Tensor, ...]]
     ) -> dict[int, FeatureRow | str]:
         """The rows of images of one bucket, by their place in the batch."""
-        flip, images = self.settings.flip, [fitted.image for _, views in group for fitted in views]
+        flip, images = self.settings.flip, [fitted.image for _, views in group for fitted in views.images]
         encoded = iter(encode_images(self.vae, images, flip=flip, precision=self.settings.precision))
         rows: dict[int, FeatureRow | str] = {}
         for i, views in group:
-            tensors = [tensor for _ in views for tensor in next(encoded)]
+            tensors = [tensor for _ in views.images for tensor in next(encoded)]
             if not all(tensor.isfinite().all() for tensor in (*tensors, *states[i])):
                 rows[i] = "not-finite: an encoder made numbers of it that are not finite."
                 continue
             rows[i] = FeatureRow(
                 key=batch.pairs[i].key,
                 moments=tuple(zip(tensors[::2], tensors[1::2], strict=True)),
-                crops=tuple(fitted.crop_corner for fitted in views for _ in range(1 + flip)),
+                crops=tuple(fitted.crop_corner for fitted in views.images for _ in range(1 + flip)),
+                masks=tuple(turned for mask in views.masks for turned in ((mask, mask.flip(-1)) if flip else (mask,))),
                 captions=states[i],
                 labels=batch.labels[i],
-                original_size=views[0].original_size,
+                original_size=views.images[0].original_size,
                 weight=weight_of(batch.pairs[i]),
             )
         return rows
@@ -555,12 +576,36 @@ def _digest(batch: Batch, images: Sequence[object]) -> str:
     return digest.hexdigest()
 
 
+def _mask(pair: Pair, opened: Opened) -> Image.Image:
+    """Where the loss of an image counts, mode L, in its size: by its mask file, its alpha channel, or everywhere.
+
+    Raises ImageProblem for a mask that cannot be read or has another shape.
+    """
+    if pair.mask is None:
+        return opened.opacity or Image.new("L", opened.image.size, 255)
+    try:
+        mask = open_image(read_bytes(pair.mask)).image.convert("L")
+    except ImageProblem as problem:
+        raise ImageProblem("mask", f"its mask cannot be used: {problem.reason}") from None
+    (width, height), (wide, high) = opened.image.size, mask.size
+    if abs(width * high - wide * height) > max(width, height, wide, high):
+        raise ImageProblem("mask", f"its mask has {wide} x {high} pixels, another shape than {width} x {height}.")
+    return mask.resize(opened.image.size)
+
+
 def _bytes_hash(pair: Pair) -> tuple[bytes | ImageProblem, str]:
+    """The bytes of a pair's image, and a hash of these and of its mask's."""
     try:
         data = read_bytes(pair.image)
     except ImageProblem as problem:
         return problem, problem.kind
-    return data, hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data)
+    if pair.mask is not None:
+        try:
+            digest.update(hashlib.sha256(read_bytes(pair.mask)).digest())
+        except ImageProblem as problem:
+            digest.update(problem.kind.encode())
+    return data, digest.hexdigest()
 
 
 def _stat(image: Location, known: dict[str, tuple[int, int] | None]) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ A shard holds, for N rows with V views, latents of (C, h, w) = (C, H/8, W/8) and
     states                  (tokens, T) fp16      all captions of all rows, one after the other, without padding
     starts                  (captions + 1,) int64 caption c has the tokens starts[c] to starts[c + 1]
     first_caption           (N + 1,) int64        row n has the captions first_caption[n] to first_caption[n + 1]
+    mask                    (N, V, h, w) uint8    where the loss counts, 0 to 255; only in a folder with masks
     label                   (N, K) int64          class of each of the K kinds, -1 where the data has none
     original_size           (N, 2) int64          height and width of the upright image
     weight                  (N,) fp64             how often a row is chosen, relative to the others
@@ -64,7 +65,8 @@ class Settings:
     `base_size` and `step` in pixels (step None: the official buckets where there are some), `square`: one bucket.
     `crop`: centre, random (by `seed` and the image's key) or clever; `crops` random ones make as many views, `flip`
     twice as many. `caption_sources`: which captions, in this order; empty: all. `labels`: metadata columns with
-    classes; empty: the data set's own classes. `max_tokens` of a caption. `rows`: images in a batch of the data set.
+    classes; empty: the data set's own classes. `max_tokens` of a caption. `masks`: of mask files, else of the alpha
+    channel. `rows`: images in a batch of the data set.
 
     The last three depend on the machine, are chosen when a folder is begun and reused when it is continued: the dtype
     in which the encoders compute, the pixels that pass the autoencoder at once, and the processor's threads.
@@ -80,6 +82,7 @@ class Settings:
     flip: bool = False
     caption_sources: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    masks: bool = False
     rows: int = 1024
     precision: Literal["float32", "bfloat16"] = "float32"
     encoded_pixels: int = 1 << 20
@@ -162,13 +165,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """One image's features: per view mean and std (C, h, w) and crop (top, left); per caption its states (tokens, T);
-    per kind a class index, -1 for none; original size (height, width).
+    """One image's features: per view mean and std (C, h, w), crop (top, left) and, with masks, its mask (h, w); per
+    caption its states (tokens, T); per kind a class index, -1 for none; original size (height, width).
     """
 
     key: str
     moments: tuple[tuple[Tensor, Tensor], ...]
     crops: tuple[tuple[int, int], ...] = ((0, 0),)
+    masks: tuple[Tensor, ...] = ()
     captions: tuple[Tensor, ...] = ()
     labels: tuple[int, ...] = ()
     original_size: tuple[int, int] = (0, 0)
@@ -180,7 +184,8 @@ class FeatureBatch:
     """Rows of one bucket, in the order asked for.
 
     `mean`, `std` (B, C, h, w) fp16, unscaled; `text` (B, L, T) fp16 and `text_mask` (B, L) bool, None without a text
-    encoder; `label` (B, K) int64; `original_size` (B, 2) int64 height, width; `crop` (B, 2) int64; `keys`.
+    encoder; `label` (B, K) int64; `original_size` (B, 2) int64 height, width; `crop` (B, 2) int64; `keys`; `mask`
+    (B, h, w) uint8, None in a folder without masks.
     """
 
     mean: Tensor
@@ -191,6 +196,7 @@ class FeatureBatch:
     original_size: Tensor
     crop: Tensor
     keys: list[str]
+    mask: Tensor | None = None
 
 
 class Features:
@@ -268,6 +274,7 @@ class Features:
             original_size=torch.stack([part["original_size"][row] for part, row in places]),
             crop=torch.stack([part["crop"][row, view] for part, row, view in of_view]),
             keys=[_key(part, row) for part, row in places],
+            mask=torch.stack([part["mask"][row, view] for part, row, view in of_view]) if self.settings.masks else None,
         )
 
     def dropped(self) -> tuple[int, list[str]]:
@@ -325,9 +332,11 @@ def open_features(path: Path) -> Features:
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
-        begun = (path / "extraction.json").is_file()
-        what = "is not finished; run the same pixart data extract again" if begun else "has no features"
-        raise PixArtError(f"{path} {what}: it holds no {MANIFEST}.")
+        if (path / "extraction.json").is_file():
+            raise PixArtError(f"{path} is not finished; run the same pixart data extract again.")
+        raise PixArtError(
+            f"{path} holds no features ({MANIFEST}); make some from a folder of images: pixart data extract IMAGES DEST"
+        )
     table = read_json_object(path / MANIFEST)
     if table.get("format") != FORMAT:
         raise PixArtError(f"{path} has the format {table.get('format')!r}, not {FORMAT!r}; extract it again.")
@@ -472,6 +481,8 @@ def _tensors(rows: Sequence[FeatureRow]) -> dict[str, Tensor]:
         "key_starts": _starts([len(key) for key in keys]),
         "key_hash": torch.tensor(hashes),
     }
+    if rows[0].masks:
+        tensors["mask"] = torch.stack([torch.stack(row.masks) for row in rows])
     captions = [caption for row in rows for caption in row.captions]
     if captions:
         tensors["states"] = torch.cat(captions).half()

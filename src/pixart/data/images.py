@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixart.data.pairs import ImageProblem
-from pixart.pixels import is_transparent, on_white
+from pixart.pixels import is_transparent, on_white, opacity_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,8 +29,9 @@ class Opened:
     """An image as RGB, upright, on white, and what it was before.
 
     `format` is Pillow's name (PNG, JPEG, ...), `mode` the colour mode as stored, `alpha` whether any pixel was not
-    fully opaque, `orientation` the EXIF orientation 1 to 8 that has been applied (1: nothing to do), `animated` whether
-    there were more frames than the first, which is taken. `icc` tells of a colour profile, which is not applied.
+    fully opaque and `opacity` then its alpha channel (mode L, upright), `orientation` the EXIF orientation 1 to 8 that
+    has been applied (1: nothing to do), `animated` whether there were more frames than the first, which is taken. `icc`
+    tells of a colour profile, which is not applied.
     """
 
     image: "Image.Image"
@@ -40,6 +41,7 @@ class Opened:
     orientation: int
     animated: bool
     icc: bool
+    opacity: "Image.Image | None" = None
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
@@ -68,9 +70,11 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
             hidden = _hidden_colour(image, data)
             image.load()  # the first frame
             rgb, alpha = _rgb(image, hidden)
+            opacity = opacity_of(image) if alpha else None
             left = _orientation(image)  # 1 if Pillow has turned it already, as it does with TIFF
             if left > 1:
                 rgb = rgb.transpose(_UPRIGHT[left])
+                opacity = opacity and opacity.transpose(_UPRIGHT[left])
             return Opened(
                 image=rgb,
                 format=image.format or "?",
@@ -79,6 +83,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
                 orientation=orientation,
                 animated=bool(getattr(image, "is_animated", False)),
                 icc=bool(profile or image.info.get("icc_profile")),
+                opacity=opacity,
             )
     except ImageProblem:
         raise

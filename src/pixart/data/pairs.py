@@ -104,6 +104,7 @@ class Pair:
     `shard.tar/sample`, or `table.parquet:row`. It is valid Unicode but may hold any character that a file name may:
     `printable(key)` before it goes to a terminal. `label` is the class for stage 1. `width` and `height` are what a
     manifest declares; nobody has checked them. `repeats` is how often kohya's folder name wants it trained on.
+    `mask` is an image of the same shape, white where the loss counts.
 
     An image without a usable caption is a pair too, because a captioner can still write one: `captions` is then empty
     and `caption_problem` says why (kinds: caption-missing, caption-empty, caption-encoding, caption-nul,
@@ -119,6 +120,7 @@ class Pair:
     height: int | None = None
     repeats: int = 1
     caption_problem: Problem | None = None
+    mask: Location | None = None
     extra: dict[str, str | int | float | None] = field(default_factory=dict)
 
 

@@ -63,7 +63,14 @@ def add_noise(x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
 
 
 def losses(
-    prediction: Tensor, x_0: Tensor, x_t: Tensor, eps: Tensor, timestep: Tensor, *, min_snr_gamma: float | None = None
+    prediction: Tensor,
+    x_0: Tensor,
+    x_t: Tensor,
+    eps: Tensor,
+    timestep: Tensor,
+    *,
+    min_snr_gamma: float | None = None,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
     """The loss of every image, (B,) fp32: squared error of eps, plus the variational bound in bits per dimension.
 
@@ -77,22 +84,24 @@ def losses(
         timestep: (B,) whole, 0 to 999.
         min_snr_gamma: weigh the squared error by min(SNR, gamma) / SNR, which is the min-SNR weight for a network
             that predicts eps (2303.09556, section 3.4; 5 in the paper). None: all timesteps weigh the same, as in the
-            official recipe. The bound is never weighted.
+            official recipe. The bound is never weighted so.
+        weight: (B, 1, h, w) of both terms, for a masked loss.
     """
     channels = x_0.shape[1]
     prediction = prediction.float()
     predicted_eps, variance = prediction[:, :channels], prediction[:, channels:]
-    squared = (predicted_eps - eps).square().mean(dim=(1, 2, 3))
+    squared = (weight * (predicted_eps - eps).square()).mean(dim=(1, 2, 3))
     if min_snr_gamma is not None:
         snr = process(x_0.device).snr[timestep]
         squared = squared * (snr.clamp(max=min_snr_gamma) / snr).float()
     if not variance.shape[1]:
         return squared
-    return squared + variational_bound(predicted_eps.detach(), variance, x_0, x_t, timestep)
+    bits = variational_bound(predicted_eps.detach(), variance, x_0, x_t, timestep)
+    return squared + (weight * bits).mean(dim=(1, 2, 3))
 
 
 def variational_bound(eps: Tensor, variance: Tensor, x_0: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
-    """The term of the variational bound at `timestep` in bits per dimension, (B,) fp32.
+    """The term of the variational bound at `timestep` in bits, (B, C, h, w) fp32.
 
     Above timestep 0 it is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at 0 the negative log likelihood of x_0, as if
     it had 256 levels in [-1, 1] (2006.11239, section 3.3).
@@ -108,7 +117,7 @@ def variational_bound(eps: Tensor, variance: Tensor, x_0: Tensor, x_t: Tensor, t
         log_variance - low - 1 + torch.exp(low - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance)
     )
     nats = torch.where(timestep.view(-1, 1, 1, 1) == 0, -log_likelihood(x_0, mean, log_variance / 2), divergence)
-    return nats.mean(dim=(1, 2, 3)) / math.log(2)
+    return nats / math.log(2)
 
 
 def log_likelihood(x_0: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ def add_noise(x_0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torc
     return (1 - sigma) * x_0 + sigma * eps
 
 
-def losses(velocity: torch.Tensor, x_0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each image's predicted velocity against eps - x_0, (B,) fp32."""
-    return (velocity.float() - (eps - x_0)).square().mean(dim=(1, 2, 3))
+def losses(
+    velocity: torch.Tensor, x_0: torch.Tensor, eps: torch.Tensor, weight: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """Mean squared error of each image's predicted velocity against eps - x_0, (B,) fp32; `weight` (B, 1, h, w)."""
+    return (weight * (velocity.float() - (eps - x_0)).square()).mean(dim=(1, 2, 3))

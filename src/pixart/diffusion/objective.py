@@ -74,9 +74,9 @@ class Objective:
             return Noised(ddpm.add_noise(x_0, eps, timestep), timestep, levels, eps, x_0, eps)
         return Noised(flow.add_noise(x_0, eps, levels), 1000 * levels, levels, eps - x_0, x_0, eps)
 
-    def losses(self, prediction: Tensor, noised: Noised) -> Tensor:
-        """The loss of each image, (B,) fp32, for the network's output on `noised`."""
+    def losses(self, prediction: Tensor, noised: Noised, weight: Tensor | float = 1.0) -> Tensor:
+        """The loss of each image, (B,) fp32, for the network's output on `noised`; `weight` (B, 1, h, w) of pixels."""
         if self.name == "ddpm":
             parts = noised.x_0, noised.x_t, noised.eps, noised.timestep
-            return ddpm.losses(prediction, *parts, min_snr_gamma=self.min_snr_gamma)
-        return flow.losses(prediction, noised.x_0, noised.eps)
+            return ddpm.losses(prediction, *parts, min_snr_gamma=self.min_snr_gamma, weight=weight)
+        return flow.losses(prediction, noised.x_0, noised.eps, weight)

@@ -166,11 +166,7 @@ class Core:
             return None
         size = (request.image_height, request.image_width)
         if self._condition[0] is not request.control or self._condition[1] != size:
-            pixels = request.control.fitted(*size, say).pixels
-            if (hed := self.networks.control.hed) is not None:
-                from pixart.model.hed import edges
-
-                pixels = edges(hed, pixels)
+            pixels = self.networks.control.condition(request.control.fitted(*size, say).pixels)
             self._condition = request.control, size, self._encode_image(pixels)
         return Control(self._condition[2], request.control_scale)
 

@@ -94,7 +94,7 @@ class Pipeline:
         compile: bool = False,
         loras: Iterable[LoraPath] = (),
         control: str | Path | None = None,
-        control_hed: str | Path | None = None,
+        control_edges: str | Path | None = None,
     ) -> "Pipeline":
         """Open a model folder in the Diffusers layout; None opens the model that comes with the package.
 
@@ -112,7 +112,8 @@ class Pipeline:
             loras: adapters to generate with, see `set_loras`.
             control: a ControlNet to load beside it, with torch: an official file, or a folder as of Diffusers' research
                 project; it acts where a call has a `control_image`.
-            control_hed: ControlNetHED.pth of the PixArt repositories, which makes edges of each `control_image`.
+            control_edges: makes edges of each `control_image`: "canny", or ControlNetHED.pth of the PixArt
+                repositories.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
             compile: with torch, compile the denoiser for each size of image; docs/generate.md says when it pays.
 
@@ -124,8 +125,7 @@ class Pipeline:
         how = OfficialFile(ema, num_heads, image_size)
         folder = open_model_folder(model, parts=parts, how=how, fast=fast, text_encoder=memory.text_encoder)
         found = check_loras(folder, loras)
-        hed = None if control_hed is None else Path(control_hed)
-        beside = None if control is None else controlnet_for(folder, control, hed)
+        beside = None if control is None else controlnet_for(folder, control, control_edges)
         runtime = choose_runtime(folder, engine, dtype, memory, device, control=beside, compile=compile)
         pipeline = cls(folder, load_networks(folder, runtime, control=beside), dtype, memory, compile)
         pipeline.use(found)

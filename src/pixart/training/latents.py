@@ -30,7 +30,8 @@ class LatentRows:
     """Reads rows of feature folders as batches: `latent` and, by `condition`, the text or the classes.
 
     `dropout` of the rows lose their condition; `first_caption_share` of them take their first caption, the others any.
-    With `micro_conditions`, `size` too; with `padded`, all texts at one length, for compiled graphs.
+    With `micro_conditions`, `size` too, with `masked`, `mask` (B, 1, h, w) from 0 to 1; with `padded`, all texts at one
+    length, for compiled graphs.
     """
 
     condition: str  # "text" or "classes"
@@ -40,6 +41,7 @@ class LatentRows:
     first_caption_share: float = 0.0
     micro_conditions: bool = False
     padded: bool = False
+    masked: bool = False
 
     def source(self, phase: Phase) -> Source:
         """The rows of a phase that are trained on."""
@@ -59,6 +61,8 @@ class LatentRows:
         check_dropped(dropped, total, allowed=self.allow_dropped, examples=examples, flag="--TASK.allow-dropped")
         if self.condition == "text" and not store.has_text:
             raise UsageError(f"{phase.features} has no captions in it; extract it without --labels-only.")
+        if self.masked and not store.settings.masks:
+            raise UsageError(f"{phase.features} has no masks in it, which unmasked_weight needs; extract with --masks.")
         columns = store.columns
         without = (columns["label"] < 0).any(1) if self.condition == "classes" else columns["captions"] < 1
         if without.any() or (self.condition == "classes" and not store.manifest.labels):
@@ -91,6 +95,8 @@ class LatentRows:
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32))
         latent = (mean + std * noise) * store.manifest.scaling_factor
         batch = {"latent": latent, "count": count, "keys": found.keys, "rows": rows, "views": views}
+        if self.masked:
+            batch["mask"] = found.mask[:, None] / 255
         return batch | (self._text(found) if has_text else self._classes(store, found, dropped))
 
     def _text(self, found: FeatureBatch) -> dict[str, Tensor]:

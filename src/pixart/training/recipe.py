@@ -40,6 +40,7 @@ TASKS = {
     "distillation": "Distillation",
     "decoder": "DecoderTuning",
     "controlnet": "ControlNetTraining",
+    "consistency": "Consistency",
 }
 WATCHED = ("samples", "tracking")  # tables that do not change what is trained
 

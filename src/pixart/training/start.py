@@ -24,13 +24,18 @@ MICRO_EMBEDDERS = ("csize_embedder.", "ar_embedder.")
 
 @dataclass(frozen=True)
 class Start:
-    """A network to start from. `objective` is what it predicts; `settings` its model folder's scheduler config."""
+    """A network to start from. `objective` is what it predicts; `scheduler` its model folder's scheduler config.
+
+    `styles` is the folder's styles.json and `guidance_scale` its default, where it has them.
+    """
 
     name: str
     config: PixArtConfig | DiTConfig
     state: dict[str, Tensor]
     objective: str
     scheduler: dict[str, Any]
+    styles: Path | None = None
+    guidance_scale: float | None = None
 
 
 def read_start(init: str) -> Start:
@@ -48,7 +53,9 @@ def read_start(init: str) -> Start:
     folder = open_model_folder(init)
     network = load_denoiser(folder)
     objective = "flow" if folder.scheduler.get("use_flow_sigmas") else "ddpm"
-    return Start(init, network.config, network.state_dict(), objective, folder.scheduler)
+    styles, scale = folder.path / "styles.json", folder.defaults.get("guidance_scale")
+    styles = styles if styles.is_file() else None
+    return Start(init, network.config, network.state_dict(), objective, folder.scheduler, styles, scale)
 
 
 def fill(model: DiT | PixArt, start: Start, timestep: float) -> None:

@@ -150,6 +150,7 @@ def lines(report: Report) -> Iterator[tuple[str, str]]:
         yield f"Bucket {size:>9}: {use.images:>9,} images, {cropped} cropped", ""
     if tally.placed:
         yield f"Features at {tally.table.base_size} px will take about {report.feature_bytes / 1e6:,.1f} MB.", ""
+        yield f"    $ pixart data extract {report.path} FEATURES --base-size {tally.table.base_size}", "cyan"
     for note in report.notes:
         yield note, "dim"
 

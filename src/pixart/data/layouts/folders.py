@@ -1,6 +1,7 @@
 """Folders of images: with a text file of the same name beside each, in folders of repeats or of classes, or alone.
 
-`cat.jpg` takes its caption from `cat.txt` or `cat.caption` (or `cat.jpg.txt`); where both are there, it has both. In a
+`cat.jpg` takes its caption from `cat.txt` or `cat.caption` (or `cat.jpg.txt`); where both are there, it has both, and
+`cat-masklabel.png` is its mask, as OneTrainer has them. In a
 folder called `10_sks dog` (as kohya's trainer has them), every image has 10 repeats, and the caption "sks dog" if it
 has no file of its own. In class folders, as ImageNet has them, the folder's name is the label.
 """
@@ -73,14 +74,17 @@ def _stem(name: str) -> str:
     return _composed(os.path.splitext(name)[0])
 
 
+MASK = "-masklabel.png"
+
+
 def _is_mask(name: str) -> bool:
-    """OneTrainer's masks stand beside their images."""
-    return name.lower().endswith("-masklabel.png")
+    return name.lower().endswith(MASK)
 
 
 def _read_folder(folder: Folder, classes: int | None, notes: Notes) -> Iterator[Pair | Problem]:
     images = [name for name in folder.files if is_image(name) and not _is_mask(name)]
     stems = Counter(map(_stem, images))
+    masks = {_composed(name[: -len(MASK)]): name for name in folder.files if _is_mask(name)}
     texts: dict[str, list[str]] = {}  # stem -> caption files
     for name in folder.files:
         if ending(name) in CAPTION_ENDINGS:
@@ -103,14 +107,17 @@ def _read_folder(folder: Folder, classes: int | None, notes: Notes) -> Iterator[
         if len(files) > 1:
             notes.count("images with two caption files, of which both are taken", key)
         captions, problem = gather(values or ([matched[2]] if matched else []), key)
+        mask = masks.get(_stem(name))
         yield Pair(
             key, captions, parts[classes] if classes is not None else None, InFile(os.path.join(folder.path, name)),
             repeats=int(matched[1]) if matched else 1, caption_problem=problem,
+            mask=InFile(os.path.join(folder.path, mask)) if mask else None,
         )  # fmt: skip
     used = {*stems, *map(_composed, images)}
     for name in folder.files:
         if _is_mask(name):
-            notes.count("masks (-masklabel.png) that are not read", folder.key(name))
+            if _composed(name[: -len(MASK)]) not in stems:
+                notes.count(f"masks ({MASK}) without an image", folder.key(name))
         elif ending(name) in CAPTION_ENDINGS:
             if _stem(name) not in used:
                 notes.count("caption files without an image", folder.key(name))

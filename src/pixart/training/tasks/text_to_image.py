@@ -77,11 +77,12 @@ class TextToImage:
     `init`: what to start from, a run, model folder, hub id or official file; a run of class_dit is re-parameterised,
     equal to it at `reparameterization_timestep`. `caption_dropout` of the captions become the empty prompt,
     `first_caption_share` take their image's first caption and the others any. `validation` images, a tenth at most,
-    are never trained on; `allow_dropped` is the share of images that extraction may have left out.
+    are never trained on; `allow_dropped` is the share of images that extraction may have left out. `unmasked_weight` of
+    the loss is left where a mask is black (0.1 is usual); at 1 masks are not read.
 
     Autoencoder and text encoder are those that the features were made with, unless their folders are given. The last
-    three are written into the model folder, for generating: above 1, `flow_shift` spends more of the steps at high
-    noise; `styles` is a JSON file.
+    three are written into the model folder, for generating, and are those of `init` if left out: above 1, `flow_shift`
+    spends more of the steps at high noise; `styles` is a JSON file.
     """
 
     init: str | None = None
@@ -91,6 +92,7 @@ class TextToImage:
     first_caption_share: float = 0.0
     validation: int = 256
     allow_dropped: float = ALLOWED
+    unmasked_weight: float = 1.0
     reparameterization_timestep: float | None = None
     autoencoder: Path | None = None
     text_encoder: Path | None = None
@@ -99,7 +101,7 @@ class TextToImage:
     styles: Path | None = None
 
     def __post_init__(self):
-        check_shares(self, "caption_dropout", "first_caption_share", "allow_dropped")
+        check_shares(self, "caption_dropout", "first_caption_share", "allow_dropped", "unmasked_weight")
         for name, low, high in (
             ("flow_shift", 0.01, 100),
             ("guidance_scale", 0, 50),
@@ -118,7 +120,7 @@ class TextToImage:
             micro = bool(start and getattr(start.config, "micro_conditions", False))
         self.rows = LatentRows(
             "text", self.validation, self.allow_dropped, self.caption_dropout, self.first_caption_share, micro,
-            padded=recipe.loop.compile,
+            padded=recipe.loop.compile, masked=self.unmasked_weight < 1,
         )  # fmt: skip
         store = self.rows.open(recipe.phases[-1])
         self.max_tokens = store.settings.max_tokens
@@ -128,6 +130,8 @@ class TextToImage:
         check_fit(self.config, self.vae, read_encoder_config(self.encoder))  # now, not after hours
         if self.flow_shift is None:
             self.flow_shift = float(start.scheduler.get("flow_shift", 1.0)) if start else 1.0
+        self.written_styles = self.styles or (start.styles if start else None)
+        self.written_scale = start.guidance_scale if start and self.guidance_scale is None else self.guidance_scale
         self.recipe = recipe
         torch.manual_seed(recipe.loop.seed)
         model = PixArt(self.config)
@@ -145,7 +149,8 @@ class TextToImage:
         noised = self.objective.add_noise(batch["latent"], batch["rng"])
         batch["levels"] = noised.levels
         prediction = model(noised.x_t, noised.timestep, batch["text"], batch["text_mask"], batch.get("size"))
-        return self.objective.losses(prediction, noised)
+        weight = self.unmasked_weight + (1 - self.unmasked_weight) * batch["mask"] if "mask" in batch else 1.0
+        return self.objective.losses(prediction, noised, weight)
 
     def validate(self, model: torch.nn.Module) -> dict[str, float]:
         return denoising_validation(model, self.loss, self.validated, self.recipe)
@@ -160,10 +165,10 @@ class TextToImage:
             text_encoder_folder=self.encoder,
             tokenizer_folder=self.tokenizer,
             dtype=torch.float16,
-            styles=read_json_object(self.styles) if self.styles else None,
+            styles=read_json_object(self.written_styles) if self.written_styles else None,
             objective=self.objective.name,
             flow_shift=self.flow_shift,
-            guidance_scale=self.guidance_scale,
+            guidance_scale=self.written_scale,
         )
         return folder / "model"
 
