@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> int:
 
             return run_command(Verify, rest, "pixart verify", verify)
         case ["app", *rest]:
-            from pixart.studio.command import run as app
+            from pixart.commands.app import run as app
 
             return app(rest)
         case ["serve", *rest]:

@@ -5,6 +5,7 @@ from typing import Annotated, Union
 
 import tyro
 
+from pixart.commands.app import App
 from pixart.commands.caption import Caption
 from pixart.commands.check import Check
 from pixart.commands.compare import Compare, Prompts
@@ -22,7 +23,6 @@ from pixart.commands.statistics import Statistics
 from pixart.commands.verify import Verify
 from pixart.config import unknown
 from pixart.errors import UsageError
-from pixart.studio.command import App
 from pixart.training.command import Export
 
 SHELLS = ("bash", "zsh")
