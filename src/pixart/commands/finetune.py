@@ -77,7 +77,7 @@ class Finetune:
     """How many of those; 0 for none."""
     size: Annotated[int | None, shown("PIXELS", "the model's")] = None
     """Images have about this number squared of pixels, in their own shapes."""
-    steps: Annotated[int | None, shown("N", "by the number of images")] = None
+    steps: Annotated[int | None, shown("N", "by the number of images", "--max-train-steps")] = None
     """Optimizer steps."""
     batch_size: Annotated[int | None, shown("N", "8, or the number of images")] = None
     """Images in a step."""
