@@ -19,9 +19,7 @@ from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.extract import Encoders, extract
 from pixart.data.features import Settings, open_features
 from pixart.data.layouts.layout import Columns
-from pixart.data.on_ray import cloud, session
-from pixart.data.on_ray.caption import CaptionTask
-from pixart.data.on_ray.extract import runner
+from pixart.data.on_ray import CaptionTask, open_cloud, runner, start
 from pixart.errors import PixArtError, UsageError
 
 WORKERS = 2
@@ -39,7 +37,7 @@ def cluster():
     monkey = pytest.MonkeyPatch()
     monkey.setenv("PYTHONPATH", here_too)
     ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield session.start("local", workers=WORKERS)
+    yield start("local", workers=WORKERS)
     ray.shutdown()
     monkey.undo()
 
@@ -88,7 +86,7 @@ def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, setting
     """A place that is reached by fsspec only; that it is another folder of this machine, nobody here knows."""
     shards = as_shards(write_photos(tmp_path / "photos", 30), tmp_path / "shards", 12)
     extract(open_dataset(shards), tmp_path / "one", *settings)
-    there = cloud.open_cloud(f"local://{shards}", cluster, Columns())
+    there = open_cloud(f"local://{shards}", cluster, Columns())
     assert len(there.shards) == 3
     extract(there, f"local://{tmp_path / 'cloud'}", *settings, run=runner(cluster))
     assert everything(tmp_path / "one") == everything(tmp_path / "cloud")
@@ -96,7 +94,7 @@ def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, setting
     keys = [key for row in range(len(store)) for key in store.read(np.array([row])).keys]
     assert "00000.tar/0000" in keys and len(set(keys)) == 30
     with pytest.raises(UsageError, match=r"no \.tar or \.parquet shards"):
-        cloud.open_cloud(f"local://{tmp_path / 'photos'}", cluster, Columns())
+        open_cloud(f"local://{tmp_path / 'photos'}", cluster, Columns())
 
 
 def test_captions_are_those_of_one_process(tmp_path, cluster, capsys):

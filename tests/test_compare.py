@@ -80,7 +80,7 @@ def test_time_memory_and_settings_are_kept(begun):
 
 
 def test_metrics_know_how_a_model_of_a_comparison_sampled(begun):
-    from pixart.evaluation.metrics.images import open_folder, prompts_of, sampling_settings
+    from pixart.evaluation.metrics import open_folder, prompts_of, sampling_settings
 
     out, _ = begun
     folder = open_folder(out / "models" / "three")

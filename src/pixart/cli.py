@@ -39,7 +39,6 @@ DATA_HELP = """usage: pixart data COMMAND ...
   check PATH          look a data set over: what is broken, double, cut, dropped
   extract PATH DEST   encode images and captions into what training reads
   caption PATH        let a vision-language model caption the images
-  statistics PATH     count the nouns of the captions, beside the paper's table
 
 pixart data COMMAND --help shows what a command takes."""
 
@@ -192,10 +191,6 @@ def _run(arguments: list[str]) -> int:
             from pixart.commands.extract import Extract, extract
 
             return run_command(Extract, rest, "pixart data extract", extract)
-        case ["data", "statistics", *rest]:
-            from pixart.commands.statistics import Statistics, statistics
-
-            return run_command(Statistics, rest, "pixart data statistics", statistics)
         case ["data", "-h" | "--help"]:
             print(DATA_HELP)
             return 0

@@ -18,7 +18,6 @@ EXTRA_OF = {
     "transformers": "torch",
     "torchmetrics": "eval",
     "pyarrow": "data",
-    "textblob": "data",
     "fsspec": "cluster",
     "ray": "cluster",
     "codecarbon": "track",

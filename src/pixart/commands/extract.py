@@ -115,7 +115,7 @@ def extract(options: Extract) -> int:
     extraction.check_settings(settings)
     cluster, runner, where = options.cluster.start(), None, device.name
     if cluster is not None:
-        from pixart.data.on_ray.extract import runner as on_ray
+        from pixart.data.on_ray import runner as on_ray
 
         runner, where = on_ray(cluster), f"{cluster.size()} workers of Ray ({options.cluster.ray})"
     dataset = options.dataset.open(options.path, cluster)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pixart.data.layouts.layout import Notes
-from pixart.data.layouts.lines import MAX_ROW, parse_object
-from pixart.data.layouts.texts import as_caption
+from pixart.data.layouts.layout import Notes, as_caption
+from pixart.data.layouts.rows import MAX_ROW, parse_object
 from pixart.data.pairs import Caption, Pair, Problem, key_hash
 from pixart.errors import PixArtError
 

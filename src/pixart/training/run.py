@@ -30,10 +30,9 @@ from pixart.training.batches import Batches
 from pixart.training.cost import estimate
 from pixart.training.distribution import World, joined
 from pixart.training.ema import load_kept
-from pixart.training.loop import AGAIN, train_loop
+from pixart.training.loop import AGAIN, Preempted, StopOnSignal, train_loop
 from pixart.training.model_card import write_card
 from pixart.training.recipe import ADAPTER, CONFIG, TASKS, Recipe, differences, from_run, to_json
-from pixart.training.stopping import Preempted, StopOnSignal
 from pixart.training.task import Loss, Task
 
 FINISHED = "finished.json"
