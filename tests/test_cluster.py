@@ -62,9 +62,9 @@ def as_shards(photos: Path, folder: Path, per_shard: int) -> Path:
     """The photos as webdataset shards."""
     folder.mkdir(parents=True)
     rows = [json.loads(line) for line in (photos / "metadata.jsonl").open()]
-    for start in range(0, len(rows), per_shard):
-        with tarfile.open(folder / f"{start // per_shard:05d}.tar", "w") as tar:
-            for row in rows[start : start + per_shard]:
+    for first in range(0, len(rows), per_shard):
+        with tarfile.open(folder / f"{first // per_shard:05d}.tar", "w") as tar:
+            for row in rows[first : first + per_shard]:
                 stem = row["file_name"].removesuffix(".png")
                 content = (photos / row["file_name"]).read_bytes()
                 for name, data in ((f"{stem}.png", content), (f"{stem}.txt", row["text"].encode())):

@@ -12,9 +12,8 @@ from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison import record
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
-from pixart.evaluation.comparison.record import Plan, Row, Session, outcome, outcomes
-from pixart.evaluation.comparison.run import match, sample, take
-from pixart.evaluation.comparison.worker import DIFFUSERS_DTYPES, split_settings
+from pixart.evaluation.comparison.record import Plan, Row, outcome, outcomes
+from pixart.evaluation.comparison.run import DIFFUSERS_DTYPES, match, sample, split_settings, take
 from pixart.files import locked
 from pixart.progress import Progress
 
@@ -173,9 +172,8 @@ def _refuse_gaps(plan: Plan, output: Path) -> None:
         lacking = len(plan.cells) - len(known.images)
         if lacking and model.kind != "images":
             count += lacking
-            last = known.last or Session("", "stopped")
-            why = {"memory": "memory ran out", "failed": "failed"}.get(last.ended, "stopped")
-            reason = f" ({last.reason})" if last.reason else ""
+            why = {"memory": "memory ran out", "failed": "failed"}.get(known.sampled.ended, "stopped")
+            reason = f" ({known.sampled.reason})" if known.sampled.reason else ""
             gaps.append(f"{model.name} {why} after {len(known.images):,}{reason}")
     if gaps:
         raise PixArtError(
@@ -195,7 +193,7 @@ def _track(tool: str, plan: Plan, output: Path, progress: Progress) -> None:
         images = [known.folder / cell.file if cell in known.images else None for known in found]
         rows.append([row.text, row.category, cell.seed, *images])
     costs = [
-        [model.name, len(known.images), known.seconds, known.used.load_seconds, known.used.peak_bytes]
+        [model.name, len(known.images), known.seconds, known.sampled.load_seconds, known.sampled.peak_bytes]
         for model, known in zip(plan.models, found, strict=True)
     ]
     tracker = GenerationTracker(tool, output, report=progress.say, close_timeout=600)  # many images take their time

@@ -107,7 +107,7 @@ def sampling_settings(folder: Folder) -> dict[str, Any]:
     """
     if plan := _comparison_of(folder.path):
         place = folder.path.resolve()
-        used = record.outcome(place.parents[1], place.name).used.settings
+        used = record.outcome(place.parents[1], place.name).sampled.settings
         settings = [used | {"seed": seed} for seed in plan.seeds] if used else [{}]
     else:
         try:
