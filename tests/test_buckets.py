@@ -22,7 +22,7 @@ from pixart.buckets import (
     square_table,
 )
 from pixart.data.bucket_batches import EpochBatches, WeightedBatches, in_order
-from pixart.data.dropped import check_dropped
+from pixart.data.dataset import check_dropped
 from pixart.errors import PixArtError, UsageError
 
 sides = st.integers(min_value=1, max_value=20_000)

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_llava import write_tiny_idefics3, write_tiny_llava
 
-from pixart.data.captioning.caption_file import CaptionFile, check_source
-from pixart.data.captioning.captioner import Caption, Item, TemplateCaptioner, caption_batch, refusal, split_opening
-from pixart.data.captioning.vision_language import QUESTION, GumbelNoise, VisionLanguageCaptioner, source_name
+from pixart.data.captioner import Caption, Item, TemplateCaptioner, caption_batch, refusal, split_opening
 from pixart.data.pairs import InFile
+from pixart.data.vision_language import QUESTION, GumbelNoise, VisionLanguageCaptioner, source_name
+from pixart.data.written_captions import CaptionFile, check_source
 from pixart.errors import PixArtError, UsageError
 
 

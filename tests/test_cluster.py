@@ -14,7 +14,7 @@ from photo_folder import write_photos
 from safetensors.torch import save_file
 
 from pixart.cli import main
-from pixart.data.captioning.captioner import Item, TemplateCaptioner
+from pixart.data.captioner import Item, TemplateCaptioner
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.extract import Encoders, extract
 from pixart.data.features import Settings, open_features

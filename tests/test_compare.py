@@ -1,6 +1,5 @@
 """`pixart compare`: the same images as `Pipeline` generates, kept one by one, whatever happens to the process."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -249,36 +248,6 @@ def test_a_comparison_goes_on_with_less_memory_only_where_no_byte_changes(tmp_pa
         begin(plan(steps=3, decode="tiled"), tmp_path)
 
 
-def test_the_comparison_is_a_table_of_trackio_too(begun, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    out, arguments = begun
-    again = shutil.copytree(out, tmp_path / "again")
-    (again / "models" / "theirs" / "0001-9.png").unlink()
-    theirs = shutil.copytree(arguments[3], tmp_path / "theirs")
-    (theirs / "1-9.png").unlink()
-    plan = json.loads((again / "comparison.json").read_text())
-    plan["models"][2]["source"] = str(theirs)
-    (again / "comparison.json").write_text(json.dumps(plan))
-    words = [*arguments[:3], str(theirs), *arguments[4:-1], str(again), "--track", "trackio"]
-    # In a process of its own, since trackio reads TRACKIO_DIR as it is imported.
-    done = subprocess.run([sys.executable, "-m", "pixart", *words], capture_output=True, text=True)
-    assert done.returncode == 0 and "goes on" not in done.stderr
-    code = (
-        "import json; from trackio.sqlite_storage import SQLiteStorage as S; (run,) = S.get_runs('pixart');"
-        "print(json.dumps(S.get_logs('pixart', run)))"
-    )
-    logs = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    tables = {name: row[name]["_value"] for row in logs for name in ("comparison", "models") if name in row}
-    rows = tables["comparison"]
-    assert [(row["prompt"], row["seed"]) for row in rows] == [(p, s) for p in PROMPTS.splitlines() for s in (4, 9)]
-    assert rows[3]["theirs"] is None
-    kept = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "trackio").rglob("*.png")}
-    assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in again.glob("models/*/*.png")} == kept
-    assert [(row["model"], row["images"]) for row in tables["models"]] == [
-        ("tiny, steps 2", 4), ("three", 4), ("theirs", 3)
-    ]  # fmt: skip
-
-
 def test_what_libraries_say_when_there_is_no_memory_is_understood():
     from pixart.evaluation.comparison.run import explained
 
@@ -462,7 +431,6 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, models, named):
         ["default", "--prompts", "styles", "--seeds", "1", "1"],
         ["default", "--prompts", "styles", "--seeds", "-1"],
         ["default", "--prompts", "styles", "--limit", "0"],
-        ["default", "--prompts", "styles", "--track", "paper"],
         ["default,steps=0", "--prompts", "styles"],
         ["default,batch_size=0", "--prompts", "styles"],
         ["default,width=100", "--prompts", "styles"],

@@ -13,12 +13,11 @@ from tyro.conf import arg
 
 from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
-from pixart.data.captioning.caption_file import CaptionFile, check_source
-from pixart.data.captioning.captioner import Captioner, Item, TemplateCaptioner, caption_batch, item_of
-from pixart.data.captioning.vision_language import QUESTION, VisionLanguageCaptioner
-from pixart.data.dataset import Dataset, captions_folder
-from pixart.data.dropped import ALLOWED, check_dropped
+from pixart.data.captioner import Captioner, Item, TemplateCaptioner, caption_batch, item_of
+from pixart.data.dataset import ALLOWED, Dataset, captions_folder, check_dropped
 from pixart.data.pairs import Pair, Problem, printable
+from pixart.data.vision_language import QUESTION, VisionLanguageCaptioner
+from pixart.data.written_captions import CaptionFile, check_source
 from pixart.errors import PixArtError, UsageError
 from pixart.progress import Progress
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -43,8 +43,6 @@ class Compare:
     limit: Annotated[int | None, shown("N", "all")] = None
     """Only N of the prompts, at even distances."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
-    track: Annotated[Literal["wandb", "trackio"] | None, shown("NAME", "none")] = None
-    """wandb or trackio: show the comparison there too, as a table."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,6 @@ def compare(options: Compare) -> int:
             finally:
                 page = write_page(plan, output)
             progress.result(str(page))
-            if options.track:
-                _track(options.track, plan, output, progress)
     _refuse_gaps(plan, output)
     return 0
 
@@ -180,23 +176,3 @@ def _refuse_gaps(plan: Plan, output: Path) -> None:
             f"{count:,} of {len(plan.cells) * len(plan.models):,} images are missing: {'; '.join(gaps)}. The same "
             "command makes the rest; where memory ran out, with --staged it needs less (docs/memory.md)."
         )
-
-
-def _track(tool: str, plan: Plan, output: Path, progress: Progress) -> None:
-    """The comparison as a table of Weights & Biases or trackio: a row per prompt and seed, a column per model."""
-    from pixart.tracking.generations import GenerationTracker
-
-    found = outcomes(plan, output)
-    rows = []
-    for cell in plan.cells:
-        row = plan.rows[cell.row]
-        images = [known.folder / cell.file if cell in known.images else None for known in found]
-        rows.append([row.text, row.category, cell.seed, *images])
-    costs = [
-        [model.name, len(known.images), known.seconds, known.sampled.load_seconds, known.sampled.peak_bytes]
-        for model, known in zip(plan.models, found, strict=True)
-    ]
-    tracker = GenerationTracker(tool, output, report=progress.say, close_timeout=600)  # many images take their time
-    tracker.table("comparison", ["prompt", "category", "seed", *(model.name for model in plan.models)], rows)
-    tracker.table("models", ["model", "images", "seconds an image", "seconds to load", "peak bytes"], costs)
-    tracker.close()

@@ -12,7 +12,7 @@ from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.commands.check import longest_caption
 from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.storage import is_url
 from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError

@@ -21,8 +21,7 @@ import torch
 
 from pixart.buckets import MIN_KEPT, BucketTable, Fitted, bucket_table, fit, kept_share, square_table
 from pixart.config import plain, structure
-from pixart.data.dataset import Dataset
-from pixart.data.dropped import ALLOWED, check_dropped
+from pixart.data.dataset import ALLOWED, Dataset, check_dropped
 from pixart.data.encode import encode_captions, encode_images, load_text_encoder, load_vae
 from pixart.data.features import (
     MANIFEST,

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pixart.data.captioning.captioner import Captioner, Item, caption_batch, lost
+from pixart.data.captioner import Captioner, Item, caption_batch, lost
 from pixart.data.dataset import open_dataset
 from pixart.data.layouts.layout import Columns
 from pixart.data.pairs import Pair, Problem, printable

@@ -5,8 +5,7 @@ checkpoint-N/           the newest two checkpoints
 metrics.jsonl           a line for each report
 samples/                images sampled while training
 model/, dit/, vae/ ...  what the task exports in the end
-finished.json           what that is, and what it took
-"""
+finished.json           what that is, and what it took"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from pixart.checkpoints.adapters import Adapter, write_adapter
 from pixart.checkpoints.model_folder import SIGMA_TOKENS
 from pixart.config import plain
 from pixart.errors import PixArtError, UsageError, reason_of
-from pixart.files import locked, read_json_object, remove_partial, write_json
+from pixart.files import locked, read_json_object, remove_partial, write_json, write_whole
 from pixart.model.adapters import adapted, merge
 from pixart.model.pixart import PixArt
 from pixart.progress import Progress
@@ -27,11 +26,9 @@ from pixart.runtime.device import choose_device, choose_precision, find_cpu, fin
 from pixart.tracking.tracker import Images, Tracker
 from pixart.training import checkpoints, trainable
 from pixart.training.batches import Batches
-from pixart.training.cost import estimate
 from pixart.training.distribution import World, joined
 from pixart.training.ema import load_kept
 from pixart.training.loop import AGAIN, Preempted, StopOnSignal, train_loop
-from pixart.training.model_card import write_card
 from pixart.training.recipe import ADAPTER, CONFIG, TASKS, Recipe, differences, from_run, to_json
 from pixart.training.task import Loss, Task
 
@@ -311,3 +308,67 @@ def _held(run: Path) -> Iterator[None]:
                 (run / LOCK).unlink()
                 if not (run / CONFIG).is_file():
                     run.rmdir()  # a recipe that cannot be built leaves nothing behind
+
+
+STATE_BYTES = {"adamw": 8, "came": 4, "muon": 4}  # of the optimizer, per trained parameter
+
+
+def estimate(model: torch.nn.Module, recipe: Recipe, world: World) -> list[str]:
+    """Lines for a person: parameters, images, and the memory that weights and what belongs to them take.
+
+    Activations come on top: they grow with the images that are computed at once (batch_size over processes and
+    loop.accumulate), and loop.checkpoint_activations makes them small.
+    """
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    averages = len(recipe.ema.decays) + len(recipe.ema.widths)
+    per_process = world.size if recipe.loop.parallel == "fsdp" else 1
+    averaged = count if recipe.trainable.method == "full" else trained
+    state = trained * (4 + STATE_BYTES[recipe.optimizer.name]) + 4 * (count + averaged * averages)
+    images = sum(phase.steps * phase.batch_size for phase in recipe.phases)
+    what = f"{count / 1e6:,.1f} M parameters" + (
+        "" if trained == count else f", {trained / 1e6:,.1f} M of them trained"
+    )
+    together = f", {world.size} processes" if world.size > 1 else ""
+    return [
+        f"{recipe.output}: {type(model).__name__} with {what}; {recipe.steps:,} steps, {images:,} images{together}",
+        f"on {world.device}, products in {recipe.loop.precision}; weights, gradients, optimizer and averages take "
+        f"{state / per_process / 1e9:,.2f} GB of each process, activations come on top",
+    ]
+
+
+HEAD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [pixart]
+---
+# {name}
+
+A PixArt model, trained with pixart. Generate with it:
+
+```sh
+pixart generate "a prompt" --model {folder}
+```
+
+```python
+from diffusers import PixArtAlphaPipeline
+
+PixArtAlphaPipeline.from_pretrained("{folder}")("a prompt")
+```
+
+## Training
+
+"""
+
+
+def write_card(folder: Path, task: str, recipe: Recipe, metrics: dict[str, float], hours: float, device: str) -> None:
+    """Write README.md into a finished run's model folder. `metrics` are the last ones on images not trained on."""
+    rows = "".join(f"| {p.steps:,} | {p.batch_size:,} | {p.features or p.size} |\n" for p in recipe.phases)
+    found = "".join(f"- {name.replace('_', ' ')}: {value:.4g}\n" for name, value in metrics.items())
+    text = (
+        HEAD.format(name=recipe.output.name, folder=folder.name)
+        + f"Task: {task}. It took {hours:.2f} hours on {device}.\n\n"
+        + f"| Steps | Batch | Data |\n| --- | --- | --- |\n{rows}"
+        + (f"\nOn images that were not trained on:\n\n{found}" if found else "")
+    )
+    write_whole(folder / "README.md", text)

@@ -1,7 +1,6 @@
 """What every captioner is: images in, captions out, in batches; the one that fills in a template; a batch to its rows.
 
-Vision-language models may refuse, or begin with boilerplate: both are told from captions here.
-"""
+Vision-language models may refuse, or begin with boilerplate: both are told from captions here."""
 
 import re
 import string
