@@ -168,7 +168,7 @@ def gigabytes(count: int) -> str:
 CPU_NUMBERS = 1 << 18
 GPU_NUMBERS = 20  # that a pass holds at once per token and width: hidden layers of the MLP, queries, keys and values
 GPU_SHARE = 0.6  # of the free memory that activations may take; the rest is for fragments and other networks
-DECODER_NUMBERS = 4  # that decoding holds at once per pixel and channel of the finest level
+DECODED_NUMBERS = 4  # that decoding holds at once per pixel and channel of the finest level
 MOST_ROWS = 256  # of one pass; more gain nothing on any GPU of today
 
 
@@ -190,5 +190,5 @@ def images_to_decode(device: Device, *, pixels: int, channels: int, number_bytes
     """How many images of so many pixels to decode together; `channels` are those of the decoder's finest level."""
     if device.type == "cpu":
         return 1
-    image = pixels * channels * DECODER_NUMBERS * number_bytes
+    image = pixels * channels * DECODED_NUMBERS * number_bytes
     return min(MOST_ROWS, max(1, int(device.free_bytes * GPU_SHARE) // image))
