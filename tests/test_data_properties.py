@@ -19,7 +19,6 @@ from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.images import open_image
 from pixart.data.layouts import rows as manifest_rows
 from pixart.data.layouts.layout import as_caption
-from pixart.data.layouts.tars import Member, members
 from pixart.data.pairs import Caption, ImageProblem, InFile, Problem, printable
 from pixart.errors import PixArtError
 
@@ -132,24 +131,6 @@ def test_a_json_list_in_pieces_is_what_json_says(rows, more, plain):
 
 
 member_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=130)
-
-
-@bounded
-@given(
-    st.lists(st.tuples(member_names, st.binary(max_size=1100)), max_size=6),
-    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
-)
-def test_tar_members_are_those_that_pythons_tarfile_finds(content, format):
-    content = [(name, data) for name, data in content if name not in (".", "..")]
-    with folder() as path:
-        put(path, {"a.tar": tar(content, format)})
-        found = list(members(path / "a.tar", "a.tar"))
-        data = (path / "a.tar").read_bytes()
-    if not content:
-        assert found == []
-        return
-    assert all(isinstance(one, Member) for one in found)
-    assert [(one.name, data[one.offset : one.offset + one.length]) for one in found] == content
 
 
 sample_parts = st.lists(

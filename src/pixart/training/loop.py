@@ -189,8 +189,7 @@ def train_loop(
                 accumulate = _halve_parts(run, batches, step, accumulate, world, say)
                 loader = iter(_loader(batches, range(step, steps), world.slices(accumulate), loop, world))
                 continue
-            for each in optim.parts:
-                scaler.unscale_(each)
+            scaler.unscale_(optim.torch)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
             norm = distribution.full_tensor(norm).item()
             value, stopping = world.agree(value, stop.requested)

@@ -310,7 +310,7 @@ def _held(run: Path) -> Iterator[None]:
                     run.rmdir()  # a recipe that cannot be built leaves nothing behind
 
 
-STATE_BYTES = {"adamw": 8, "came": 4, "muon": 4}  # of the optimizer, per trained parameter
+STATE_BYTES = {"adamw": 8, "came": 4}  # of the optimizer, per trained parameter
 
 
 def estimate(model: torch.nn.Module, recipe: Recipe, world: World) -> list[str]:
@@ -321,7 +321,7 @@ def estimate(model: torch.nn.Module, recipe: Recipe, world: World) -> list[str]:
     """
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = len(recipe.ema.decays) + len(recipe.ema.widths)
+    averages = len(recipe.ema.decays)
     per_process = world.size if recipe.loop.parallel == "fsdp" else 1
     averaged = count if recipe.trainable.method == "full" else trained
     state = trained * (4 + STATE_BYTES[recipe.optimizer.name]) + 4 * (count + averaged * averages)
