@@ -364,7 +364,7 @@ def test_what_the_loss_calls_perfect_the_sampler_follows_to_the_image(name):
 
 
 def test_the_shift_of_noise_levels_follows_the_size_of_the_image_in_pixels():
-    from pixart.diffusion.timesteps import Timesteps
+    from pixart.diffusion.objective import Timesteps
 
     settings = {"sampler": "uniform"}
     for side in (2, 4):

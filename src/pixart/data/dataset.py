@@ -13,8 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from pixart.data.layouts import folders, tables, tars
-from pixart.data.layouts.layout import Columns, Layout, Notes
-from pixart.data.layouts.walk import ending, first_folders
+from pixart.data.layouts.layout import Columns, Layout, Notes, ending, first_folders
 from pixart.data.pairs import Pair, Problem, printable
 from pixart.data.written_captions import WrittenCaptions
 from pixart.errors import PixArtError, UsageError

@@ -20,8 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from pixart.data.layouts.layout import Columns, gather
-from pixart.data.layouts.walk import is_unicode
+from pixart.data.layouts.layout import Columns, gather, is_unicode
 from pixart.data.pairs import (
     Caption,
     ImageProblem,

@@ -17,7 +17,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pixart.data.layouts.layout import Columns, Layout, Notes, read_caption_file
+from pixart.data.layouts.layout import (
+    Columns,
+    Folder,
+    Layout,
+    Notes,
+    ending,
+    find_files,
+    first_folders,
+    is_image,
+    missing_parts,
+    read_caption_file,
+)
 from pixart.data.layouts.parquet import open_table
 from pixart.data.layouts.rows import (
     Row,
@@ -31,7 +42,6 @@ from pixart.data.layouts.rows import (
     roles,
     text_lines,
 )
-from pixart.data.layouts.walk import Folder, ending, find_files, first_folders, is_image, missing_parts
 from pixart.data.pairs import Pair, Problem, key_hash
 from pixart.errors import UsageError
 
