@@ -74,7 +74,7 @@ class Cluster:
                 compute=ray.data.ActorPoolStrategy(size=min(self.size(), len(window)), max_tasks_in_flight_per_actor=2),
                 num_cpus=cpus,
                 num_gpus=self.gpus_per_worker if cpus else 0,
-                max_task_retries=ATTEMPTS - 1,
+                ray_remote_args_fn=lambda: {"max_task_retries": ATTEMPTS - 1},
             )
             try:
                 for row in results.iter_rows():
