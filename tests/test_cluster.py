@@ -14,11 +14,12 @@ from photo_folder import write_photos
 from safetensors.torch import save_file
 
 from pixart.cli import main
+from pixart.data.captioner import Item, TemplateCaptioner
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.extract import Encoders, extract
 from pixart.data.features import Settings, open_features
 from pixart.data.layouts.layout import Columns
-from pixart.data.on_ray import open_cloud, runner, start
+from pixart.data.on_ray import CaptionTask, open_cloud, runner, start
 from pixart.errors import PixArtError, UsageError
 
 WORKERS = 2
@@ -119,11 +120,13 @@ class DiesAt:
             os._exit(1)
         return number**2
 
+    def given_up(self, number: int) -> str:
+        return f"gave {number} up"
 
-def test_a_worker_that_dies_is_replaced_and_an_item_that_ends_each_ends_the_run(tmp_path, cluster):
-    assert list(cluster.each(DiesAt(-1, 9, tmp_path / "mark"), iter(range(12)))) == [n**2 for n in range(12)]
-    with pytest.raises(PixArtError):
-        list(cluster.each(DiesAt(5, -1, tmp_path / "mark"), iter(range(12))))
+
+def test_a_worker_that_dies_is_replaced_and_its_item_given_up_at_last(tmp_path, cluster):
+    results = list(cluster.each(DiesAt(5, 9, tmp_path / "mark"), ((n, n) for n in range(12))))
+    assert results == [0, 1, 4, 9, 16, "gave 5 up", 36, 49, 64, 81, 100, 121]
 
 
 def test_what_no_other_try_would_mend_ends_the_run(tmp_path, settings, cluster):
@@ -133,6 +136,14 @@ def test_what_no_other_try_would_mend_ends_the_run(tmp_path, settings, cluster):
     save_file({"a": torch.zeros(1)}, tmp_path / "vae" / "model.safetensors")
     with pytest.raises(PixArtError, match="autoencoder"):
         extract(open_dataset(data), tmp_path / "features", encoders, settings[1], run=runner(cluster))
+
+
+def test_images_that_a_worker_could_not_caption_are_named():
+    rows = CaptionTask(TemplateCaptioner("a {label}")).given_up([Item("a.png"), Item("b.png")])
+    assert [(row["key"], row["caption"], row["rejected"]) for row in rows] == [
+        ("a.png", None, "failed"),
+        ("b.png", None, "failed"),
+    ]
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, capsys, tiny_model):

@@ -10,16 +10,16 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pixart.data.captioner import Captioner, Item, caption_batch
+from pixart.data.captioner import Captioner, Item, caption_batch, lost
 from pixart.data.dataset import open_dataset
 from pixart.data.layouts.layout import Columns
-from pixart.data.pairs import Pair, Problem
+from pixart.data.pairs import Pair, Problem, printable
 from pixart.data.storage import Folder
 from pixart.data.written_captions import WrittenCaptions
 from pixart.errors import PixArtError, UsageError, reason_of
@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 ATTEMPTS = 3  # how often an item is tried when the actor's process ends with it
 WINDOW = 4096  # items that are planned before they are computed, so that the plan of a huge data set fits in memory
 
-Task = Callable[[Any], Any]  # made once in the driver and pickled; loads what it needs at its first item
+
+class Task(Protocol):
+    """What an actor does. Made once in the driver and pickled; loads what it needs at its first item.
+
+    A PixArtError ends the run. Other failures are the task's own to retry. `given_up` stands in for an item at which
+    the actor's process ended `ATTEMPTS` times.
+    """
+
+    def __call__(self, item: Any) -> Any: ...
+
+    def given_up(self, item: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -55,26 +65,25 @@ class Cluster:
             raise UsageError(f"Ray has {there.get('GPU', 0):g} GPUs; leave --gpus-per-worker out, or add some.")
         return count
 
-    def each(self, task: Task, items: Iterator[Any], *, cpus: float = 1.0, window_size: int = WINDOW) -> Iterator[Any]:
-        """The result of `task` on each item, in the order of the items. Each window has actors of its own.
-
-        Raises PixArtError where a task does, or where an item has ended the process of its actor `ATTEMPTS` times.
-        """
+    def each(
+        self, task: Task, items: Iterator[tuple[int, Any]], *, cpus: float = 1.0, window_size: int = WINDOW
+    ) -> Iterator[Any]:
+        """The result of `task` on each numbered item, in the order of the items. Each window has actors of its own."""
         import ray
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        while window := [{"item": pickle.dumps(item)} for item in islice(items, window_size)]:
+        attempts = ray.remote(num_cpus=0)(Attempts).remote()
+        while window := [{"number": n, "item": pickle.dumps(item)} for n, item in islice(items, window_size)]:
             results = ray.data.from_items(window, override_num_blocks=len(window)).map_batches(
                 Actor,
-                fn_constructor_args=(task,),
+                fn_constructor_args=(task, attempts),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=min(self.size(), len(window)), max_tasks_in_flight_per_actor=2),
                 num_cpus=cpus,
                 num_gpus=self.gpus_per_worker if cpus else 0,
-                ray_remote_args_fn=lambda: {"max_task_retries": ATTEMPTS - 1},
             )
             try:
                 for row in results.iter_rows():
@@ -92,18 +101,35 @@ class Cluster:
                 ) from None
 
 
+class Attempts:
+    """Counts how often each item was begun; it outlives the actors that compute.
+
+    Ray Data tries for ever, and the argument that limits it goes with Ray 2.64.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def begin(self, number: int) -> int:
+        self._counts[number] = self._counts.get(number, 0) + 1
+        return self._counts[number]
+
+
 class Actor:
     """What Ray Data runs: a batch of one item, pickled, becomes its result, pickled."""
 
-    def __init__(self, task: Task):
-        self._task = task
+    def __init__(self, task: Task, attempts: Any):
+        self._task, self._attempts = task, attempts
 
     def __call__(self, batch):
         import pyarrow
+        import ray
 
         (row,) = batch.to_pylist()
+        item = pickle.loads(row["item"])
+        tries = ray.get(self._attempts.begin.remote(row["number"]))
         try:
-            result = self._task(pickle.loads(row["item"]))
+            result = self._task(item) if tries <= ATTEMPTS else self._task.given_up(item)
         except PixArtError as error:
             result = error
         return pyarrow.table({"result": [pickle.dumps(result)]})
@@ -146,11 +172,15 @@ class CaptionTask:
         self.captioner.load()
         return caption_batch(self.captioner, batch)
 
+    def given_up(self, batch: list[Item]) -> list[dict]:
+        why = "its process was ended by the system each time"
+        return [lost(item.key, "failed", why, self.captioner.about()) for item in batch]
+
 
 def caption_on(cluster: Cluster, captioner: Captioner, batches: Iterator[list[Item]]) -> Iterator[list[dict]]:
     """The rows of each batch, in the order of the batches, by the actors of a Ray cluster."""
     # Large windows: at each the model is loaded anew, and batches are small.
-    return cluster.each(CaptionTask(captioner), batches, window_size=100_000)
+    return cluster.each(CaptionTask(captioner), enumerate(batches), window_size=100_000)
 
 
 @dataclass
@@ -166,12 +196,17 @@ class ExtractTask:
         self.extractor = self.extractor or load(self.job, device=torch_device())
         return work(self.extractor, batch, self.job.folder)
 
+    def given_up(self, batch: "Batch") -> "BatchRecord":
+        first, last = printable(batch.pairs[0].key), printable(batch.pairs[-1].key)
+        which = f"batch {batch.number} ({first} to {last})"
+        raise PixArtError(f"The process that extracts {which} was ended each time, perhaps for want of memory.")
+
 
 def runner(cluster: Cluster) -> "Runner":
     """Who computes the batches for `extract`: the actors of a Ray cluster. They all must reach the paths."""
 
     def run(job: "Job", batches: "Iterator[Batch]") -> "Iterator[BatchRecord]":
-        yield from cluster.each(ExtractTask(job), batches)
+        yield from cluster.each(ExtractTask(job), ((batch.number, batch) for batch in batches))
 
     return run
 
@@ -200,10 +235,11 @@ class CloudDataset:
 
     def pairs(self) -> Iterator[Pair | Problem]:
         """Every pair and problem, in the order of the shards."""
+        items = enumerate(self.shards)
         with WrittenCaptions(self.captions) as written:
             yield from written.problems()
             # Without a CPU of their own: these workers wait for the network, and those that encode need the CPUs.
-            for found in self.cluster.each(ListShard(self.columns), iter(self.shards), cpus=0):
+            for found in self.cluster.each(ListShard(self.columns), items, cpus=0):
                 for one in found:
                     yield written.merged(one) if isinstance(one, Pair) else one
 
@@ -249,6 +285,9 @@ class ListShard:
                 raise PixArtError(f"{url} cannot be read: {error}.") from None
             columns = {"image_column": self.columns.image, "caption_column": self.columns.caption}
             return [_there(one, url, f"{parent}/" if parent else "") for one in open_dataset(local, **columns).pairs()]
+
+    def given_up(self, shard: tuple[str, str]) -> list[Pair | Problem]:
+        raise PixArtError(f"The process that lists {shard[0]} was ended each time, perhaps for want of memory.")
 
 
 def _there(one: Pair | Problem, url: str, parent: str) -> Pair | Problem:
