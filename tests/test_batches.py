@@ -7,6 +7,7 @@ from conftest import write_graphs_into, write_tiny_model
 from test_model import TINY, randomise, relative
 
 import pixart
+from pixart.checkpoints.hashes import hashes_of, write_hashes
 from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError
 from pixart.model.pixart import PixArt, TextContext
@@ -16,7 +17,6 @@ from pixart.pipeline.request import make_request
 from pixart.runtime.device import Device
 from pixart.runtime.plan import images_to_decode, rows_at_once
 from pixart.runtime.storage import compute_in
-from pixart.weights import hashes_of, write_hashes
 
 SMALL = {"width": 64, "height": 64, "steps": 3}
 PROMPTS = ["a red apple", "a green fox and a black house, flat, white and red", ""]

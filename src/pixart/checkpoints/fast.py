@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pixart.checkpoints.diffusers import SIZES, save_transformer
 from pixart.checkpoints.folder import new_folder
+from pixart.checkpoints.hashes import HASHES, weights_hash, write_hashes
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import read_json_object, write_json
-from pixart.weights import HASHES, weights_hash, write_hashes
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def write_fast(
         scheduler: the config of the model that it belongs to.
         steps: of Euler's method, in which it samples.
         distilled_guidance_scale: the guidance that is in its weights; it samples without any.
-        teacher: `pixart.weights.weights_hash` of the transformer that has taught it.
+        teacher: `pixart.checkpoints.hashes.weights_hash` of the transformer that has taught it.
 
     Raises:
         PixArtError: the disk refuses.

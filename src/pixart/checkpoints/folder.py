@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixart.checkpoints.diffusers import CLASS_NAMES, FORMAT_VERSION, MAX_LAYERS, WEIGHTS_NAME, save_transformer
+from pixart.checkpoints.hashes import write_hashes
 from pixart.checkpoints.tensors import save_tensors
 from pixart.errors import PixArtError, UsageError, reason_of, shown
 from pixart.files import read_json_object, replacing, write_json
-from pixart.weights import map_tensors, write_hashes
+from pixart.weights import map_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ ENCODER_SIZES = dict.fromkeys(("num_layers", "num_hidden_layers", "num_decoder_l
 def new_folder(dest: Path, *, hashed: bool = True) -> Iterator[Path]:
     """An empty folder to write a model into, which appears as `dest` when the block ends well, else not at all.
 
-    `hashed` writes its `hashes.json` (`pixart.weights`).
+    `hashed` writes its `hashes.json` (`pixart.checkpoints.hashes`).
 
     Raises:
         PixArtError: the disk refuses.

@@ -3,7 +3,7 @@
 A model folder has the layout that `diffusers.PixArtAlphaPipeline.from_pretrained` reads, plus optional files of ours:
 `styles.json` ({"3D": {"prompt": "{prompt}, 3D", "negative_prompt": ""}, ...}; without it the general styles of
 `pixart.checkpoints.styles`), `pixart.json` (the sampler, steps and guidance scale that suit the model), `fast/` (a
-second, few-step transformer, see `pixart.checkpoints.fast`), `hashes.json` (`pixart.weights`) and the graphs
+second, few-step transformer, see `pixart.checkpoints.fast`), `hashes.json` (`pixart.checkpoints.hashes`) and the graphs
 for ONNX Runtime. It may lie in the cache of the Hugging Face Hub; and its transformer may come from elsewhere, as an
 official file or the folder of a transformer alone.
 """
@@ -26,6 +26,7 @@ from pixart.checkpoints.diffusers import (
 )
 from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
 from pixart.checkpoints.folder import check_sizes, read_encoder_config, text_width
+from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
@@ -34,7 +35,7 @@ from pixart.encoders.text import TEXT_ENCODERS
 from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import read_json_object
-from pixart.weights import OnBytes, hashes_of, header_bytes, read_header, refuse_quantised, weight_files
+from pixart.weights import OnBytes, header_bytes, read_header, refuse_quantised, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -298,7 +299,7 @@ def _has_all(folder: Path, graphs: tuple[str, ...]) -> bool:
 
 
 def weight_hashes(folder: ModelFolder) -> dict[str, str]:
-    """What names the weights of a model in image metadata; see `pixart.weights`."""
+    """What names the weights of a model in image metadata; see `pixart.checkpoints.hashes`."""
     return hashes_of(folder.path, folder.weights)
 
 

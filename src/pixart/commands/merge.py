@@ -39,10 +39,10 @@ def merge(options: Merge) -> int:
     from pixart.checkpoints.adapters import changes, check_fit, linear_shapes, read_loras
     from pixart.checkpoints.diffusers import diffusers_config
     from pixart.checkpoints.folder import INDEX, write_diffusers
+    from pixart.checkpoints.hashes import write_hashes
     from pixart.checkpoints.model_folder import DEFAULT_MODEL, check_parts
     from pixart.checkpoints.official import read_source
     from pixart.files import replacing
-    from pixart.weights import write_hashes
 
     if not options.lora:
         raise UsageError("Name the adapters to merge: pixart merge MODEL DEST --lora FILE[:X] ...")

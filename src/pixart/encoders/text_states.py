@@ -29,7 +29,7 @@ class StatesHead:
     texts: tuple[str, ...]  # the prompts and the negative prompt, lower-cased and stripped, as the encoder read them
     cut: tuple[str, ...]  # the words of each that were over the limit
     max_tokens: int
-    encoder: dict[str, str]  # hashes of the text encoder's weights, by file name (`pixart.weights`)
+    encoder: dict[str, str]  # hashes of the text encoder's weights, by file name (`pixart.checkpoints.hashes`)
     text_encoder_8bit: bool
     text_encoder_dtype: str
 

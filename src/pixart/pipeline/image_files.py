@@ -11,12 +11,12 @@ import unicodedata
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pixart.checkpoints.hashes import SAMPLED
 from pixart.diffusion.solvers import SAMPLERS
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import parse_json, write_whole
 from pixart.pipeline.image_metadata import ImageTexts, read_texts
 from pixart.pixels import on_white
-from pixart.weights import SAMPLED
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".pdf"}

@@ -17,6 +17,7 @@ import torch
 
 from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.controlnet import ControlNetFile
+from pixart.checkpoints.hashes import hashes_of
 from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
 from pixart.encoders.text import EncodedText, TextEncoder
 from pixart.encoders.text_states import StoredTexts, TextCache, read_head
@@ -30,7 +31,7 @@ from pixart.runtime.device import Device, Precision, find_cpu
 from pixart.runtime.memory import PLAIN, Memory
 from pixart.runtime.plan import LARGE, decoder_dtype, encoder_precision, images_to_decode, rows_at_once
 from pixart.runtime.storage import compute_in
-from pixart.weights import OnBytes, hashes_of, read_headers
+from pixart.weights import OnBytes, read_headers
 
 MB = 1_000_000
 KEPT_TEXTS = 64  # whose states are remembered
