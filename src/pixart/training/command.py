@@ -70,9 +70,9 @@ def _dry_run(names: list[str], loaded: list) -> int:
     """The resolved recipes on stdout as JSON; an estimate, or what is missing for one, on stderr."""
     import torch
 
+    from pixart.training.cost import estimate
     from pixart.training.distribution import alone
     from pixart.training.recipe import to_json
-    from pixart.training.run import estimate
 
     for name, (task, recipe) in zip(names, loaded, strict=True):
         print(json.dumps(to_json(task, recipe), indent=2))

@@ -26,6 +26,7 @@ from pixart.runtime.device import choose_device, choose_precision, find_cpu, fin
 from pixart.tracking.tracker import Images, Tracker
 from pixart.training import checkpoints, trainable
 from pixart.training.batches import Batches
+from pixart.training.cost import estimate
 from pixart.training.distribution import World, joined
 from pixart.training.ema import load_kept
 from pixart.training.loop import AGAIN, Preempted, StopOnSignal, train_loop
@@ -308,33 +309,6 @@ def _held(run: Path) -> Iterator[None]:
                 (run / LOCK).unlink()
                 if not (run / CONFIG).is_file():
                     run.rmdir()  # a recipe that cannot be built leaves nothing behind
-
-
-STATE_BYTES = {"adamw": 8, "came": 4}  # of the optimizer, per trained parameter
-
-
-def estimate(model: torch.nn.Module, recipe: Recipe, world: World) -> list[str]:
-    """Lines for a person: parameters, images, and the memory that weights and what belongs to them take.
-
-    Activations come on top: they grow with the images that are computed at once (batch_size over processes and
-    loop.accumulate), and loop.checkpoint_activations makes them small.
-    """
-    count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = len(recipe.ema.decays)
-    per_process = world.size if recipe.loop.parallel == "fsdp" else 1
-    averaged = count if recipe.trainable.method == "full" else trained
-    state = trained * (4 + STATE_BYTES[recipe.optimizer.name]) + 4 * (count + averaged * averages)
-    images = sum(phase.steps * phase.batch_size for phase in recipe.phases)
-    what = f"{count / 1e6:,.1f} M parameters" + (
-        "" if trained == count else f", {trained / 1e6:,.1f} M of them trained"
-    )
-    together = f", {world.size} processes" if world.size > 1 else ""
-    return [
-        f"{recipe.output}: {type(model).__name__} with {what}; {recipe.steps:,} steps, {images:,} images{together}",
-        f"on {world.device}, products in {recipe.loop.precision}; weights, gradients, optimizer and averages take "
-        f"{state / per_process / 1e9:,.2f} GB of each process, activations come on top",
-    ]
 
 
 HEAD = """---
