@@ -324,7 +324,7 @@ def test_a_batch_may_mix_images_with_and_without_control(tiny_model, tiny_contro
         assert abs(image.astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.parametrize("memory", [Memory(text_encoder="streamed"), Memory(staged=True)])
+@pytest.mark.parametrize("memory", [Memory(text_encoder_mode="streamed"), Memory(staged=True)])
 def test_memory_options_do_not_change_it(memory, tiny_model, tiny_control):
     options = {"control_image": edges(0), **SMALL}
     pipe = pixart.Pipeline.from_pretrained(tiny_model, control=tiny_control, memory=memory)

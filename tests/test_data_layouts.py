@@ -194,6 +194,19 @@ def test_quoted_cells_and_semicolons(tmp_path):
     assert texts(pairs["blue.png"]) == ["blue"]
 
 
+def test_between_tabs_a_quotation_mark_is_a_character(tmp_path):
+    cells = {
+        "red": '"OPEN" on a door', "green": 'a 5" nail', "blue": '"never closed', "white": 'ends in "',
+        "black": '"a ""red"" square, quoted as a whole"',
+    }  # fmt: skip
+    table = "file_name\ttext\n" + "".join(f"{name}.png\t{cell}\n" for name, cell in cells.items())
+    put(tmp_path, {**{f"{name}.png": image() for name in cells}, "metadata.tsv": table})
+    pairs, problems = read(tmp_path)
+    assert problems == []
+    found = {name: texts(pairs[f"{name}.png"])[0] for name in cells}
+    assert found == cells | {"black": 'a "red" square, quoted as a whole'}
+
+
 def test_columns_of_other_names_and_images_elsewhere(tmp_path):
     put(tmp_path, {**images("far/away/"), "lists/t.csv": "bild,wort,text\nred.png,a red square,x\n"})
     with pytest.raises(UsageError, match="--image-column"):

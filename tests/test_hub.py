@@ -100,11 +100,11 @@ def test_a_hub_id_is_fetched_once_and_draws_what_the_folder_draws(repository, tm
 
 def test_only_what_is_wanted_is_fetched_and_what_goes_wrong_is_one_sentence(repository, tmp_path):
     home, here = tmp_path / "home", tmp_path / "here"
-    (here / "org" / "local").mkdir(parents=True)
+    (here / "mine" / "local").mkdir(parents=True)
     cases = [
         ("org/tiny", "configs"),
         ("org/tiny@main", "transformer"),
-        ("org/local", "model"),
+        ("mine/local", "model"),
         ("org/unknown", "model"),
         ("org/tiny@v9", "model"),
         ("org/gated", "model"),
@@ -113,14 +113,14 @@ def test_only_what_is_wanted_is_fetched_and_what_goes_wrong_is_one_sentence(repo
     ]
     (tmp_path / "empty").mkdir()
     vae = "vae/diffusion_pytorch_model.safetensors"
-    with serve({"org/tiny": repository, "org/empty": tmp_path / "empty", "org/local": repository}) as hub:
+    with serve({"org/tiny": repository, "org/empty": tmp_path / "empty", "mine/local": repository}) as hub:
         hub.gated.add("org/gated")
         hub.broken.add(vae)
         env = environment(home, HF_ENDPOINT=hub.url)
         configs, transformer, local, unknown, revision, gated, empty, broken = resolve(cases, env, here)
     snapshot = home / "hub" / "models--org--tiny" / "snapshots" / COMMIT
     assert configs == transformer == str(snapshot)
-    assert local == "org/local"  # a folder of that name is here
+    assert local == "mine/local"  # a folder of that name is here
     assert unknown.startswith("error: ") and "org/unknown" in unknown
     assert revision.startswith("error: ") and "v9" in revision
     assert gated.startswith("error: ") and f"{hub.url}/org/gated" in gated and "HF_TOKEN" in gated
@@ -206,3 +206,7 @@ def test_hub_ids_are_told_from_folders(tmp_path, monkeypatch):
     assert not looks_like_hub_id(Path("PixArt-alpha/PixArt-XL-2-512x512"))  # nobody types a Path
     (tmp_path / "PixArt-alpha" / "PixArt-XL-2-512x512").mkdir(parents=True)
     assert not looks_like_hub_id("PixArt-alpha/PixArt-XL-2-512x512")
+    # What is missing in a folder that is here was meant to be there; but the names of releases are those of the Hub.
+    assert not looks_like_hub_id("PixArt-alpha/mine") and looks_like_hub_id("PixArt-alpha/mine@main")
+    assert looks_like_hub_id("PixArt-alpha/PixArt-XL-2-1024-MS") and looks_like_hub_id("other/mine")
+    assert not looks_like_hub_id("runs/mine") and not looks_like_hub_id("models/PixArt-XL-2-512x512.pth")

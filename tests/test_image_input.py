@@ -175,6 +175,13 @@ def test_what_cannot_be_is_one_sentence(pipe, given):
         pipe("a fox", **{"steps": 2, "seed": 1, **given})
 
 
+def test_an_image_of_too_many_pixels_is_refused_with_the_limit(pipe, tmp_path):
+    for side in (10_500, 14_000):  # beyond our limit, and beyond Pillow's
+        Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
+        with pytest.raises(UsageError, match="100,000,000"):
+            pipe("a fox", image=tmp_path / f"{side}.png", steps=2)
+
+
 def test_both_engines_and_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_tiny_model(tmp_path / "model")

@@ -189,7 +189,7 @@ def test_layers_of_a_streamed_text_encoder_work_on_the_device_and_stay_in_the_fi
 
 
 def test_a_streamed_text_encoder_gives_the_same_image_and_reads_its_file_once(tiny_model, plain):
-    pipe = opened(tiny_model, text_encoder="streamed")
+    pipe = opened(tiny_model, text_encoder_mode="streamed")
     read = []
     pipe.networks.text_encoder.encode_all, encode = (
         lambda texts: read.append(texts) or encode(texts),
@@ -198,13 +198,13 @@ def test_a_streamed_text_encoder_gives_the_same_image_and_reads_its_file_once(ti
     result = pipe(PROMPTS, **SMALL)
     assert len(read) == 1 and {*PROMPTS} < {*read[0]}
     assert furthest(result, plain(PROMPTS, **SMALL)) <= 1
-    assert result.settings[0]["memory"] == {"text_encoder": "streamed"}
+    assert result.settings[0]["memory"] == {"text_encoder_mode": "streamed"}
 
 
 @pytest.mark.parametrize("held", ["loaded", "streamed"])
 def test_cached_texts_are_not_encoded_again(tiny_model, tmp_path, plain, held):
     def generated():
-        pipe = opened(tiny_model, text_encoder=held, text_cache=tmp_path / "texts")
+        pipe = opened(tiny_model, text_encoder_mode=held, text_cache=tmp_path / "texts")
         read, encode = [], pipe.networks.text_encoder.encode_all
         pipe.networks.text_encoder.encode_all = lambda texts: read.extend(texts) or encode(texts)
         return pipe(PROMPTS, **SMALL), read
@@ -214,7 +214,7 @@ def test_cached_texts_are_not_encoded_again(tiny_model, tmp_path, plain, held):
     next((tmp_path / "texts").iterdir()).write_bytes(b"damaged")
     again, read = generated()
     assert len(read) == 1 and furthest(first, again) <= 1
-    assert again.settings[0]["memory"] == ({} if held == "loaded" else {"text_encoder": "streamed"})
+    assert again.settings[0]["memory"] == ({} if held == "loaded" else {"text_encoder_mode": "streamed"})
 
 
 def test_an_8_bit_text_encoder_with_a_weight_missing_is_refused(folder):

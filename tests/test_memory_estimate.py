@@ -97,9 +97,9 @@ def real_model(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize(
     ("dtype", "memory"),
     [
-        ("float32", {"text_encoder": "loaded", "decode": "whole"}),
-        ("bfloat16", {"staged": True, "text_encoder_8bit": True, "text_encoder": "loaded", "decode": "whole"}),
-        ("bfloat16", {"text_encoder": "streamed", "decode": "whole"}),
+        ("float32", {"text_encoder_mode": "loaded", "decode": "whole"}),
+        ("bfloat16", {"staged": True, "text_encoder_8bit": True, "text_encoder_mode": "loaded", "decode": "whole"}),
+        ("bfloat16", {"text_encoder_mode": "streamed", "decode": "whole"}),
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(real_model, dtype, memory):
@@ -140,9 +140,9 @@ def cpu(free: int, bfloat16: bool) -> Device:
 
 
 L, E, S, T = (
-    {"text_encoder": "loaded"},
+    {"text_encoder_mode": "loaded"},
     {"text_encoder_8bit": True},
-    {"text_encoder": "streamed"},
+    {"text_encoder_mode": "streamed"},
     {"decode": "tiled"},
 )
 MACHINES = {  # device, the computer's free memory in GB, what is chosen for many requests, and for one
@@ -162,16 +162,19 @@ def test_the_published_model_on_the_machines_of_the_design(name):
     device, host, many, one = MACHINES[name]
     for once, expected in ((False, many), (True, one)):
         plan = choose_plan(PUBLISHED, device, choose_precision(device), host * GB, once=once)
-        usual = {"text_encoder": "loaded", "text_encoder_8bit": False, "decode": "whole", "staged": False}
+        usual = {"text_encoder_mode": "loaded", "text_encoder_8bit": False, "decode": "whole", "staged": False}
         assert {key: getattr(plan.memory, key) for key in usual} == usual | expected
         assert plan.need.fits(device, host * GB) and plan.reason
 
 
 def test_what_is_given_is_taken_and_what_cannot_fit_is_refused_before_loading():
     precision = Precision("bfloat16", "float32", "")
-    for given in (Memory(text_encoder="loaded"), Memory(staged=True), Memory(decode="whole"), Memory(**E)):
+    for given in (Memory(text_encoder_mode="loaded"), Memory(staged=True), Memory(decode="whole"), Memory(**E)):
         plan = choose_plan(PUBLISHED, cpu(3, False), precision, 3 * GB, given)
-        assert given.chosen.items() <= plan.memory.chosen.items() | {("text_encoder", "loaded"), ("decode", "whole")}
+        assert given.chosen.items() <= plan.memory.chosen.items() | {
+            ("text_encoder_mode", "loaded"),
+            ("decode", "whole"),
+        }
     with pytest.raises(PixArtError):
         choose_plan(PUBLISHED, cpu(1, False), precision, GB)
     assert Need(9, 9).fits(cpu(1, True), GB) and not Need(GB, 0).fits(cpu(1, True), 9 * GB)

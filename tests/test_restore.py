@@ -179,6 +179,18 @@ IN_NODES = {"nodes": {"a": {"type": "noise"}, "m": {"type": "core_metadata", **I
             {"prompt": "an owl", "seed": 3, "steps": 28},
             [],
         ),
+        (
+            {"Comment": '{"prompt": "an owl", "uc": "bad", "scale": 11, "steps": 28, "qualityToggle": true}'},
+            "Another tool",
+            {"prompt": "an owl", "negative_prompt": "bad", "guidance_scale": 11, "steps": 28},
+            ["qualityToggle"],
+        ),
+        (
+            {"parameters": 'an owl\nSteps: 28, CFG scale: 5, Model hash: ab, Clip skip: 2, Hires prompt: "a, b"'},
+            "A1111",
+            {"prompt": "an owl", "guidance_scale": 5, "steps": 28},
+            ["Clip skip, Hires prompt"],
+        ),
     ],
 )
 def test_settings_of_other_tools(tmp_path, texts, source, request_, said):
@@ -293,6 +305,7 @@ def test_every_field_of_a_record_is_checked(tmp_path):
         "guidance_rescale": "NaN",
         "guidance_channels": 0,
         "null_text": "nothing",
+        "prompt_weights": "yes",
         "binning": 1,
         "width": 10**9,
         "height": 0.5,

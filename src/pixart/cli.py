@@ -23,6 +23,7 @@ PixArt-α {__version__}: text to image, from data to images.
   convert SOURCE      write a model in another form
   merge MODEL DEST    write a model with adapters (LoRA) in its weights
   info SOURCE         describe a model
+  models              list the released models, their defaults and licences
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   metrics FOLDER      FID, KID, precision, recall and CLIPScore of a folder of images
@@ -151,6 +152,10 @@ def _run(arguments: list[str]) -> int:
             from pixart.commands.info import Info, info
 
             return run_command(Info, rest, "pixart info", info)
+        case ["models", *rest]:
+            from pixart.commands.models import Models, list_models
+
+            return run_command(Models, rest, "pixart models", list_models)
         case ["compare", *rest]:
             from pixart.commands.compare import Compare, compare
 

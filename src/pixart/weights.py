@@ -95,12 +95,13 @@ def read_headers(paths: Iterable[Path]) -> dict[str, Stored]:
 def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors file `name` of one part, or the several that its index names, each checked to be complete.
 
-    A text encoder may also be the one file that ComfyUI users have, such as t5xxl_fp16.safetensors.
+    A text encoder may also be the one file that ComfyUI users have, such as t5xxl_fp16.safetensors: in the folder, or
+    given in its place.
 
     Raises:
         PixArtError: one of them is missing, cut short, a pickle, or the index names others than those beside it.
     """
-    index, paths = folder / f"{name}.index.json", [folder / name]
+    index, paths = folder / f"{name}.index.json", [folder if folder.is_file() else folder / name]
     single = sorted(folder.glob("t5xxl*.safetensors"))
     if not paths[0].is_file() and index.is_file():
         places = read_json_object(index).get("weight_map")

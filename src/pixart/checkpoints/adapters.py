@@ -22,6 +22,7 @@ from pixart.checkpoints.diffusers import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_L
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
 from pixart.checkpoints.tensors import writing
 from pixart.config import shortened
+from pixart.encoders.text_files import WEIGHTS
 from pixart.errors import PixArtError, UsageError
 from pixart.files import file_hash, parse_json, read_json_object, replacing, write_json
 from pixart.model.deltas import LOHA, LOKR, LORA, MAGNITUDE, Delta, shape
@@ -185,7 +186,7 @@ def check_loras(folder: "ModelFolder", given: Iterable[str | Path | tuple[str | 
     """As `read_loras`, and checked that they fit the model."""
     loras = read_loras(given)
     if loras:
-        check_fit(loras, folder.transformer, linear_shapes(folder.path / "text_encoder"))
+        check_fit(loras, folder.transformer, linear_shapes(folder.text_encoder))
     return loras
 
 
@@ -214,11 +215,11 @@ def check_fit(loras: Iterable[Lora], transformer: dict[str, Any], text: dict[str
             raise PixArtError(f"{lora.source} is for another text encoder than this model's ({wrong}).")
 
 
-def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """(out, in) of the linear layers in a text encoder's folder, by name, from its files' headers."""
+def linear_shapes(text_encoder: Path) -> dict[str, tuple[int, int]]:
+    """(out, in) of the linear layers of a text encoder, a folder or a file, by name, from its files' headers."""
     return {
         name.removesuffix(".weight"): entry.shape
-        for name, entry in read_headers(weight_files(folder, "model.safetensors")).items()
+        for name, entry in read_headers(weight_files(text_encoder, WEIGHTS)).items()
         if name.endswith(".weight") and len(entry.shape) == 2
     }
 

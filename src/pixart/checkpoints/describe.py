@@ -8,7 +8,8 @@ from pixart.checkpoints.adapters import is_adapter, made_for, read_adapter
 from pixart.checkpoints.diffusers import CONFIG_NAME, check_transformer, official_shapes, read_config, read_null_caption
 from pixart.checkpoints.dit import is_dit, read_dit
 from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
-from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, open_model_folder
+from pixart.checkpoints.known import known_model
+from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, open_model_folder, parts_of
 from pixart.checkpoints.official import PLAIN, OfficialFile, read_source, transformer_folder
 from pixart.errors import PixArtError
 from pixart.weights import stored_dtypes
@@ -36,10 +37,15 @@ def describe(
         return _dit(path, how), None
     hub_id = str(source) if source is not None and looks_like_hub_id(source) else None
     missing = 0 if hub_id is None else left_to_fetch(hub_id)
+    if hub_id is not None and parts is None and (parts := parts_of(hub_id, path)) is not None:
+        more = left_to_fetch(str(parts), "parts")
+        missing = None if missing is None or more is None else missing + more
     folder = None
     if missing == 0 and (parts is not None or (path / "model_index.json").is_file()):
         folder = open_model_folder(source, parts=parts, how=how)
     facts = _file(path, how) if path.is_file() or how != PLAIN else _folder(path, missing == 0)
+    if (known := known_model(source)) is not None:
+        facts |= {"family": known.family, "licence": facts.get("licence") or known.licence or None}
     if folder is not None:
         facts |= {"kind": "model folder"} if parts is None else {"parts": str(parts)}
         facts |= _sampling(folder)
@@ -101,7 +107,7 @@ def _folder(path: Path, complete: bool) -> dict[str, Any]:
 def _network(config: "PixArtConfig", caption: "torch.Tensor | None") -> dict[str, Any]:
     """`caption` is the null caption (L, T), where there is one.
 
-    A PixArt-Σ is told by what only it has; one of 512 px without its null caption is an α to every reader.
+    A PixArt-Σ is known by what only it has; one of 512 px without its null caption by its name alone.
     """
     sigma = (
         config.qk_norm

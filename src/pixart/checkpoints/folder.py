@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pixart.checkpoints.diffusers import CLASS_NAMES, FORMAT_VERSION, MAX_LAYERS, WEIGHTS_NAME, save_transformer
 from pixart.checkpoints.hashes import write_hashes
 from pixart.checkpoints.tensors import save_tensors
+from pixart.encoders.text_files import encoder_config, has_tokenizer
 from pixart.errors import PixArtError, UsageError, reason_of, shown
 from pixart.files import read_json_object, replacing, write_json
 from pixart.weights import map_tensors
@@ -125,11 +126,11 @@ def write_model_folder(
     dest, text_encoder_folder, tokenizer_folder = Path(dest), Path(text_encoder_folder), Path(tokenizer_folder)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} exists already; give a new folder for the model.")
-    encoder_config = read_encoder_config(text_encoder_folder / "config.json")
-    check_fit(config, vae, encoder_config)
+    encoder = read_encoder_config(text_encoder_folder)
+    check_fit(config, vae, encoder)
     if dest.is_dir():
         dest.rmdir()
-    model_type = encoder_config["model_type"]
+    model_type = encoder["model_type"]
     model_class, tokenizer_class = ENCODER_CLASSES[model_type]
     index = {"text_encoder": ["transformers", model_class], "tokenizer": ["transformers", tokenizer_class]}
     scheduler = FLOW_SCHEDULER | {"flow_shift": flow_shift} if objective == "flow" else DDPM_SCHEDULER
@@ -139,7 +140,7 @@ def write_model_folder(
         save_transformer(transformer_state, config, work / "transformer", dtype)
         _write_vae(vae, work / "vae", dtype)
         if model_type == "bert":
-            _write_text_encoder(encoder_config, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
+            _write_text_encoder(encoder, text_encoder_folder / "model.safetensors", work / "text_encoder", dtype)
         else:
             copy_text_encoder(text_encoder_folder, work / "text_encoder")
         _copy_tokenizer(tokenizer_folder, work / "tokenizer")
@@ -183,7 +184,7 @@ def write_diffusers(checkpoint: "Checkpoint", dest: Path, parts: Path | None) ->
         write_json(work / INDEX, index | {"transformer": ["diffusers", CLASS_NAMES[0]]})
 
 
-def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict[str, Any]) -> None:
+def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder: dict[str, Any]) -> None:
     """UsageError if the parts do not fit each other or the stock pipeline could not sample with them."""
     if config.sample_size not in SAMPLE_SIZES:
         raise UsageError(f"The sample size is {config.sample_size}; the stock pipeline generates only {SAMPLE_SIZES}.")
@@ -196,19 +197,20 @@ def check_fit(config: "PixArtConfig", vae: "AutoencoderKL", encoder_config: dict
             f"The VAE has shift_factor {vae.config.shift_factor}, which the stock pipeline does not apply; fold it "
             "into quant_conv and post_quant_conv, and set it to None."
         )
-    width = text_width(encoder_config)
+    width = text_width(encoder)
     if config.text_dim != width:
         raise UsageError(f"The denoiser reads text states of width {config.text_dim}; the text encoder makes {width}.")
 
 
-def text_width(encoder_config: dict[str, Any]) -> int:
-    """Width of a text encoder's states."""
-    return encoder_config["hidden_size" if encoder_config["model_type"] == "bert" else "d_model"]
+def text_width(encoder: dict[str, Any]) -> int:
+    """Width of a text encoder's states, by its config."""
+    return encoder["hidden_size" if encoder["model_type"] == "bert" else "d_model"]
 
 
-def read_encoder_config(path: Path) -> dict[str, Any]:
-    """config.json of a BERT or T5, its sizes checked; PixArtError where it is another file."""
-    config = {"model_type": "t5"} | read_json_object(path, nonfinite=True)
+def read_encoder_config(place: Path) -> dict[str, Any]:
+    """The config of a BERT or T5, in a folder or of a file, its sizes checked; PixArtError where it is another."""
+    path = place if place.is_file() else place / "config.json"
+    config = {"model_type": "t5"} | encoder_config(place)
     if {"bert": "hidden_size", "t5": "d_model"}.get(str(config["model_type"])) not in config:
         raise PixArtError(
             f"{path} describes a text encoder of type {shown(config['model_type'])}, or without its width; pixart "
@@ -249,7 +251,7 @@ def _write_vae(vae: "AutoencoderKL", folder: Path, dtype: "torch.dtype") -> None
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    if not any((source / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+    if not has_tokenizer(source):
         raise PixArtError(f"{source / 'tokenizer.json'} is missing; the tokenizer needs it.")
     _copy([source / name for name in TOKENIZER_FILES if (source / name).is_file()], folder)
 

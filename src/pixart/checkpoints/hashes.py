@@ -57,8 +57,8 @@ def write_hashes(folder: Path) -> None:
     )
 
 
-def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """What to call each weights file of a model, by its name inside the folder (or in `transformer/`, from elsewhere).
+def hashes_of(folder: Path, files: Iterable[Path], part: str = "transformer") -> dict[str, str]:
+    """What to call each weights file of a model, by its name inside the folder; one from elsewhere is that of a `part`.
 
     Raises:
         PixArtError: `hashes.json` or a weights file cannot be read.
@@ -67,7 +67,7 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     hashes = {}
     for path in files:
         inside = path.is_relative_to(folder)
-        name = path.relative_to(folder).as_posix() if inside else f"transformer/{path.name}"
+        name = path.relative_to(folder).as_posix() if inside else f"{part}/{path.name}"
         entry = stored.get(name) if inside else None
         blob = path.resolve()
         if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):

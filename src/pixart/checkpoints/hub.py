@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from pixart.checkpoints.diffusers import CONFIG_NAME, NULL_CAPTION_NAME, WEIGHTS_NAME
+from pixart.checkpoints.known import known_model
 from pixart.errors import PixArtError, reason_of
 
-Wanted = Literal["model", "transformer", "parts", "configs", "adapter"]  # `parts` are what an official file lacks
+# `parts` are what an official file lacks; `without texts`: without the text encoder's weights.
+Wanted = Literal["model", "model without texts", "transformer", "parts", "parts without texts", "configs", "adapter"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+RUNS = "runs"  # where trainings write, often before the folder is there
+FILE_ENDS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".gguf")
 OFFLINE = "HF_HUB_OFFLINE"
 USERS_OFFLINE = "PIXART_HF_HUB_OFFLINE"  # the user's own setting, once the other is set for the libraries
 TRUE = ("1", "ON", "YES", "TRUE")
@@ -30,18 +34,28 @@ WEIGHT_STEMS = {"text_encoder/": "model", "transformer/": "diffusion_pytorch_mod
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
 WANTED_WEIGHTS: dict[Wanted, tuple[str, ...]] = {
     "model": ("text_encoder/", "transformer/", "vae/"),
+    "model without texts": ("transformer/", "vae/"),
     "transformer": ("transformer/",),
     "parts": ("text_encoder/", "vae/"),
+    "parts without texts": ("vae/",),
     "configs": (),
 }
 
 
 def looks_like_hub_id(source: str | Path) -> bool:
-    """Whether `source` is a text of the form org/name or org/name@revision, and nothing of that name is here.
+    """Whether `source` is a text that names a model on the Hub: org/name or org/name@revision.
 
-    A `Path` never is one: it comes from a program, and only what somebody typed may reach the network.
+    A `Path` never is one: it comes from a program, and only what somebody typed may reach the network. Neither is what
+    is here, nor what is missing here: a name in a folder that is here, a run, a file. With a revision, or as the name
+    of a released model, it is meant for the Hub all the same.
     """
-    return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source) or Path(source).exists():
+        return False
+    known = known_model(source)
+    if "@" in source or (known is not None and known.name == source):
+        return True
+    place = source.split("/")[0]
+    return not (place == RUNS or Path(place).is_dir() or source.lower().endswith(FILE_ENDS))
 
 
 def resolve(source: str | Path, wanted: Wanted = "model") -> Path:
@@ -53,7 +67,8 @@ def resolve(source: str | Path, wanted: Wanted = "model") -> Path:
     if not looks_like_hub_id(source):
         return Path(source)
     folder = Path(_download(str(source), wanted, tqdm_class=_bar()))
-    if wanted != "adapter" and not (folder / "model_index.json").exists() and not (folder / CONFIG_NAME).exists():
+    files = ("model_index.json", CONFIG_NAME, f"transformer/{CONFIG_NAME}")
+    if wanted != "adapter" and not any((folder / name).exists() for name in files):
         raise PixArtError(
             f"{source} on the Hub holds no model in the layout of Diffusers: there is no model_index.json."
         )
@@ -65,10 +80,10 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def left_to_fetch(hub_id: str) -> int | None:
-    """Bytes of a model that are not in the cache; None where the Hub cannot be asked."""
+def left_to_fetch(hub_id: str, wanted: Wanted = "model") -> int | None:
+    """Bytes of what is `wanted` that are not in the cache; None where the Hub cannot be asked."""
     try:
-        return sum(file.file_size for file in _download(hub_id, "model", dry_run=True) if file.will_download)
+        return sum(file.file_size for file in _download(hub_id, wanted, dry_run=True) if file.will_download)
     except PixArtError:
         return None
 
@@ -88,6 +103,19 @@ def patterns(wanted: Wanted) -> list[str]:
     if "transformer/" in places:
         chosen += [f"transformer/{NULL_CAPTION_NAME}", f"{WEIGHTS_NAME}.index.json"]
     return [*chosen, "*.onnx"] if wanted == "model" else chosen
+
+
+def cached_models() -> dict[str, int]:
+    """The repositories of models in the Hub's cache on this machine, and the bytes that each takes."""
+    try:
+        from huggingface_hub import CacheNotFound, scan_cache_dir
+    except ModuleNotFoundError:
+        return {}
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return {}
+    return {repo.repo_id: repo.size_on_disk for repo in cache.repos if repo.repo_type == "model"}
 
 
 def keep_libraries_offline() -> None:

@@ -25,14 +25,16 @@ from pixart.checkpoints.diffusers import (
     read_settings,
 )
 from pixart.checkpoints.fast import FAST, check_same_network, read_fast_settings
-from pixart.checkpoints.folder import check_sizes, read_encoder_config, text_width
+from pixart.checkpoints.folder import ENCODER_CLASSES, check_sizes, read_encoder_config, text_width
 from pixart.checkpoints.hashes import hashes_of
-from pixart.checkpoints.hub import looks_like_hub_id, resolve, revision_of
+from pixart.checkpoints.hub import Wanted, looks_like_hub_id, resolve, revision_of
+from pixart.checkpoints.known import known_model
 from pixart.checkpoints.official import PLAIN, OfficialFile
 from pixart.checkpoints.styles import GENERAL_STYLES, Style, read_styles
 from pixart.diffusion.schedule import read_scheduler
 from pixart.encoders.text import TEXT_ENCODERS
-from pixart.encoders.tokenizer import MAX_TOKENS
+from pixart.encoders.text_files import tokenizer_folder
+from pixart.encoders.tokenizer import MAX_TOKENS, SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError, shown
 from pixart.files import read_json_object
 from pixart.weights import OnBytes, header_bytes, read_header, refuse_quantised, weight_files
@@ -54,7 +56,6 @@ ENCODER_GRAPH = "encoder.onnx"  # for images to start from; a folder may lack it
 GRAPHS = ("text.onnx", "denoiser.onnx", "decoder.onnx", "denoiser_int8.onnx", ENCODER_GRAPH)
 # One autoencoder for both.
 FAST_GRAPHS = ("fast_text.onnx", "fast_denoiser.onnx", "decoder.onnx", "fast_denoiser_int8.onnx", ENCODER_GRAPH)
-SIGMA_TOKENS = 300  # what the stock PixArtSigmaPipeline cuts at
 PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 # The classes that model_index.json may name for a part.
 CLASSES = {"text_encoder": TEXT_ENCODERS, "transformer": CLASS_NAMES, "vae": ("AutoencoderKL",)}
@@ -70,10 +71,11 @@ class Source:
     num_heads: int | None = None
     image_size: int | None = None
     revision: str | None = None  # the commit, where `model`, or else `parts`, is a hub id
+    text_encoder: str | None = None  # in the place of the model's
 
     def for_images(self) -> dict[str, Any]:
         """As image files hold it: a path becomes its last name, since images are given away."""
-        return asdict(self) | {"model": _shown(self.model), "parts": _shown(self.parts)}
+        return asdict(self) | {name: _shown(getattr(self, name)) for name in ("model", "parts", "text_encoder")}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class ModelFolder:
     path: Path
     scheduler: dict[str, Any]
     transformer: dict[str, Any]  # its config.json, checked
+    text_encoder: Path  # its folder, or its one file
     text_encoder_class: str
+    text_files: tuple[Path, ...]  # its weights
+    tokenizer: Path
     styles: dict[str, Style]
     defaults: dict[str, Any]  # of `pixart.json`: sampler, steps, guidance_scale, each optional
     native_size: int
@@ -92,7 +97,7 @@ class ModelFolder:
     vae_factor: int  # how many pixels wide one latent is
     max_tokens: int  # of a text, as the transformer was trained
     null_tokens: int  # of the null caption that the transformer was trained with; 0: it is not kept here
-    weights: tuple[Path, ...]
+    weights: tuple[Path, ...]  # of all its networks
     has_graphs: bool
     fast: bool = False  # its few-step transformer is used: transformer, defaults, weights and graphs are of that one
     fast_settings: dict[str, Any] | None = None  # how its few-step transformer samples; None: it has none
@@ -124,15 +129,18 @@ def open_model_folder(
     parts: str | Path | None = None,
     how: OfficialFile = PLAIN,
     fast: bool = False,
+    text_encoder: Path | None = None,
 ) -> ModelFolder:
     """Find a model, check it, and read its small files.
 
     Args:
         model: a model folder, or its id on the Hugging Face Hub ("org/name" or "org/name@revision"); None: the shipped
             model. With `parts` also an official `.pth` or safetensors file or the folder of a transformer alone.
-        parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler.
+        parts: the model folder, or hub id, that has the rest: text encoder, tokenizer, autoencoder, scheduler. Of a
+            released model on the Hub that is a transformer alone they are known (`pixart.checkpoints.known`).
         how: of an official file; see `pixart.checkpoints.official.read_official`.
         fast: to sample with the folder's few-step transformer.
+        text_encoder: a folder, or one T5 file, in the place of the model's text encoder, which may be missing then.
 
     Raises:
         PixArtError: names the first file that is missing or damaged and what is wrong with it, or why a hub id cannot
@@ -144,7 +152,11 @@ def open_model_folder(
         raise UsageError("--parts, --ema, --num-heads and --image-size go with an official file; name it with --model.")
     if fast and parts is not None:
         raise UsageError("An official file has no few-step transformer; leave --fast or --parts out.")
-    place = DEFAULT_MODEL if model is None else resolve(model, "model" if parts is None else "transformer")
+    if text_encoder is not None and not text_encoder.exists():
+        raise PixArtError(f"{text_encoder} is not there; give a T5 file or the folder of a text encoder.")
+    with_texts = text_encoder is None
+    wanted: Wanted = "transformer" if parts is not None else "model" if with_texts else "model without texts"
+    place = DEFAULT_MODEL if model is None else resolve(model, wanted)
     if not place.exists():
         raise PixArtError(
             f"{place} is not there; give the folder that holds model_index.json, an official file, or a hub id such as "
@@ -154,27 +166,38 @@ def open_model_folder(
         made = place / "model"
         made = f"give the model that it has made: {made}" if made.is_dir() else "and no finished model is in it"
         raise UsageError(f"{model} is the folder of a training run; {made}.")
-    if parts is None and place.is_dir() and ((place / "model_index.json").is_file() or not _is_transformer(place)):
+    if parts is None and looks_like_hub_id(model):
+        parts = parts_of(model, place)
+    if parts is None and place.is_dir() and not _is_transformer(place):
         if how != PLAIN:
             raise UsageError(f"--ema, --num-heads and --image-size are for official files, and {model} is a folder.")
-        folder = _open(place, Source() if model is None else Source(_given(model), revision=revision_of(place)), None)
+        source = Source() if model is None else Source(_given(model), revision=revision_of(place))
+        folder = _open(place, source, None, text_encoder=text_encoder)
         return _with_fast(folder) if fast else folder
     if parts is None:
+        example = parts_of(model, place)
         raise UsageError(
             f"{model} is a transformer alone; name a model folder or hub id that has the rest (text encoder, "
-            "tokenizer, autoencoder, scheduler) with --parts."
+            f"tokenizer, autoencoder, scheduler) with --parts{f', such as {example}' if example else ''}."
         )
     if (place / "model_index.json").is_file():
         raise UsageError(f"{model} is a complete model; leave --parts out.")
     from pixart.checkpoints.official import read_source
 
     checkpoint = read_source(place, how)
-    rest = resolve(parts, "parts")
+    rest = resolve(parts, "parts" if with_texts else "parts without texts")
     if not rest.is_dir():
         raise PixArtError(f"{parts} is not there; --parts needs a model folder, or a hub id.")
     revision = revision_of(place) or revision_of(rest)
     source = Source(_given(model), _given(parts), how.ema, how.num_heads, how.image_size, revision)
-    return _open(rest, source, checkpoint)
+    own = place / "scheduler" / "scheduler_config.json"
+    return _open(rest, source, checkpoint, own if own.is_file() else None, text_encoder)
+
+
+def parts_of(model: str | Path, place: Path) -> str | None:
+    """The model that has the rest of a released one, which lies in `place` as a transformer alone."""
+    known = None if (place / "model_index.json").is_file() else known_model(model)
+    return known and known.parts
 
 
 def check_parts(parts: Path, checkpoint: "Checkpoint") -> None:
@@ -217,16 +240,32 @@ def _shown(source: str | None) -> str | None:
 
 
 def _is_transformer(folder: Path) -> bool:
-    """Whether it is the folder of a transformer alone."""
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+    """Whether it is the folder of a transformer alone, or has one and nothing else."""
+    if (folder / "model_index.json").is_file():
+        return False
+    inside = (folder / "transformer" / "config.json").is_file() and not (folder / "vae").is_dir()
+    return inside or (folder / "config.json").is_file()
 
 
-def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> ModelFolder:
-    index = _read(folder / "model_index.json")
-    _check_classes(index, folder / "model_index.json")
-    place = folder / "scheduler" / "scheduler_config.json"
+def _open(
+    folder: Path,
+    source: Source,
+    checkpoint: "Checkpoint | None",
+    scheduler_file: Path | None = None,
+    text_encoder: Path | None = None,
+) -> ModelFolder:
+    index, known = _read(folder / "model_index.json"), known_model(source.model)
+    encoder = text_encoder or folder / "text_encoder"
+    if text_encoder is None and not (encoder / "config.json").is_file():
+        raise PixArtError(
+            f"{encoder / 'config.json'} is missing; copy or download the text encoder, or name a T5 file or folder "
+            "with --text-encoder."
+        )
+    own_parts = [part for part in CLASSES if part != "text_encoder" or text_encoder is None]
+    _check_classes(index, folder / "model_index.json", own_parts)
+    place = scheduler_file or folder / "scheduler" / "scheduler_config.json"
     scheduler, suited = read_scheduler(_read(place), str(place))
-    text_encoder = read_encoder_config(folder / "text_encoder" / "config.json")
+    encoder_config = read_encoder_config(encoder)
     vae = _read_vae(folder / "vae" / "config.json")
     if checkpoint is None:
         transformer = read_settings(folder / "transformer" / "config.json")
@@ -236,18 +275,19 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         null_tokens = 0 if checkpoint.null_caption is None else len(checkpoint.null_caption)
     # Networks that were not trained together would fail with a shape error deep inside.
     for part, what, given, wanted in (
-        ("text_encoder", "text states of width", text_width(text_encoder), transformer["caption_channels"]),
-        ("vae", "latent channels:", vae.get("latent_channels"), transformer["in_channels"]),
+        (encoder, "text states of width", text_width(encoder_config), transformer["caption_channels"]),
+        (folder / "vae", "latent channels:", vae.get("latent_channels"), transformer["in_channels"]),
     ):
         if given != wanted:
             raise PixArtError(
-                f"{folder / part / 'config.json'} does not fit the transformer, which reads {what} {wanted}, and not "
-                f"{shown(given)}; put the one there that the transformer was trained with."
+                f"{part if part.is_file() else part / 'config.json'} does not fit the transformer, which reads "
+                f"{what} {wanted}, and not {shown(given)}; put the one there that the transformer was trained with."
             )
-    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise PixArtError(f"{folder / 'tokenizer' / 'tokenizer.json'} is missing; copy or download it.")
-    parts = [part for part in WEIGHTS if part != "transformer" or checkpoint is None]
-    weights = [file for part in parts for file in weight_files(folder / part, WEIGHTS[part])]
+    beside = encoder.parent if encoder.is_file() else encoder
+    tokenizer = tokenizer_folder(beside.parent / "tokenizer", folder / "tokenizer", beside)
+    text_files = tuple(weight_files(encoder, WEIGHTS["text_encoder"]))
+    parts = ("vae",) if checkpoint is not None else ("transformer", "vae")
+    weights = [*text_files, *(file for part in parts for file in weight_files(folder / part, WEIGHTS[part]))]
     refuse_quantised(weights)
     vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     native = transformer["sample_size"] * vae_factor
@@ -257,9 +297,12 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         path=folder,
         scheduler=scheduler,
         transformer=transformer,
-        text_encoder_class=index["text_encoder"][1],
+        text_encoder=encoder,
+        text_encoder_class=ENCODER_CLASSES[encoder_config["model_type"]][0],
+        text_files=text_files,
+        tokenizer=tokenizer,
         styles=read_styles(_read(styles), str(styles)) if styles.exists() else GENERAL_STYLES,
-        defaults=suited | _read_defaults(folder / "pixart.json"),
+        defaults=suited | ({} if known is None else known.defaults) | _read_defaults(folder / "pixart.json"),
         native_size=native,
         size_multiple=transformer["patch_size"] * vae_factor,
         max_size=max(1024, 2 * native),
@@ -267,9 +310,9 @@ def _open(folder: Path, source: Source, checkpoint: "Checkpoint | None") -> Mode
         max_tokens=null_tokens or by_pipeline,
         null_tokens=null_tokens,
         weights=(*weights, *(() if checkpoint is None else checkpoint.files)),
-        has_graphs=checkpoint is None and _has_all(folder, GRAPHS),
+        has_graphs=checkpoint is None and text_encoder is None and _has_all(folder, GRAPHS),
         fast_settings=read_fast_settings(folder / FAST) if checkpoint is None else None,
-        source=source,
+        source=source if text_encoder is None else replace(source, text_encoder=str(text_encoder.absolute())),
         checkpoint=checkpoint,
     )
 
@@ -300,7 +343,13 @@ def _has_all(folder: Path, graphs: tuple[str, ...]) -> bool:
 
 def weight_hashes(folder: ModelFolder) -> dict[str, str]:
     """What names the weights of a model in image metadata; see `pixart.checkpoints.hashes`."""
-    return hashes_of(folder.path, folder.weights)
+    own = [path for path in folder.weights if path not in folder.text_files]
+    return text_hashes(folder) | hashes_of(folder.path, own)
+
+
+def text_hashes(folder: ModelFolder) -> dict[str, str]:
+    """As `weight_hashes`, of the text encoder."""
+    return hashes_of(folder.path, folder.text_files, "text_encoder")
 
 
 def transformer_hash(hashes: dict[str, str]) -> str:
@@ -327,15 +376,15 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json_object(path, nonfinite=True)  # Diffusers writes infinities into scheduler configs
 
 
-def _check_classes(index: dict[str, Any], path: Path) -> None:
-    """The pipeline and the class of each part, as model_index.json names them."""
+def _check_classes(index: dict[str, Any], path: Path, parts: list[str]) -> None:
+    """The pipeline and the class of each of the parts, as model_index.json names them."""
     if index.get("_class_name") not in PIPELINES:
         raise PixArtError(
             f"{path} describes {shown(index.get('_class_name'))}; pixart runs {' and '.join(PIPELINES)}, so give the "
             "folder of such a model."
         )
-    for part, allowed in CLASSES.items():
-        named = index.get(part)
+    for part in parts:
+        named, allowed = index.get(part), CLASSES[part]
         if not (isinstance(named, list) and len(named) == 2 and named[1] in allowed):
             name = named[1] if isinstance(named, list) and len(named) == 2 else named
             raise PixArtError(

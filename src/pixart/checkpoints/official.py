@@ -33,6 +33,7 @@ from pixart.checkpoints.tensors import (
     writing,
 )
 from pixart.config import shortened, shown
+from pixart.encoders.tokenizer import SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError
 from pixart.weights import is_pickle, map_tensors, stored_dtypes, weight_files
 
@@ -46,7 +47,6 @@ POSITIONS = "pos_embed"
 FIRST = "x_embedder.proj.weight"  # the first tensor of every PixArt and DiT
 WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
 NUM_HEADS = 16  # of every released network; the shapes do not tell
-SIGMA_TOKENS = 300  # of PixArt-Σ's null caption; PixArt-α's has 120
 # Scale of the positions by image size, where no grid says it (PixArt-sigma `configs`); PixArt-α has Diffusers' rule.
 SIGMA_SCALES = {256: 0.5, 512: 1.0, 1024: 2.0, 2048: 4.0}
 PIXELS_PER_LATENT = 8

@@ -15,7 +15,7 @@ from pixart.commands.dataset_options import DatasetOptions
 from pixart.config import shown
 from pixart.data.check.report import Report, as_json, show
 from pixart.data.check.tally import NOTE, Tally
-from pixart.encoders.tokenizer import MAX_TOKENS, Tokenizer
+from pixart.encoders.tokenizer import MAX_TOKENS, SIGMA_TOKENS, Tokenizer
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, replacing, write_whole
 from pixart.progress import Progress
@@ -98,4 +98,4 @@ def longest_caption(model: Path) -> int:
     """Tokens that the model in a folder reads: 300 for PixArt-Σ's, else 120."""
     index = model / "model_index.json"
     sigma = index.is_file() and read_json_object(index).get("_class_name") == "PixArtSigmaPipeline"
-    return 300 if sigma else MAX_TOKENS
+    return SIGMA_TOKENS if sigma else MAX_TOKENS

@@ -1,13 +1,13 @@
 """`pixart encode`: encode prompts into a file, to generate from them later without the text encoder."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, weight_hashes
+from pixart.checkpoints.model_folder import ModelFolder, open_model_folder, text_hashes
 from pixart.config import shown
 from pixart.encoders.text_states import StatesHead, normalised, write_text_states
 from pixart.errors import UsageError
@@ -32,6 +32,8 @@ class Encode:
     """One of the model's styles, put into the prompts."""
     negative_prompt: Annotated[str, shown("TEXT", "none")] = ""
     """What to steer away from; give it to generate again."""
+    text_encoder: Annotated[Path | None, shown("FILE_OR_FOLDER", "the model's")] = None
+    """A text encoder in the place of the model's: a T5 file as ComfyUI has it, or a folder."""
     text_encoder_8bit: bool = False
     """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same image."""
     text_encoder_dtype: Annotated[str, arg(metavar="NAME")] = "float32"
@@ -51,7 +53,7 @@ def encode(options: Encode) -> int:
         raise UsageError(f"{options.output} exists already; choose another name.")
     if not options.output.parent.is_dir():
         raise UsageError(f"There is no folder {options.output.parent} to write into.")
-    folder = open_model_folder(options.model)
+    folder = open_model_folder(options.model, text_encoder=options.text_encoder)
     request = make_request(
         folder, list(options.prompts), style=options.style, negative_prompt=options.negative_prompt, seed=0
     )
@@ -70,13 +72,12 @@ def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory:
     from pixart.encoders.text import TextEncoder
     from pixart.runtime.plan import LARGE
 
-    files = tuple(path for path in folder.weights if path.parent == folder.path / "text_encoder")
-    large = sum(path.stat().st_size for path in files) > LARGE
+    large = sum(path.stat().st_size for path in folder.text_files) > LARGE
     dtype = "float32" if memory.text_encoder_dtype == "auto" else memory.text_encoder_dtype
     texts = list(dict.fromkeys(normalised(text) for text in (*prompts, negative)))
     encoder = TextEncoder(
-        folder.path / "text_encoder",
-        folder.path / "tokenizer",
+        folder.text_encoder,
+        folder.tokenizer,
         folder.text_encoder_class,
         folder.max_tokens,
         dtype=dtype,
@@ -90,7 +91,7 @@ def encode_texts(folder: ModelFolder, prompts: list[str], negative: str, memory:
         texts=tuple(texts),
         cut=tuple(text.cut for text in encoded),
         max_tokens=folder.max_tokens,
-        encoder=weight_hashes(replace(folder, weights=files)),
+        encoder=text_hashes(folder),
         text_encoder_8bit=memory.text_encoder_8bit,
         text_encoder_dtype=dtype,
     )

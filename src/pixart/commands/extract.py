@@ -14,6 +14,7 @@ from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
 from pixart.data.dataset import ALLOWED
 from pixart.data.storage import is_url
+from pixart.encoders.text_files import tokenizer_folder
 from pixart.encoders.tokenizer import MAX_TOKENS
 from pixart.errors import PixArtError, UsageError
 from pixart.progress import Progress
@@ -145,18 +146,12 @@ def _folders(options: Extract) -> tuple[Path, Path | None, Path | None]:
     text_encoder = tokenizer = None
     if not options.labels_only:
         text_encoder = options.text_encoder or model / "text_encoder"
-        beside = [text_encoder.parent / "tokenizer", text_encoder]
-        tokenizer = options.tokenizer or next((f for f in beside if _has_tokenizer(f)), beside[0])
-        if not _has_tokenizer(tokenizer):
-            raise PixArtError(f"{tokenizer} holds no tokenizer.json or spiece.model; name its folder with --tokenizer.")
+        beside = (text_encoder.parent / "tokenizer", text_encoder)
+        tokenizer = tokenizer_folder(*((options.tokenizer,) if options.tokenizer else beside))
     for folder in (vae, text_encoder):
         if folder is not None and not (folder / "config.json").is_file():
             raise PixArtError(f"{folder} holds no config.json; give a folder in the layout of Hugging Face.")
     return vae, text_encoder, tokenizer
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
 
 
 def _show(account: "Account", folder: str, options: Extract) -> None:

@@ -96,7 +96,13 @@ def generate(options: Generate) -> int:
     from pixart.pipeline.request import check_text_states
     from pixart.progress import Progress
 
-    folder = open_model_folder(options.model, parts=options.parts, how=options.file, fast=options.fast)
+    folder = open_model_folder(
+        options.model,
+        parts=options.parts,
+        how=options.file,
+        fast=options.fast,
+        text_encoder=options.memory.text_encoder,
+    )
     style = options.settings.style
     if options.styles and (style is not None or not folder.styles):
         why = f"--style {style} is one of them" if style else "this model has none"
@@ -157,7 +163,10 @@ def _engine(given: str, request: "Request", folder: "ModelFolder") -> str:
             f"{folder.path} has no {ENCODER_GRAPH}, which reads images; give --engine torch, or write it with: pixart "
             f"convert {folder.path} --to onnx"
         )
-    return "torch" if given == "auto" and (lacking or request.null_text != "encoded") else given
+    texts = request.null_text != "encoded" or request.prompt_weights
+    if texts and given == "onnx":
+        raise UsageError("The graphs take no null caption and no prompt weights; give --engine torch.")
+    return "torch" if given == "auto" and (lacking or texts) else given
 
 
 def _jobs(

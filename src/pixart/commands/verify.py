@@ -39,6 +39,8 @@ class Verify:
     """Model folder, hub id, or an official file with --parts."""
     parts: Annotated[str | None, option("FOLDER", "none")] = None
     """For an official file: the model folder or hub id that has the text encoder, autoencoder and the rest."""
+    text_encoder: Annotated[Path | None, option("FILE_OR_FOLDER", "the model's")] = None
+    """The text encoder that was given in the place of the model's."""
     lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:X]")] = ()
     """An adapter that the images were generated with; repeat the option for several."""
     json: bool = False
@@ -192,7 +194,8 @@ def _find_model(record: dict[str, Any], options: Verify) -> Any:
         if options.parts is not None:
             sizes = {name: source[name] for name in ("num_heads", "image_size") if type(source.get(name)) is int}
             how = OfficialFile(source.get("ema") is True, **sizes)
-        return open_model_folder(options.model, parts=options.parts, how=how, fast=fast)
+        text_encoder = options.text_encoder
+        return open_model_folder(options.model, parts=options.parts, how=how, fast=fast, text_encoder=text_encoder)
     hashes = record.get("weights")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
         raise UsageError("Its settings do not name its weights.")
@@ -228,12 +231,12 @@ def _request(record: dict[str, Any], folder: Any) -> Any:
 def _runtime(record: dict[str, Any], folder: Any) -> Any:
     """Engine, dtype, memory and device of the record where they are to be had here, else float32 on what is."""
     from pixart.pipeline.networks import choose_runtime
-    from pixart.runtime.memory import PLAIN, Memory
+    from pixart.runtime.memory import PATHS, PLAIN, Memory
 
     engine, dtype, device = (
         record[key] if isinstance(record.get(key), str) else "auto" for key in ("engine", "dtype", "device")
     )
-    known = {each.name: type(getattr(PLAIN, each.name)) for each in fields(Memory) if each.name != "text_states"}
+    known = {each.name: type(getattr(PLAIN, each.name)) for each in fields(Memory) if each.name not in PATHS}
     memory = record["memory"] if isinstance(record.get("memory"), dict) else {}
     memory = {key: value for key, value in memory.items() if known.get(key) is type(value)}
     try:

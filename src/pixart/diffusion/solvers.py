@@ -272,8 +272,10 @@ SAMPLERS = {
         eps_only=True,
     ),
     "sa-solver": Sampler(SaSolver, "SA-Solver", (), 25, 3.0, {"final_sigmas_type": "sigma_min"}),
-    "euler": Sampler(Euler, "Euler", (), 25),
-    "euler-ancestral": Sampler(EulerAncestral, "Euler a", (), 25, overrides={"timestep_spacing": "even"} | TO_ZERO),
+    "euler": Sampler(Euler, "Euler", ("FlowMatchEuler", "k_euler"), 25),
+    "euler-ancestral": Sampler(
+        EulerAncestral, "Euler a", ("k_euler_a",), 25, overrides={"timestep_spacing": "even"} | TO_ZERO
+    ),
     "ddim": Sampler(Euler, "DDIM", (), 50, 4.5, {"timestep_spacing": "trailing"} | TO_ZERO, True),
     "ddpm": Sampler(Ddpm, "DDPM", (), 100, 4.5, {"timestep_spacing": "ends"} | TO_ZERO, True, 2),
     "lcm": Sampler(Lcm, "LCM", (), 4, 1.0, {"timestep_spacing": "lcm"} | TO_ZERO, True, 1, 50),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixart.encoders.text_files import encoder_config
 from pixart.weights import OnBytes, ReadAhead, Stored, for_product, map_tensors, read_header, stream
 
 LARGEST = 127  # of an 8-bit integer with a sign
@@ -83,7 +84,7 @@ class Weights:
 
 def load_kept(
     kind: type[nn.Module],
-    folder: Path,
+    place: Path,
     paths: list[Path],
     *,
     storage: torch.dtype,
@@ -93,12 +94,12 @@ def load_kept(
     streamed: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> tuple[nn.Module, "Weights"]:
-    """A model of transformers for `device`, and its weights; check `missing` of those.
+    """A model of transformers from a folder or file, for `device`, and its weights; check `missing` of those.
 
     The network is made without memory and each tensor goes where it stays as soon as it is read, so there is never a
     second copy, nor one in another dtype.
     """
-    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    config = kind.config_class.from_dict(encoder_config(place))
     with torch.device("meta"):
         model = kind(config)
     model.set_input_embeddings(model.get_input_embeddings())  # T5 has them twice, and a file once

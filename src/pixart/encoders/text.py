@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pixart.encoders.text_files import WEIGHTS
 from pixart.encoders.tokenizer import MAX_TOKENS, Tokenizer
 from pixart.errors import PixArtError, reason_of
 from pixart.weights import OnBytes, weight_files
@@ -26,12 +27,12 @@ class EncodedText:
 
 
 class TextEncoder:
-    """A text encoder and its tokenizer, from two folders in Hugging Face layout. Holds no state between calls."""
+    """A text encoder, from a folder in Hugging Face layout or one file, and its tokenizer. No state between calls."""
 
     def __init__(
         self,
-        encoder_folder: Path,
-        tokenizer_folder: Path,
+        place: Path,
+        tokenizer: Path,
         class_name: str,
         max_tokens: int = MAX_TOKENS,
         *,
@@ -45,6 +46,7 @@ class TextEncoder:
         """Load from disk only.
 
         Args:
+            place: the text encoder's folder or file; `tokenizer` is a folder.
             max_tokens: of a text, as the transformer was trained.
             dtype: that the weights are kept in.
             arithmetic: dtype of the products; None: as they are kept.
@@ -61,13 +63,13 @@ class TextEncoder:
         from pixart.encoders.kept import load_kept, read_in_order
 
         if class_name not in TEXT_ENCODERS:
-            raise PixArtError(f"{encoder_folder} is a {class_name}; pixart reads {' and '.join(TEXT_ENCODERS)}.")
+            raise PixArtError(f"{place} is a {class_name}; pixart reads {' and '.join(TEXT_ENCODERS)}.")
         self.device, self.streamed = torch.device(device), streamed
         try:
             self.model, weights = load_kept(
                 getattr(transformers, class_name),
-                encoder_folder,
-                weight_files(encoder_folder, "model.safetensors"),
+                place,
+                weight_files(place, WEIGHTS),
                 storage=getattr(torch, dtype),
                 arithmetic=getattr(torch, arithmetic or dtype),
                 device=self.device,
@@ -80,15 +82,15 @@ class TextEncoder:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a damaged folder can fail anywhere inside the library
-            raise PixArtError(f"The text encoder in {encoder_folder} cannot be loaded: {reason_of(error)}.") from error
+            raise PixArtError(f"The text encoder in {place} cannot be loaded: {reason_of(error)}.") from error
         # The pooler is not used.
         missing = [name for name in weights.missing if not name.startswith("pooler.")]
         if missing:
-            raise PixArtError(f"The text encoder in {encoder_folder} lacks weights, among them {missing[0]}.")
+            raise PixArtError(f"The text encoder in {place} lacks weights, among them {missing[0]}.")
         self.on_bytes, self.at_once = on_bytes, AT_ONCE if streamed else 1
         self.file_bytes = read_in_order(self.model, weights, self._count) if streamed else 0
         self.model.requires_grad_(False)
-        self.tokenizer = Tokenizer(tokenizer_folder, encoder_folder, max_tokens)
+        self.tokenizer = Tokenizer(tokenizer, place, max_tokens)
         self.max_tokens = self.tokenizer.max_tokens
 
     def encode(self, text: str) -> EncodedText:

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pixart.encoders.text_files import encoder_config
 from pixart.errors import PixArtError, reason_of
 from pixart.files import read_json_object
 
-MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at; PixArt-Σ reads 300
+MAX_TOKENS = 120  # of PixArt-α, and what its stock pipeline cuts at
+SIGMA_TOKENS = 300  # of PixArt-Σ, and what its stock pipeline cuts at
 PAD_TO = 16
 MAX_GROWTH = 1000  # times that the rules of a tokenizer.json may lengthen a text
 MAX_RULES = 200
@@ -19,8 +21,8 @@ UNKNOWN = ("[UNK]", "<unk>")  # what BERT and T5 call the token of all that is n
 class Tokenizer:
     """The tokenizer of a model folder, cutting at what its text encoder reads. Holds no state between calls."""
 
-    def __init__(self, folder: Path, encoder_folder: Path, max_tokens: int = MAX_TOKENS):
-        """Load from disk only: `folder` is the tokenizer's, `encoder_folder` has the text encoder's config.json.
+    def __init__(self, folder: Path, encoder: Path, max_tokens: int = MAX_TOKENS):
+        """Load from disk only: `folder` is the tokenizer's, `encoder` the text encoder's folder or file.
 
         `max_tokens` is what the transformer was trained on.
 
@@ -28,7 +30,7 @@ class Tokenizer:
             PixArtError: one of them does not hold what it should; names it.
         """
         self.folder, self.tokenizer = folder, _load(folder)
-        config = read_json_object(encoder_folder / "config.json")
+        config = encoder_config(encoder)
         positions, words = (_count(config, name) for name in ("max_position_embeddings", "vocab_size"))
         # BERT has a table of positions, T5 has none and takes any length.
         self.positions = positions or max_tokens + PAD_TO
@@ -37,6 +39,22 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> tuple[list[int], str]:
         """Token ids with the special tokens, at most `max_tokens`, and the words that did not fit."""
+        encoding, kept = self._encoded(text)
+        ids = [encoding.ids[index] for index in kept]
+        if len(ids) == len(encoding.ids):
+            return ids, ""
+        start = encoding.offsets[next(index for index in range(len(encoding.ids)) if index not in kept)][0]
+        while start > 0 and not text[start - 1].isspace():
+            start -= 1  # a word cut in its middle is named whole
+        return ids, text[start:].strip()
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of `tokenize` stands in the text, from and to; of a special token these are equal."""
+        encoding, kept = self._encoded(text)
+        return [encoding.offsets[index] for index in kept]
+
+    def _encoded(self, text: str) -> tuple[Any, list[int]]:
+        """A text as `tokenizers` encodes it, and the numbers of the tokens that fit."""
         with _panics(self.folder):
             encoding = self.tokenizer.encode(text)
         if self.words is not None and max(encoding.ids, default=0) >= self.words:
@@ -44,17 +62,13 @@ class Tokenizer:
                 f"The tokenizer in {self.folder} has the token {max(encoding.ids)}, and the text encoder knows "
                 f"{self.words}; put the one there that the text encoder was trained with."
             )
-        if len(encoding.ids) <= self.max_tokens:
-            return encoding.ids, ""
+        count = len(encoding.ids)
+        if count <= self.max_tokens:
+            return encoding, list(range(count))
         closing = 0  # special tokens at the end (BERT's [SEP], T5's </s>), which stay
-        while closing < len(encoding.ids) and encoding.special_tokens_mask[-1 - closing]:
+        while closing < count and encoding.special_tokens_mask[-1 - closing]:
             closing += 1
-        first_cut = self.max_tokens - closing
-        ids = encoding.ids[:first_cut] + encoding.ids[len(encoding.ids) - closing :]
-        start = encoding.offsets[first_cut][0]
-        while start > 0 and not text[start - 1].isspace():
-            start -= 1  # a word cut in its middle is named whole
-        return ids, text[start:].strip()
+        return encoding, [*range(self.max_tokens - closing), *range(count - closing, count)]
 
     def unknown(self, text: str) -> list[str]:
         """The parts of a text that the vocabulary does not have, such as emoji: the encoder reads them all alike."""

@@ -53,9 +53,7 @@ class GraphNetworks:
         self._adaptable = list(wanted.items())[:2]
         with ThreadPoolExecutor(len(wanted) + 1) as pool:
             loading: list[Future] = [pool.submit(self._load, *graph) for graph in wanted.items()]
-            tokenizer = pool.submit(
-                Tokenizer, folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens
-            )
+            tokenizer = pool.submit(Tokenizer, folder.tokenizer, folder.text_encoder, folder.max_tokens)
         self.tokenizer = tokenizer.result()
         self.max_tokens = self.tokenizer.max_tokens
         self.text, self.denoiser, self.decoder = (future.result() for future in loading)
@@ -101,6 +99,9 @@ class GraphNetworks:
         mask = np.array([mask], np.int32)
         feed = {"tokens": np.array([ids], np.int64), "text_mask": mask}
         return Text(self.text.run(["text"], feed)[0], mask), cut
+
+    def weighted(self, text: Text, weights: Sequence[float]) -> Text:
+        raise UsageError("The graphs take no prompt weights; give --engine torch, or leave --prompt-weights out.")
 
     def unconditional(self, text: Text, full: bool) -> Text:
         raise UsageError("The graphs take no null caption; give --engine torch, or leave --null-text out.")

@@ -68,9 +68,7 @@ def generate_with_maps(
     """
     if len(request.prompts) * len(request.seeds) != 1:
         raise UsageError("Attention maps are made of one image at a time; give one prompt and one seed.")
-    path = pipeline.folder.path
-    tokenizer = Tokenizer(path / "tokenizer", path / "text_encoder", pipeline.folder.max_tokens)
-    words, members = words_of(tokenizer, request.resolved_prompts[0])
+    words, members = words_of(pipeline.core.tokenizer, request.texts[0])
     with _watched() as seen:
         (generated,) = pipeline.generate(request, on_step, on_notice)
     mean = seen.total / seen.count  # (N, L)

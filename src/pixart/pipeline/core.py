@@ -11,6 +11,7 @@ independent, so a batch may hold images of different prompts, at different steps
 need latents of one shape.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,11 @@ from pixart.checkpoints.model_folder import ModelFolder
 from pixart.diffusion.guidance import guided
 from pixart.diffusion.noise import noise_stream
 from pixart.diffusion.solvers import SAMPLERS, Solver, Step, schedule_for
+from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import PixArtError
 from pixart.pipeline.image_input import FittedImage
 from pixart.pipeline.networks import Networks
+from pixart.pipeline.prompt_weights import read_weights
 from pixart.pipeline.request import Request
 
 
@@ -99,17 +102,28 @@ class Core:
     def encode_prompt(self, request: Request, index: int, negative: tuple[Any, str] | None = None) -> Conditioning:
         """One prompt of a request. `negative` is the negative prompt, where an earlier call has encoded it."""
         resolved = request.resolved_prompts[index]
-        self.networks.prepare([*request.resolved_prompts, request.resolved_negative_prompt])
-        text, cut = self.networks.encode(resolved)
+        self.networks.prepare(request.texts)
+        text, cut = self._encode_text(request, resolved)
         unconditional, unconditional_cut = None, ""
         # The same text on both sides of the guidance would cancel out; so would scale 1.
         same = resolved.lower().strip() == request.resolved_negative_prompt.lower().strip()
         if request.guidance_scale != 1.0 and request.null_text != "encoded":
             unconditional = self.networks.unconditional(text, request.null_text == "caption-all")
         elif request.guidance_scale != 1.0 and not same:
-            negative = negative or self.networks.encode(request.resolved_negative_prompt)
+            negative = negative or self._encode_text(request, request.resolved_negative_prompt)
             unconditional, unconditional_cut = negative
         return Conditioning(request.prompts[index], resolved, text, unconditional, cut, unconditional_cut)
+
+    def _encode_text(self, request: Request, text: str) -> tuple[Any, str]:
+        if not request.prompt_weights:
+            return self.networks.encode(text)
+        weighted = read_weights(text)
+        encoded, cut = self.networks.encode(weighted.text)
+        return self.networks.weighted(encoded, weighted.of_tokens(self.tokenizer)), cut
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder.tokenizer, self.folder.text_encoder, self.folder.max_tokens)
 
     def start(
         self,

@@ -34,13 +34,15 @@ A1111_NAMES = {
     "model": "model",
     "size": "size",
 }
-# Our name -> the keys of JSON metadata that mean it: InvokeAI's, then Fooocus'.
+HASHES = re.compile(r"(hash(es)?|version|vae)$", re.IGNORECASE)  # keys that change no image of ours
+MOST_NAMED = 12  # keys of a file, in a notice
+# Our name -> the keys of JSON metadata that mean it: InvokeAI's, then Fooocus', then NovelAI's.
 JSON_NAMES = {
     "prompt": ("positive_prompt", "prompt"),
-    "negative_prompt": ("negative_prompt",),
+    "negative_prompt": ("negative_prompt", "uc"),
     "seed": ("seed",),
     "steps": ("steps",),
-    "guidance_scale": ("cfg_scale", "guidance_scale"),
+    "guidance_scale": ("cfg_scale", "guidance_scale", "scale"),
     "guidance_rescale": ("cfg_rescale_multiplier",),
     "width": ("width",),
     "height": ("height",),
@@ -60,7 +62,8 @@ def read_foreign(texts: dict[str, str]) -> tuple[str, Raw, list[str]] | None:
             tool = (
                 "InvokeAI" if "positive_prompt" in values else "Fooocus" if "base_model" in values else "Another tool"
             )
-            return tool, raw, []
+            known = {"resolution", "performance", "scheduler"}.union(*JSON_NAMES.values())
+            return tool, raw, _left_out([key for key, value in values.items() if key not in known and value])
     for keyword in ("parameters", "comment", "description"):
         if found := read_a1111(texts.get(keyword, "")):
             return "Fooocus" if texts.get("fooocus_scheme") == "a1111" else "A1111", *found
@@ -85,12 +88,22 @@ def read_a1111(text: str) -> tuple[Raw, list[str]] | None:
     if not mark and prompt.startswith(NEGATIVE):
         prompt, negative = "", prompt.removeprefix(NEGATIVE)
     raw: Raw = {"prompt": prompt, "negative_prompt": negative.strip()}
-    for key, value in read_pairs(lines[at]).items():
+    pairs = read_pairs(lines[at])
+    for key, value in pairs.items():
         if name := A1111_NAMES.get(key.lower()):
             raw[name] = value
+    notices = _left_out([key for key in pairs if key.lower() not in A1111_NAMES])
     raw["width"], _, raw["height"] = raw.pop("size", "").partition("x")
-    after = any(line.strip() for line in lines[at + 1 :])
-    return raw, ["What stands after the line of settings in the file was left out."] if after else []
+    if any(line.strip() for line in lines[at + 1 :]):
+        notices.append("What stands after the line of settings in the file was left out.")
+    return raw, notices
+
+
+def _left_out(keys: list[str]) -> list[str]:
+    """A sentence that names settings for which there is nothing here, so that none is lost silently."""
+    keys = [key for key in keys if not HASHES.search(key)]
+    named = ", ".join(shown(key, 40) for key in keys[:MOST_NAMED]) + (", ..." if len(keys) > MOST_NAMED else "")
+    return [f"Settings that have no counterpart here were left out: {named}."] if keys else []
 
 
 def read_pairs(line: str) -> dict[str, str]:

@@ -138,10 +138,12 @@ def open_image(source: Any, what: str) -> Any:
                     size = f"{opened.width} x {opened.height}"
                     raise UsageError(f"The {what} {name} has {size} pixels; at most {MAX_PIXELS:,} are read.")
                 return on_white(ImageOps.exif_transpose(opened))
+    except Image.DecompressionBombError:
+        raise UsageError(f"The {what} {name} is too large; at most {MAX_PIXELS:,} pixels are read.") from None
     except UsageError:
         raise
     except FileNotFoundError:
         raise UsageError(f"There is no file {name}; give the {what}.") from None
     except Exception as error:  # decoders fed with bad bytes raise nearly everything
-        reason = shown(str(error) or type(error).__name__, 200)
+        reason = shown(str(error) or type(error).__name__, 200).rstrip(".")
         raise UsageError(f"The {what} {name} cannot be read: {reason}.") from None

@@ -22,7 +22,7 @@ from pixart.progress import Progress
 from pixart.runtime.device import DEVICES, Device, Precision, choose_device, choose_precision, find_cpu, find_devices
 from pixart.runtime.memory import PLAIN, Memory, check_memory
 from pixart.runtime.plan import DECODER_NUMBERS, Sizes, choose_plan
-from pixart.weights import Stored, read_header
+from pixart.weights import Stored, read_header, read_headers
 
 ENGINES = ("auto", "onnx", "torch")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -45,6 +45,9 @@ class Networks(Protocol):
 
     def encode(self, text: str) -> tuple[Any, str]:
         """A text as `denoise` takes it, and the words over the limit. Once per text."""
+
+    def weighted(self, text: Any, weights: Sequence[float]) -> Any:
+        """A text that `encode` gave, with the states of each token, padding left out, times its weight."""
 
     def unconditional(self, text: Any, full: bool) -> Any:
         """The null caption that the model was trained with, as `denoise` takes it.
@@ -179,7 +182,7 @@ def sizes_of(folder: ModelFolder, height: int, width: int) -> Sizes:
     stored: dict[Path, list[tuple[str, Stored]]] = {}
     for path in (path for path in folder.weights if path.is_relative_to(folder.path)):
         stored.setdefault(path.parent, []).extend(read_header(path).items())
-    text = stored[folder.path / "text_encoder"]
+    text = list(read_headers(folder.text_files).items())
     looked_up = ("shared", "embed", "relative_attention_bias")
     linear = [
         math.prod(each.shape) for name, each in text if len(each.shape) == 2 and not any(w in name for w in looked_up)

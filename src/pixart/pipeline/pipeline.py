@@ -14,12 +14,12 @@ from pixart.checkpoints.official import OfficialFile
 from pixart.config import plain
 from pixart.diffusion.solvers import Step
 from pixart.encoders.text_states import read_head
-from pixart.encoders.tokenizer import Tokenizer
 from pixart.errors import UsageError
 from pixart.pipeline.bins import fit
 from pixart.pipeline.core import Conditioning, Core, State
 from pixart.pipeline.image_files import pixel_hash
 from pixart.pipeline.networks import Networks, choose_runtime, load_networks
+from pixart.pipeline.prompt_weights import have_weights
 from pixart.pipeline.request import Request, check_text_states, control_for_images, make_request
 from pixart.pipeline.settings import Settings
 from pixart.runtime.memory import PLAIN, Memory
@@ -88,7 +88,8 @@ class Pipeline:
                 can be had.
             dtype: "float32"; "bfloat16" or "float16" (torch); "int8" (onnx: faster, not quite the same image); "auto":
                 float32 for graphs, else what suits the device.
-            memory: ways to generate in less memory, with torch; see `pixart.runtime.memory.Memory`.
+            memory: ways to generate in less memory and another text encoder, with torch; see
+                `pixart.runtime.memory.Memory`.
             loras: adapters to generate with, see `set_loras`.
             control: a ControlNet to load beside it, with torch: an official file, or a folder as of Diffusers' research
                 project; it acts where a call has a `control_image`.
@@ -99,7 +100,8 @@ class Pipeline:
             UsageError: engine, dtype and device do not go together, or are not to be had here.
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        folder = open_model_folder(model, parts=parts, how=OfficialFile(ema, num_heads, image_size), fast=fast)
+        how = OfficialFile(ema, num_heads, image_size)
+        folder = open_model_folder(model, parts=parts, how=how, fast=fast, text_encoder=memory.text_encoder)
         found = check_loras(folder, loras)
         hed = None if control_hed is None else Path(control_hed)
         beside = None if control is None else controlnet_for(folder, control, hed)
@@ -204,6 +206,8 @@ class Pipeline:
                 f'Without guidance (scale 1), the negative prompt "{request.resolved_negative_prompt}" changes '
                 "nothing; give a larger guidance scale."
             )
+        if not request.prompt_weights and have_weights((*request.prompts, request.negative_prompt)):
+            say("Weights such as (word:1.2) are read as words; with --prompt-weights (prompt_weights) they count.")
         source = None
         if request.image is not None:
             source = self.core.source(request, request.image.fitted(request.image_height, request.image_width, say))
@@ -245,14 +249,9 @@ class Pipeline:
                 f"The {what} is longer than the {self.networks.max_tokens} tokens that the model reads; "
                 f'these words were left out: "{shown}"'
             )
-        if not text.isascii() and (unknown := self._tokenizer.unknown(text.lower().strip())):
+        if not text.isascii() and (unknown := self.core.tokenizer.unknown(text.lower().strip())):
             shown = " ".join(unknown)[:MAX_SHOWN]
             say(f'The text encoder does not know "{shown}", and reads it as an unknown word; name it in English.')
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        path = self.folder.path
-        return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens)
 
     def _finished(
         self, started: Iterator[State], request: Request, on_step: OnStep | None, say: Callable[[str], None]

@@ -18,6 +18,7 @@ from pixart.encoders.text_states import check_texts
 from pixart.errors import UsageError
 from pixart.pipeline.bins import bins_by_itself, choose_bin
 from pixart.pipeline.image_input import ImageInput, read_image_input
+from pixart.pipeline.prompt_weights import read_weights
 from pixart.pipeline.prompts import apply_style, check_text, find_style
 from pixart.pipeline.settings import MAX_CONTROL, MAX_SIDE, MIN_SIZE, RANDOM_SEED, Settings, number, whole_number
 
@@ -47,7 +48,8 @@ class Request(Settings):
     def texts(self) -> list[str]:
         """All texts that are encoded for it."""
         alone = self.guidance_scale == 1.0 or self.null_text != "encoded"
-        return [*self.resolved_prompts, *(() if alone else (self.resolved_negative_prompt,))]
+        texts = [*self.resolved_prompts, *(() if alone else (self.resolved_negative_prompt,))]
+        return [read_weights(text).text for text in texts] if self.prompt_weights else texts
 
     @property
     def first_step(self) -> int:
@@ -144,6 +146,9 @@ def make_request(
         strength = 0.8 if mask is None and not outpaint else 1.0
     _check_passes(settings, start, steps, strength, folder.max_size // max(width, height))
     _check_null_text(settings.null_text, folder, negative)
+    if settings.prompt_weights:
+        for text in (*resolved, negative):
+            read_weights(text)
     filled = {
         "style": style,
         "seed": seed,

@@ -56,6 +56,8 @@ class Settings:
     null_text: Annotated[str, arg(metavar="NAME")] = "encoded"
     """What guidance leads away from: the encoded text, or an official checkpoint's null caption: caption, under the
     prompt's mask, or caption-all."""
+    prompt_weights: bool = False
+    """Read (word), (word:1.2) and [word] in the prompts as A1111 does: a word counts more or less. With torch."""
     guidance_channels: Annotated[int | None, shown("N", "all")] = None
     """Guide the first channels of the latent only; the official IDDPM script did 3 of 4."""
     width: Annotated[int | None, shown("PIXELS", "the model's", "-W")] = None
@@ -80,8 +82,10 @@ class Settings:
         check_text(self.negative_prompt, "negative prompt")
         if self.style is not None and not (isinstance(self.style, str) and len(self.style) <= MAX_NAME):
             raise UsageError(f"The style must be a name of at most {MAX_NAME} characters, not {shortened(self.style)}.")
-        if self.binning is not None and not isinstance(self.binning, bool):
-            raise UsageError(f"binning must be True, False or None, not {shortened(self.binning)}.")
+        for name in ("binning", "prompt_weights"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                raise UsageError(f"{name} must be True, False or None, not {shortened(value)}.")
         if self.null_text not in NULL_TEXTS:
             raise UsageError(unknown("null text", str(self.null_text), NULL_TEXTS))
         checked = {

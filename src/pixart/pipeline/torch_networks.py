@@ -6,7 +6,7 @@ import gc
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,7 @@ import torch
 
 from pixart.checkpoints.adapters import Lora
 from pixart.checkpoints.controlnet import ControlNetFile
-from pixart.checkpoints.hashes import hashes_of
-from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption
+from pixart.checkpoints.model_folder import ModelFolder, load_denoiser, load_null_caption, text_hashes
 from pixart.encoders.text import EncodedText, TextEncoder
 from pixart.encoders.text_states import StoredTexts, TextCache, read_head
 from pixart.encoders.tokenizer import Tokenizer
@@ -114,12 +113,11 @@ class TorchNetworks:
     def max_tokens(self) -> int:
         if "text_encoder" in self._loaded:
             return self._loaded["text_encoder"].max_tokens
-        path = self.folder.path
-        return Tokenizer(path / "tokenizer", path / "text_encoder", self.folder.max_tokens).max_tokens
+        return Tokenizer(self.folder.tokenizer, self.folder.text_encoder, self.folder.max_tokens).max_tokens
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode texts in one pass over the file of a streamed text encoder, but for those that are cached."""
-        streamed = self.memory.text_encoder == "streamed"
+        streamed = self.memory.text_encoder_mode == "streamed"
         adapted = any(lora.adapter.text_layers for lora in self.loras)
         cache = None if adapted else self._text_cache  # which is of the text encoder as it is
         if self.memory.text_states is not None or not (streamed or cache):
@@ -140,19 +138,23 @@ class TorchNetworks:
 
     @functools.cached_property
     def _text_cache(self) -> TextCache | None:
-        memory, path = self.memory, self.folder.path
+        memory, folder = self.memory, self.folder
         if memory.text_cache is None:
             return None
-        files = [file for file in self.folder.weights if file.parent == path / "text_encoder"]
         precision = encoder_precision(self.precision, memory.text_encoder_dtype)
         how = {"storage": precision.storage, "arithmetic": precision.arithmetic, "device": self.place.type}
-        how |= {"held": f"{memory.text_encoder} {memory.text_encoder_8bit}", "tokens": str(self.folder.max_tokens)}
-        return TextCache(memory.text_cache, hashes_of(path, files) | how)
+        how |= {"held": f"{memory.text_encoder_mode} {memory.text_encoder_8bit}", "tokens": str(folder.max_tokens)}
+        return TextCache(memory.text_cache, text_hashes(folder) | how)
 
     def encode(self, text: str) -> tuple[Text, str]:
         self.prepare([text])
         encoded = self._encoded.get(text) or self.text_encoder.encode(text)
         return Text(encoded.states, encoded.mask), encoded.cut
+
+    def weighted(self, text: Text, weights: Sequence[float]) -> Text:
+        states = text.states.clone()
+        states[0, : len(weights)] *= torch.tensor(weights, device=states.device)[:, None]
+        return Text(states, text.mask)
 
     def unconditional(self, text: Text, full: bool) -> Text:
         caption = load_null_caption(self.folder)[None]
@@ -316,22 +318,21 @@ class TorchNetworks:
         with self.progress.aside(f"reading the {what}", size // MB, unit="MB"):
             yield on_bytes
 
-    def _file_bytes(self, folder: Path) -> int:
-        paths = [path for path in self.folder.weights if path.parent == folder]
+    def _file_bytes(self, paths: Iterable[Path]) -> int:
         return sum(stored.size for stored in read_headers(paths).values())
 
     def _load_text_encoder(self) -> TextEncoder | StoredTexts:
-        memory, path = self.memory, self.folder.path
+        memory, folder = self.memory, self.folder
         if memory.text_states is not None:
             return StoredTexts(memory.text_states)
         precision = encoder_precision(self.precision, memory.text_encoder_dtype)
-        streamed = memory.text_encoder == "streamed"
-        with self._reading("text encoder", 0 if streamed else self._file_bytes(path / "text_encoder")) as on_bytes:
+        streamed = memory.text_encoder_mode == "streamed"
+        with self._reading("text encoder", 0 if streamed else self._file_bytes(folder.text_files)) as on_bytes:
             return TextEncoder(
-                path / "text_encoder",
-                path / "tokenizer",
-                self.folder.text_encoder_class,
-                self.folder.max_tokens,
+                folder.text_encoder,
+                folder.tokenizer,
+                folder.text_encoder_class,
+                folder.max_tokens,
                 dtype=precision.storage,
                 arithmetic=precision.arithmetic,
                 device="cpu" if memory.offload else str(self.device),
@@ -342,7 +343,8 @@ class TorchNetworks:
 
     def _load_denoiser(self) -> PixArt:
         storage, device = getattr(torch, self.precision.storage), "cpu" if self.memory.offload else self.device
-        with self._reading("denoiser", self._file_bytes(self.folder.transformer_folder)) as on_bytes:
+        files = [path for path in self.folder.weights if path.parent == self.folder.transformer_folder]
+        with self._reading("denoiser", self._file_bytes(files)) as on_bytes:
             denoiser = load_denoiser(self.folder, storage, device, on_bytes)
         if self.control is not None:  # a part of it, so that both are moved and converted together
             state = {name: tensor.to(device, storage) for name, tensor in self.control.state.items()}

@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from pixart.config import unknown
+from pixart.config import shown, unknown
 from pixart.errors import UsageError
 from pixart.runtime.device import DTYPES
 
 DECODE = ("auto", "whole", "tiled")
-TEXT_ENCODER = ("auto", "loaded", "streamed")
-PATHS = ("text_states", "text_cache")
+TEXT_ENCODER_MODES = ("auto", "loaded", "streamed")
+PATHS = ("text_encoder", "text_states", "text_cache")
 PART_DTYPES = ("auto", *DTYPES)
-USUAL = {"text_encoder": "loaded", "decode": "whole"}  # not named in image metadata
+USUAL = {"text_encoder_mode": "loaded", "decode": "whole"}  # not named in image metadata
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Computing:
 
 @dataclass(frozen=True)
 class Memory:
-    """How the networks are held in memory. What is left out is decided for the machine: `pixart.runtime.plan`.
+    """How the networks are held in memory, the text encoder above all, which is the largest.
+
+    What is left out is decided for the machine: `pixart.runtime.plan`.
 
     `staged`, `offload`, `text_states` and `text_cache` change no pixel, the others may.
     """
@@ -41,7 +43,10 @@ class Memory:
     largest of them instead of their sum. The images come together, at the end."""
     offload: bool = False
     """On a GPU: keep the networks in the computer's memory, and move each to the GPU while it works."""
-    text_encoder: Annotated[str, arg(metavar="NAME")] = "auto"
+    text_encoder: Annotated[Path | None, shown("FILE_OR_FOLDER", "the model's")] = None
+    """A text encoder in the place of the model's: a T5 file as ComfyUI has it, such as t5xxl_fp16.safetensors, or a
+    folder. The model needs none of its own then."""
+    text_encoder_mode: Annotated[str, arg(metavar="NAME")] = "auto"
     """loaded; streamed, which reads it from its file layer by layer for every few texts; or auto: what fits."""
     text_encoder_8bit: bool = False
     """Keep the text encoder's linear layers as 8-bit whole numbers; not quite the same image."""
@@ -71,12 +76,12 @@ def check_memory(memory: Memory) -> Memory:
     """The same, if all its values can be; else UsageError with one sentence."""
     for name, value, known in (
         ("way to decode", memory.decode, DECODE),
-        ("way to hold the text encoder", memory.text_encoder, TEXT_ENCODER),
+        ("way to hold the text encoder", memory.text_encoder_mode, TEXT_ENCODER_MODES),
         ("dtype of the text encoder", memory.text_encoder_dtype, PART_DTYPES),
         ("dtype of the autoencoder", memory.vae_dtype, PART_DTYPES),
     ):
         if value not in known:
             raise UsageError(unknown(name, str(value), known))
-    if memory.text_encoder == "streamed" and memory.text_encoder_8bit:
+    if memory.text_encoder_mode == "streamed" and memory.text_encoder_8bit:
         raise UsageError("A streamed text encoder is not kept in memory, in 8 bits or otherwise; leave one out.")
     return memory

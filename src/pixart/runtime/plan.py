@@ -71,7 +71,7 @@ def estimate(sizes: Sizes, device: Device, precision: Precision, memory: Memory)
     widened = sizes.text_layer * product  # the layer that works, in the dtype of the products
     if memory.text_states is not None:
         text = 0
-    elif memory.text_encoder == "streamed":
+    elif memory.text_encoder_mode == "streamed":
         text = widened
     elif memory.text_encoder_8bit:
         text = sizes.text_linear + sizes.text_other * product + widened
@@ -99,7 +99,7 @@ def ways(sizes: Sizes, once: bool) -> list[Memory]:
     `once`: all texts are known, so that a large text encoder that is read while it works is never slower than one that
     is loaded first.
     """
-    loaded, streamed = (Memory(text_encoder=how, decode="whole") for how in ("loaded", "streamed"))
+    loaded, streamed = (Memory(text_encoder_mode=how, decode="whole") for how in ("loaded", "streamed"))
     first = [] if once and sizes.text_file > LARGE else [loaded, replace(loaded, text_encoder_8bit=True)]
     tiled = replace(streamed, decode="tiled")
     return [*first, streamed, tiled, replace(tiled, staged=True)]
@@ -108,7 +108,7 @@ def ways(sizes: Sizes, once: bool) -> list[Memory]:
 def in_words(memory: Memory) -> str:
     """What `memory` saves."""
     texts = {
-        memory.text_encoder == "streamed": "the text encoder works from its file",
+        memory.text_encoder_mode == "streamed": "the text encoder works from its file",
         memory.text_encoder_8bit: "the text encoder is kept in 8 bits",
         memory.text_states is not None: "texts come from a file",
     }
@@ -137,8 +137,8 @@ def choose_plan(
     chosen = {each.name: getattr(given, each.name) for each in fields(Memory)}
     chosen = {name: value for name, value in chosen.items() if value != getattr(PLAIN, name)}
     if given.text_encoder_8bit:
-        chosen.setdefault("text_encoder", "loaded")
-    if given.text_encoder == "streamed":
+        chosen.setdefault("text_encoder_mode", "loaded")
+    if given.text_encoder_mode == "streamed":
         chosen["text_encoder_8bit"] = False
     plans = []
     for way in ways(sizes, once):
@@ -150,12 +150,12 @@ def choose_plan(
             return Plan(memory, need, words)
         plans.append(Plan(memory, need, f"{words}, which may not be enough"))
     least = min(plans, key=lambda plan: (plan.need.device, plan.need.host))
-    if chosen.keys() & {"staged", "text_encoder", "text_encoder_8bit", "decode"}:
+    if chosen.keys() & {"staged", "text_encoder_mode", "text_encoder_8bit", "decode"}:
         return least
     raise PixArtError(
         f"This does not fit {device.name}: with every saving it takes about {gigabytes(least.need.device)} and "
         f"{gigabytes(free)} are free; generate a smaller image, take the texts from a file of pixart encode, close "
-        "other programs, or try it all the same with --staged --decode tiled --text-encoder streamed."
+        "other programs, or try it all the same with --staged --decode tiled --text-encoder-mode streamed."
     )
 
 

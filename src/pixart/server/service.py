@@ -83,7 +83,7 @@ class Model:
 
 def open_model(source: Source, name: str | None = None) -> Model:
     """Check a model's files and the device; loads nothing. Raises as `open_model_folder` and `choose_runtime` do."""
-    folder = open_model_folder(source.model, fast=source.fast)
+    folder = open_model_folder(source.model, fast=source.fast, text_encoder=source.memory.text_encoder)
     how = source.computing
     runtime = choose_runtime(folder, how.engine, how.dtype, source.memory, how.device)
     loras = find_loras(source.loras, folder) if source.loras is not None else {}
@@ -95,7 +95,7 @@ def find_loras(place: Path, folder: ModelFolder) -> dict[str, Lora]:
     if not place.is_dir():
         raise PixArtError(f"There is no folder {place}; give one with adapters.")
     found: dict[str, Lora] = {}
-    text = linear_shapes(folder.path / "text_encoder")
+    text = linear_shapes(folder.text_encoder)
     for path in sorted(path for path in place.iterdir() if is_adapter(path)):
         lora = read_loras([(path, 1.0)])[0]
         with contextlib.suppress(PixArtError):  # it is for another model

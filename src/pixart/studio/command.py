@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pixart.config import run_command
-from pixart.runtime.memory import AUTO, Computing
+from pixart.runtime.memory import AUTO, PLAIN, Computing, Memory
 from pixart.server.access import Listening
 
 HERE = Listening(port=7860)
@@ -30,6 +30,7 @@ class App:
     password_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: PIXART_PASSWORD)")] = None
     """A file with a password, which the browser then asks for, with any user name."""
     computing: Annotated[Computing, arg(name="")] = AUTO
+    memory: Annotated[Memory, arg(name="")] = PLAIN
     no_metadata: bool = False
     """Write images without settings in them; they cannot be generated again from the file."""
     open: bool = False
@@ -55,9 +56,9 @@ def _run(options: App) -> int:
     from pixart.studio.studio import Studio
 
     how = options.computing
-    choice = Choice(options.model, how.engine, how.dtype, device=how.device, fast=options.fast)
+    choice = Choice(options.model, how.engine, how.dtype, options.memory, how.device, options.fast)
     studio = Studio(choice, options.outputs, metadata=not options.no_metadata)
-    choose_runtime(studio.models.folder, how.engine, how.dtype, device=how.device)
+    choose_runtime(studio.models.folder, how.engine, how.dtype, options.memory, how.device)
     listening = options.listening.listen()
     studio.worker.submit(studio.models.require)  # so that the first click need not wait for it
     address = options.listening.address(listening) + "/"  # whoever asks before the page is built waits a moment

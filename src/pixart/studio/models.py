@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from pixart.checkpoints.model_folder import open_model_folder
+from pixart.checkpoints.model_folder import ModelFolder, open_model_folder
 from pixart.encoders.tokenizer import Tokenizer
 from pixart.pipeline.networks import Runtime, choose_runtime, load_networks
 from pixart.pipeline.pipeline import Pipeline
@@ -40,7 +40,7 @@ class Models:
     def __init__(self, choice: Choice):
         """Check the folder, load nothing; raises as `open_model_folder` does."""
         self.choice = choice
-        self.folder = open_model_folder(choice.source, fast=choice.fast)
+        self.folder = _open(choice)
         self.loaded: Loaded | None = None
 
     def require(self) -> Loaded:
@@ -56,9 +56,9 @@ class Models:
             PixArtError: in one sentence, as `open_model_folder` and the engines do.
         """
         started = time.monotonic()
-        folder = open_model_folder(choice.source, fast=choice.fast)
+        folder = _open(choice)
         runtime = choose_runtime(folder, choice.engine, choice.dtype, choice.memory, choice.device)
-        tokenizer = Tokenizer(folder.path / "tokenizer", folder.path / "text_encoder", folder.max_tokens)
+        tokenizer = Tokenizer(folder.tokenizer, folder.text_encoder, folder.max_tokens)
         # Both together might not fit. If this one fails, the one before is loaded again when it is needed.
         self.loaded = None
         pipeline = Pipeline(folder, load_networks(folder, runtime))
@@ -67,3 +67,7 @@ class Models:
         preview = Preview(pipeline.networks, channels, folder.vae_factor, by_decoder=by_decoder)
         self.loaded = Loaded(pipeline, runtime, tokenizer, preview, time.monotonic() - started)
         self.choice, self.folder = choice, folder
+
+
+def _open(choice: Choice) -> ModelFolder:
+    return open_model_folder(choice.source, fast=choice.fast, text_encoder=choice.memory.text_encoder)

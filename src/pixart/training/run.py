@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from pixart.checkpoints.adapters import Adapter, write_adapter
-from pixart.checkpoints.model_folder import SIGMA_TOKENS
 from pixart.config import plain
+from pixart.encoders.tokenizer import SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import locked, read_json_object, remove_partial, write_json, write_whole
 from pixart.model.adapters import adapted, merge

@@ -40,7 +40,6 @@ def read_start(init: str) -> Start:
         PixArtError: it is not there, damaged, not finished, or no denoiser.
     """
     path = Path(init)
-    _refuse_missing_run(path)
     if (path / CONFIG).is_file() and "task" in read_json_object(path / CONFIG):
         return _of_run(path)
     if path.is_file():
@@ -80,16 +79,9 @@ def model_folder_of(init: str | Path) -> Path:
     for folder in (Path(init), Path(init) / "model"):
         if (folder / "model_index.json").is_file():
             return folder
-    _refuse_missing_run(Path(init))
     if not Path(init).exists():
         return open_model_folder(str(init)).path  # a hub id, or the sentence that says why not
     raise PixArtError(f"{init} is neither a model folder nor a finished run of a text-to-image model.")
-
-
-def _refuse_missing_run(path: Path) -> None:
-    """A run that is not there yet looks like a hub id, and the Hub is not asked for it."""
-    if path.parts[:1] == ("runs",) and not path.exists():
-        raise PixArtError(f"{path} is not there. Train it first, or give another.")
 
 
 def vae_folder_of(init: Path) -> Path:

@@ -35,6 +35,7 @@ from pixart.data.pairs import (
 from pixart.errors import PixArtError, UsageError
 
 MAX_ROW = 1024**2  # bytes of a line, or characters of an entry of a JSON list
+QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # a whole cell
 Row = tuple[str, dict | Problem]  # where it stands ("metadata.jsonl:17"), and the row or what is wrong with it
 
 
@@ -154,12 +155,13 @@ def _values(text: io.TextIOWrapper) -> Iterator[object]:
 def csv_rows(path: Path, name: str) -> Iterator[Row]:
     """The rows of a CSV or TSV file with a header, by column name; places are line numbers, the header is line 1.
 
-    Quotes as in RFC 4180.
+    Quotes as in RFC 4180 between commas. Between tabs only a cell that is quoted as a whole has quotes taken off: most
+    TSV files know no quoting, and `"OPEN" on a door` is a caption.
     """
     header, delimiter = csv_header(path)
     with _open(path) as file:
         lines = _Lines(file)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = _tab_cells(lines) if delimiter == "\t" else csv.reader(lines, delimiter=delimiter, strict=True)
         next(reader)
         while True:
             first = lines.number + 1
@@ -180,6 +182,12 @@ def csv_rows(path: Path, name: str) -> Iterator[Row]:
                 for number in range(first, lines.number + 1):
                     cut = lines.cut and number == lines.number
                     yield f"{name}:{number}", Problem(f"{name}:{number}", "row", reason, None if cut else 1)
+
+
+def _tab_cells(lines: Iterator[str]) -> Iterator[list[str]]:
+    for line in lines:
+        cells = line.rstrip("\r\n").split("\t") if line.strip("\r\n") else []
+        yield [match[1].replace('""', '"') if (match := QUOTED.fullmatch(cell)) else cell for cell in cells]
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:

@@ -125,7 +125,7 @@ class TextToImage:
         self.config = self._config(store, start, sizes | {"micro_conditions": micro})
         self.vae_folder, self.encoder, self.tokenizer = encoder_folders(store, self.autoencoder, self.text_encoder)
         self.vae = load_vae(self.vae_folder)
-        check_fit(self.config, self.vae, read_encoder_config(self.encoder / "config.json"))  # now, not after hours
+        check_fit(self.config, self.vae, read_encoder_config(self.encoder))  # now, not after hours
         if self.flow_shift is None:
             self.flow_shift = float(start.scheduler.get("flow_shift", 1.0)) if start else 1.0
         self.recipe = recipe
