@@ -136,12 +136,21 @@ class Actor:
 
 
 def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 0.0) -> Cluster:
+    """For Ray Data, on the cluster at `address`; see `connect`."""
+    if gpus_per_worker < 0 or (workers is not None and workers < 1):
+        raise UsageError(f"{workers} workers with {gpus_per_worker:g} GPUs each cannot be; give 1 or more, 0 or more.")
+    connect(address)
+    import ray.data  # noqa: F401  it sets the level of its logger
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return Cluster(workers, gpus_per_worker)
+
+
+def connect(address: str) -> None:
     """Join the Ray cluster at `address` ("auto": the one that this machine is part of), or start one: "local".
 
     Nothing is sent to Ray's makers. Raises PixArtError where no cluster answers.
     """
-    if gpus_per_worker < 0 or (workers is not None and workers < 1):
-        raise UsageError(f"{workers} workers with {gpus_per_worker:g} GPUs each cannot be; give 1 or more, 0 or more.")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -156,10 +165,6 @@ def start(address: str, *, workers: int | None = None, gpus_per_worker: float = 
                 f"No Ray cluster answers at {address}: {reason_of(error)}. Start one with ray start --head, or "
                 "give --ray local."
             ) from None
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return Cluster(workers, gpus_per_worker)
 
 
 @dataclass
