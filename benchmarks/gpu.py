@@ -330,9 +330,8 @@ def trained(method: str, compiled: bool, sizes: Sizes) -> dict:
     from pixart.model.pixart import PixArt, PixArtConfig
     from pixart.training.distribution import alone
     from pixart.training.ema import EmaConfig
-    from pixart.training.loop import LoopConfig, train_loop
+    from pixart.training.loop import LoopConfig, StopOnSignal, train_loop
     from pixart.training.optimizers import OptimizerConfig
-    from pixart.training.stopping import StopOnSignal
     from pixart.training.trainable import Trainable, apply
 
     pixels, batch = sizes.training

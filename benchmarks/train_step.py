@@ -29,10 +29,9 @@ from pixart.diffusion.objective import Objective
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training.distribution import alone
 from pixart.training.ema import EmaConfig
-from pixart.training.loop import LoopConfig, train_loop
+from pixart.training.loop import LoopConfig, StopOnSignal, train_loop
 from pixart.training.optimizers import OptimizerConfig
 from pixart.training.rows import MicrobatchSlice, RowStreams
-from pixart.training.stopping import StopOnSignal
 
 EMOJI = PixArtConfig(width=256, depth=8, num_heads=4, text_dim=384)
 XL = PixArtConfig(width=1152, depth=2, num_heads=16, text_dim=4096, in_channels=4, out_channels=4)

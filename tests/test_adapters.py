@@ -16,8 +16,7 @@ from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 import pixart
 from pixart.checkpoints.adapters import Lora, layer_shapes, read_adapter, write_adapter
 from pixart.checkpoints.adapters import check_fit as check_all
-from pixart.checkpoints.diffusers import official_shapes
-from pixart.checkpoints.names import to_official_names
+from pixart.checkpoints.diffusers import official_shapes, to_official_names
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.model.adapters import adapted, attach, detach, merge

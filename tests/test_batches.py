@@ -14,8 +14,8 @@ from pixart.model.pixart import PixArt, TextContext
 from pixart.pipeline.core import Source
 from pixart.pipeline.networks import choose_runtime
 from pixart.pipeline.request import make_request
-from pixart.runtime.batch import images_to_decode, rows_at_once
 from pixart.runtime.device import Device
+from pixart.runtime.plan import images_to_decode, rows_at_once
 from pixart.runtime.storage import compute_in
 
 SMALL = {"width": 64, "height": 64, "steps": 3}

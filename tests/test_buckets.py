@@ -22,7 +22,7 @@ from pixart.buckets import (
     square_table,
 )
 from pixart.data.bucket_batches import EpochBatches, WeightedBatches, in_order
-from pixart.data.dropped import check_dropped
+from pixart.data.dataset import check_dropped
 from pixart.errors import PixArtError, UsageError
 
 sides = st.integers(min_value=1, max_value=20_000)
@@ -285,12 +285,3 @@ def test_one_percent_may_be_dropped_and_more_must_be_allowed():
     with pytest.raises(PixArtError):
         check_dropped(0, 10, allowed=0.9, unknown=("0.tar: it is cut off",))
     check_dropped(0, 10, allowed=1, unknown=("0.tar: it is cut off",))
-
-
-@given(st.integers(1, 5000), st.integers(1, 5000))
-def test_the_share_that_the_message_advises_is_enough(dropped, left):
-    total = dropped + left
-    try:
-        check_dropped(dropped, total)
-    except PixArtError as error:
-        check_dropped(dropped, total, allowed=float(str(error).split("--allow-dropped ")[1].split()[0]))

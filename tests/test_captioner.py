@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -17,12 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_llava import write_tiny_idefics3, write_tiny_llava
 
-from pixart.data.captioning.answers import refusal, split_opening
-from pixart.data.captioning.caption_file import CaptionFile, check_source
-from pixart.data.captioning.captioner import Caption, Item, TemplateCaptioner
-from pixart.data.captioning.rows import caption_batch
-from pixart.data.captioning.vision_language import QUESTION, GumbelNoise, VisionLanguageCaptioner, source_name
+from pixart.data.captioner import Caption, Item, TemplateCaptioner, caption_batch, refusal, split_opening
 from pixart.data.pairs import InFile
+from pixart.data.vision_language import QUESTION, GumbelNoise, VisionLanguageCaptioner, source_name
+from pixart.data.written_captions import CaptionFile, check_source
 from pixart.errors import PixArtError, UsageError
 
 
@@ -233,12 +230,6 @@ def test_a_batch_gives_every_image_a_row_in_order_whatever_happens_to_it(tmp_pat
     assert rows[3]["error"] == "CUDA out of memory" and rows[2]["answer"] == "I'm sorry, I can't."
     assert rows[4]["opening"] == "The image shows"
     assert all(row["source"] == row["model"] == "parrot" for row in rows)
-
-
-def test_what_another_process_needs_can_be_sent_to_it(llava):
-    settings = VisionLanguageCaptioner(str(llava), hint=True)
-    item = Item("a", InFile("a"), "x", {"label": "fox"})
-    assert pickle.loads(pickle.dumps((settings, item))) == (settings, item)
 
 
 def test_a_template_fills_in_what_is_known_and_names_what_is_not():

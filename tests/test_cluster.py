@@ -14,14 +14,12 @@ from photo_folder import write_photos
 from safetensors.torch import save_file
 
 from pixart.cli import main
-from pixart.data.captioning.captioner import Item, TemplateCaptioner
+from pixart.data.captioner import Item, TemplateCaptioner
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.extract import Encoders, extract
 from pixart.data.features import Settings, open_features
 from pixart.data.layouts.layout import Columns
-from pixart.data.on_ray import cloud, session
-from pixart.data.on_ray.caption import CaptionTask
-from pixart.data.on_ray.extract import runner
+from pixart.data.on_ray import CaptionTask, open_cloud, runner, start
 from pixart.errors import PixArtError, UsageError
 
 WORKERS = 2
@@ -39,7 +37,7 @@ def cluster():
     monkey = pytest.MonkeyPatch()
     monkey.setenv("PYTHONPATH", here_too)
     ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield session.start("local", workers=WORKERS)
+    yield start("local", workers=WORKERS)
     ray.shutdown()
     monkey.undo()
 
@@ -64,9 +62,9 @@ def as_shards(photos: Path, folder: Path, per_shard: int) -> Path:
     """The photos as webdataset shards."""
     folder.mkdir(parents=True)
     rows = [json.loads(line) for line in (photos / "metadata.jsonl").open()]
-    for start in range(0, len(rows), per_shard):
-        with tarfile.open(folder / f"{start // per_shard:05d}.tar", "w") as tar:
-            for row in rows[start : start + per_shard]:
+    for first in range(0, len(rows), per_shard):
+        with tarfile.open(folder / f"{first // per_shard:05d}.tar", "w") as tar:
+            for row in rows[first : first + per_shard]:
                 stem = row["file_name"].removesuffix(".png")
                 content = (photos / row["file_name"]).read_bytes()
                 for name, data in ((f"{stem}.png", content), (f"{stem}.txt", row["text"].encode())):
@@ -88,7 +86,7 @@ def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, setting
     """A place that is reached by fsspec only; that it is another folder of this machine, nobody here knows."""
     shards = as_shards(write_photos(tmp_path / "photos", 30), tmp_path / "shards", 12)
     extract(open_dataset(shards), tmp_path / "one", *settings)
-    there = cloud.open_cloud(f"local://{shards}", cluster, Columns())
+    there = open_cloud(f"local://{shards}", cluster, Columns())
     assert len(there.shards) == 3
     extract(there, f"local://{tmp_path / 'cloud'}", *settings, run=runner(cluster))
     assert everything(tmp_path / "one") == everything(tmp_path / "cloud")
@@ -96,7 +94,7 @@ def test_shards_in_the_cloud_give_the_features_of_a_local_copy(tmp_path, setting
     keys = [key for row in range(len(store)) for key in store.read(np.array([row])).keys]
     assert "00000.tar/0000" in keys and len(set(keys)) == 30
     with pytest.raises(UsageError, match=r"no \.tar or \.parquet shards"):
-        cloud.open_cloud(f"local://{tmp_path / 'photos'}", cluster, Columns())
+        open_cloud(f"local://{tmp_path / 'photos'}", cluster, Columns())
 
 
 def test_captions_are_those_of_one_process(tmp_path, cluster, capsys):

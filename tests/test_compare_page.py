@@ -8,7 +8,7 @@ from PIL import Image
 
 from pixart.evaluation.comparison.models import Model, Settings
 from pixart.evaluation.comparison.page import write_page
-from pixart.evaluation.comparison.record import Plan, Row, Session, add_image, begin, next_session, save_session
+from pixart.evaluation.comparison.record import Plan, Row, Sampled, add_image, begin, save_sampled
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="the browser tests need Debian's chromium")
@@ -33,7 +33,7 @@ def compared(tmp_path_factory) -> Path:
         for cell in plan.cells[: 4 if index == 2 else 5]:
             size = (96, 48) if index == 2 else (64, 64)
             add_image(own, cell, Image.new("RGB", size, (40 * cell.row, 80 * index, 120)), seconds=0.5)
-        save_session(next_session(own), Session("2026", "memory" if index == 2 else "done", settings={"steps": index}))
+        save_sampled(own, Sampled("memory" if index == 2 else "done", settings={"steps": index}))
     write_page(plan, folder)
     return folder / "index.html"
 

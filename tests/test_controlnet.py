@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pixart
 from pixart.checkpoints.controlnet import check_fit, is_controlnet, read_controlnet, write_controlnet
-from pixart.checkpoints.diffusers import diffusers_config, read_config, save_transformer
-from pixart.checkpoints.names import PARTS
+from pixart.checkpoints.diffusers import PARTS, diffusers_config, read_config, save_transformer
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.model.controlnet import ControlNet, usual_copies

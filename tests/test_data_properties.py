@@ -17,9 +17,8 @@ from reader_data import COLOURS, colour_of, image, put, read, tar, texts
 
 from pixart.data.dataset import captions_folder, open_dataset
 from pixart.data.images import open_image
-from pixart.data.layouts import lines
-from pixart.data.layouts.tars import Member, members
-from pixart.data.layouts.texts import as_caption
+from pixart.data.layouts import rows as manifest_rows
+from pixart.data.layouts.layout import as_caption
 from pixart.data.pairs import Caption, ImageProblem, InFile, Problem, printable
 from pixart.errors import PixArtError
 
@@ -125,31 +124,13 @@ def test_a_json_list_in_pieces_is_what_json_says(rows, more, plain):
     dumped = [json.dumps(row, indent=None if plain else 1, ensure_ascii=plain) for row in rows]
     longest = max(map(len, dumped), default=0)
     with folder() as path, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "MAX_ROW", longest + more)
+        patch.setattr(manifest_rows, "MAX_ROW", longest + more)
         put(path, {"a.json": "[" + ",".join(dumped) + "]"})
-        found = list(lines.json_list(path / "a.json", "a.json"))
+        found = list(manifest_rows.json_list(path / "a.json", "a.json"))
     assert found == [(f"a.json:{number}", row) for number, row in enumerate(rows)]
 
 
 member_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=130)
-
-
-@bounded
-@given(
-    st.lists(st.tuples(member_names, st.binary(max_size=1100)), max_size=6),
-    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
-)
-def test_tar_members_are_those_that_pythons_tarfile_finds(content, format):
-    content = [(name, data) for name, data in content if name not in (".", "..")]
-    with folder() as path:
-        put(path, {"a.tar": tar(content, format)})
-        found = list(members(path / "a.tar", "a.tar"))
-        data = (path / "a.tar").read_bytes()
-    if not content:
-        assert found == []
-        return
-    assert all(isinstance(one, Member) for one in found)
-    assert [(one.name, data[one.offset : one.offset + one.length]) for one in found] == content
 
 
 sample_parts = st.lists(

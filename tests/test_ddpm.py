@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from pixart.diffusion import ddpm
-from pixart.diffusion.objective import Objective
-from pixart.diffusion.timesteps import Timesteps, draw_levels
+from pixart.diffusion.objective import Objective, Timesteps, draw_levels
 from pixart.errors import UsageError
 
 TIMESTEPS = [0, 0, 1, 7, 120, 500, 875, 999]

@@ -1,11 +1,10 @@
-"""Moving averages: constant lengths follow their recursion, power-function ones their profile."""
+"""Moving averages follow their recursion."""
 
-import numpy as np
 import pytest
 import torch
 
 from pixart.errors import UsageError
-from pixart.training.ema import Ema, EmaConfig, power_exponent
+from pixart.training.ema import Ema, EmaConfig
 
 
 def followed(config: EmaConfig, steps: int) -> dict[str, float]:
@@ -30,20 +29,7 @@ def test_each_average_follows_the_weights_at_its_own_pace():
         assert found[name] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
-def test_a_power_function_average_has_the_profile_of_its_width(width):
-    """2312.02696, eq. 2: weights t^gamma, whose standard deviation is `width` of the training."""
-    steps = 2000
-    profile = np.linspace(0, 1, 200_001) ** power_exponent(width)
-    times = np.linspace(0, 1, 200_001)
-    mean = (profile * times).sum() / profile.sum()
-    deviation = ((profile * (times - mean) ** 2).sum() / profile.sum()) ** 0.5
-    assert deviation == pytest.approx(width, rel=1e-3)
-    found = followed(EmaConfig((), (width,)), steps)["ema"]
-    assert found / steps == pytest.approx(mean, rel=2e-3)
-
-
 def test_lengths_that_cannot_be_are_refused():
-    for decays, widths in (((), ()), ((1.0,), ()), ((0.5, 0.5), ()), ((), (0.5,)), ((), (0.1, 0.1))):
+    for decays in ((), (1.0,), (0.5, 0.5)):
         with pytest.raises(UsageError):
-            EmaConfig(decays, widths)
+            EmaConfig(decays)

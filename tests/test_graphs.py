@@ -358,7 +358,7 @@ def test_the_base_install_generates_and_says_what_needs_more(tmp_path, tiny_mode
         assert "pip install 'pixart[torch]'" in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
     (tmp_path / "captions.parquet").write_bytes(b"PAR1")
-    done = without_torch(tmp_path, "data", "statistics", "captions.parquet")
+    done = without_torch(tmp_path, "data", "caption", "captions.parquet", "--template", "{label}")
     assert done.returncode == 1
     assert done.stderr.endswith("pip install 'pixart[data]'\n")
 

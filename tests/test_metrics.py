@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.metrics import alignment, fidelity
-from pixart.evaluation.metrics.images import open_folder, places, prompts_of, read, sampling_settings
+from pixart.evaluation import metrics
+from pixart.evaluation.metrics import open_folder, places, prompts_of, read, sampling_settings
 
 
 def write_images(folder: Path, count: int, *, shift: int, seed: int) -> Path:
@@ -57,15 +57,15 @@ def inception(tmp_path_factory) -> Path:
 @pytest.fixture
 def few(monkeypatch):
     """Lets as few images through as the stand-in's features allow."""
-    monkeypatch.setattr(fidelity, "FEWEST", 17)
-    monkeypatch.setattr(fidelity, "FEATURES", 16)
+    monkeypatch.setattr(metrics, "FEWEST", 17)
+    monkeypatch.setattr(metrics, "FEATURES", 16)
 
 
 def test_like_folders_are_nearer_than_unlike_ones(folders, inception, few, capsys, tmp_path):
     results = []
-    for other, metrics, name in zip(folders[1:], ("kid,prc", "fid,kid,prc"), ("near", "far"), strict=True):
+    for other, wanted, name in zip(folders[1:], ("kid,prc", "fid,kid,prc"), ("near", "far"), strict=True):
         output = tmp_path / f"{name}.json"
-        words = ["--inception", str(inception), "--output", str(output), "--metrics", metrics]
+        words = ["--inception", str(inception), "--output", str(output), "--metrics", wanted]
         assert main(["metrics", str(folders[0]), "--reference", str(other), *words]) == 0
         results.append(json.loads(output.read_text()))
     near, far = (one["metrics"] for one in results)
@@ -98,35 +98,35 @@ def test_the_formulas_give_what_torch_fidelity_gives():
     """Its version 0.4.0 on these numbers: its functions of features, with KID's subsets of 55."""
     rng = np.random.default_rng(5)
     a, b = rng.normal(0, 1, (120, 8)).astype(np.float32), rng.normal(0.3, 1.2, (110, 8)).astype(np.float32)
-    assert fidelity.frechet_distance(a, b) == pytest.approx(1.8050605682, rel=1e-6)
+    assert metrics.frechet_distance(a, b) == pytest.approx(1.8050605682, rel=1e-6)
     state = torch.get_rng_state()
-    kid = fidelity.kernel_inception_distance(a, b)
-    assert kid == fidelity.kernel_inception_distance(a, b) and torch.equal(torch.get_rng_state(), state)
+    kid = metrics.kernel_inception_distance(a, b)
+    assert kid == metrics.kernel_inception_distance(a, b) and torch.equal(torch.get_rng_state(), state)
     # Other random subsets than torch-fidelity's, so to within the error of a mean of 100.
     assert kid[0] == pytest.approx(0.6533216763, abs=4 * 0.1987395485 / 100**0.5)
     assert kid[1] == pytest.approx(0.1987395485, rel=0.3)
-    assert fidelity.precision_recall(a, b) == pytest.approx((0.9333333373, 0.6636363864), rel=1e-6)
+    assert metrics.precision_recall(a, b) == pytest.approx((0.9333333373, 0.6636363864), rel=1e-6)
 
 
 def test_too_few_images_are_refused_or_marked():
     with pytest.raises(UsageError, match="100"):
-        fidelity.check_count(99, 5000, ("kid",))
+        metrics.check_count(99, 5000, ("kid",))
     with pytest.raises(UsageError, match="2,048"):
-        fidelity.check_count(2048, 50_000, ("fid", "kid"))
-    assert fidelity.check_count(512, 1359, ("kid",)) == []
-    assert len(fidelity.check_count(5000, 50_000, ("fid",))) == 1
-    assert fidelity.check_count(10_000, 50_000, ("fid", "kid", "prc")) == []
+        metrics.check_count(2048, 50_000, ("fid", "kid"))
+    assert metrics.check_count(512, 1359, ("kid",)) == []
+    assert len(metrics.check_count(5000, 50_000, ("fid",))) == 1
+    assert metrics.check_count(10_000, 50_000, ("fid", "kid", "prc")) == []
 
 
 def test_missing_weights_are_named_with_where_to_get_them(folders, tmp_path, few):
     with pytest.raises(PixArtError, match="https://nvlabs-fi-cdn"):
-        fidelity.find_weights(tmp_path / "nowhere.pt")
+        metrics.find_weights(tmp_path / "nowhere.pt")
     with pytest.raises(PixArtError, match="hf download openai/clip-vit-large-patch14"):
-        alignment.Clip(tmp_path)
+        metrics.Clip(tmp_path)
     damaged = tmp_path / "weights.pth"
     damaged.write_bytes(b"\x80\x04this is no state")
     with pytest.raises(PixArtError, match="not Inception v3"):
-        fidelity.fidelity(open_folder(folders[0]), open_folder(folders[1]), ("kid",), damaged, 299)
+        metrics.fidelity(open_folder(folders[0]), open_folder(folders[1]), ("kid",), damaged, 299)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def clip_folder(tmp_path_factory) -> Path:
 def test_clip_score_is_what_the_logits_of_transformers_say(clip_folder, folders):
     folder = open_folder(folders[0], 5)
     prompts = ["a red disc", "a fox", "blue", "a house", "red"]
-    clip = alignment.Clip(clip_folder)
+    clip = metrics.Clip(clip_folder)
     found = clip.scores(folder, prompts)
     assert found.std() > 0
     for file, prompt, score in zip(folder.files, prompts, found, strict=True):  # alone, so padding changes nothing
@@ -174,7 +174,7 @@ def test_the_command_scores_each_image_against_its_own_prompt(clip_folder, folde
     output = tmp_path / "out.json"
     words = ["metrics", str(folders[0]), "--clip", str(clip_folder), "--num", "3", "--output", str(output)]
     assert main(words) == 0
-    expected = alignment.Clip(clip_folder).scores(open_folder(folders[0], 3), ["a red disc"] * 3).mean()
+    expected = metrics.Clip(clip_folder).scores(open_folder(folders[0], 3), ["a red disc"] * 3).mean()
     out = capsys.readouterr().out
     assert f"{expected:.4f}" in out and out.startswith("clip_score ")
     protocol = json.loads(output.read_text())["protocol"]

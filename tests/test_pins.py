@@ -11,9 +11,8 @@ from test_official import official_state
 
 from pixart.checkpoints.official import NULL_CAPTION, POSITIONS, OfficialFile, read_official
 from pixart.diffusion import flow
-from pixart.diffusion.objective import Objective
+from pixart.diffusion.objective import Objective, Timesteps
 from pixart.diffusion.schedule import make_schedule
-from pixart.diffusion.timesteps import Timesteps
 from pixart.encoders.tokenizer import Tokenizer
 
 

@@ -192,11 +192,11 @@ def test_fine_tuning_takes_sizes_and_objective_from_what_it_starts_from(features
 
 def test_any_checkpoint_and_average_can_be_exported(features, tiny_model, tmp_path):
     run = tmp_path / "run"
-    settings = {"ema": EmaConfig((0.5, 0.0), (0.1,)), "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=1)}
+    settings = {"ema": EmaConfig((0.5, 0.0, 0.15)), "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=1)}
     folder = train(
         TextToImage(init=str(tiny_model), validation=4), recipe(run, Phase(4, 4, features=features), **settings)
     )
-    names = ("ema", "ema-0", "ema-width-0.1")
+    names = ("ema", "ema-0", "ema-0.15")
     weights = []
     for name in names:
         made = export(run, tmp_path / name, step=4, average=name)
@@ -364,7 +364,7 @@ def test_what_the_loss_calls_perfect_the_sampler_follows_to_the_image(name):
 
 
 def test_the_shift_of_noise_levels_follows_the_size_of_the_image_in_pixels():
-    from pixart.diffusion.timesteps import Timesteps
+    from pixart.diffusion.objective import Timesteps
 
     settings = {"sampler": "uniform"}
     for side in (2, 4):

@@ -218,7 +218,7 @@ def test_what_cannot_be_trained_together_is_refused(monkeypatch):
         world.slices(2)[0].rows(8)
     assert [list(part.rows(12)) for part in World(CPU, rank=1, size=3).slices(2)] == [[4, 5], [6, 7]]
     for loop, optimizer, model, where in (
-        ({"parallel": "fsdp"}, {"name": "muon"}, tiny_model(), world),
+        ({"parallel": "fsdp"}, {"name": "came"}, tiny_model(), world),
         ({"checkpoint_activations": True}, {}, torch.nn.Linear(1, 1), World(CPU)),
         ({"precision": "float16"}, {}, tiny_model(), World(CPU)),
     ):

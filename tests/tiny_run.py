@@ -18,10 +18,9 @@ from pixart.errors import PixArtError
 from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training import distribution
 from pixart.training.ema import EmaConfig
-from pixart.training.loop import LoopConfig, train_loop
+from pixart.training.loop import LoopConfig, StopOnSignal, train_loop
 from pixart.training.optimizers import OptimizerConfig
 from pixart.training.rows import ALL_ROWS, MicrobatchSlice, RowStreams
-from pixart.training.stopping import StopOnSignal
 
 STEPS, BATCH = 6, 8
 LATER = (  # torch and pixart import these when they first need them

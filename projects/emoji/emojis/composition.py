@@ -18,7 +18,7 @@ from emojis.recolour import ANCHORS, leading, recoloured
 from emojis.records import Record, read_split
 from emojis.reference import Reference, Seen, look, look_at, nearest_captions
 from pixart import Pipeline
-from pixart.evaluation.metrics.images import read
+from pixart.evaluation.metrics import read
 from pixart.evaluation.prompt_sets import Prompt
 
 RIGHT = "what would be right"

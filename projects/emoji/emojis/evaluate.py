@@ -15,7 +15,7 @@ from emojis.measures import CANDIDATES, Estimate, check_enough, mean, per_image,
 from emojis.reference import Reference, choose, look
 from pixart import Pipeline
 from pixart.errors import PixArtError, UsageError
-from pixart.evaluation.metrics.images import read
+from pixart.evaluation.metrics import read
 from pixart.files import read_json_object
 from pixart.pipeline.image_files import read_settings, slug, write_image
 

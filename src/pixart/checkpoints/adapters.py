@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pixart.checkpoints.diffusers import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_LAYERS
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
-from pixart.checkpoints.names import BLOCK_LAYERS, LAYERS, MICRO_CONDITION_LAYERS
 from pixart.checkpoints.tensors import writing
 from pixart.config import shortened
 from pixart.encoders.text_files import WEIGHTS

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixart.checkpoints.diffusers import CONFIG_NAME, FORMAT_VERSION, MAX_SIZE, WEIGHTS_NAME
+from pixart.checkpoints.diffusers import CONFIG_NAME, FORMAT_VERSION, MAX_SIZE, WEIGHTS_NAME, tensor_names
 from pixart.checkpoints.hub import looks_like_hub_id, resolve
-from pixart.checkpoints.names import tensor_names
 from pixart.checkpoints.official import POSITIONS, WRAPPERS, count_blocks, dims, read_states, write_state
 from pixart.checkpoints.tensors import check_tensors, refuse_not_finite, save_tensors, shapes, widened
 from pixart.errors import PixArtError, UsageError, shown

@@ -10,8 +10,7 @@ from pixart.checkpoints.dit import is_dit, read_dit
 from pixart.checkpoints.hub import left_to_fetch, looks_like_hub_id, resolve, revision_of
 from pixart.checkpoints.known import known_model
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, ModelFolder, open_model_folder, parts_of
-from pixart.checkpoints.official import PLAIN, OfficialFile
-from pixart.checkpoints.sources import read_source, transformer_folder
+from pixart.checkpoints.official import PLAIN, OfficialFile, read_source, transformer_folder
 from pixart.errors import PixArtError
 from pixart.weights import stored_dtypes
 

@@ -182,7 +182,7 @@ def open_model_folder(
         )
     if (place / "model_index.json").is_file():
         raise UsageError(f"{model} is a complete model; leave --parts out.")
-    from pixart.checkpoints.sources import read_source
+    from pixart.checkpoints.official import read_source
 
     checkpoint = read_source(place, how)
     rest = resolve(parts, "parts" if with_texts else "parts without texts")

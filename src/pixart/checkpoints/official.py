@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pixart.checkpoints.diffusers import MAX_LAYERS, MAX_SIZE, NULL_CAPTION, official_shapes
+from pixart.checkpoints.diffusers import (
+    CONFIG_NAME,
+    MAX_LAYERS,
+    MAX_SIZE,
+    NULL_CAPTION,
+    WEIGHTS_NAME,
+    official_shapes,
+    read_null_caption,
+    read_transformer,
+)
 from pixart.checkpoints.tensors import (
     check_tensors,
     read_pickle,
@@ -26,12 +35,13 @@ from pixart.checkpoints.tensors import (
 from pixart.config import shortened, shown
 from pixart.encoders.tokenizer import SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError
-from pixart.weights import is_pickle, map_tensors
+from pixart.weights import is_pickle, map_tensors, stored_dtypes, weight_files
 
 if TYPE_CHECKING:
     import torch
 
     from pixart.model.pixart import PixArtConfig
+
 
 POSITIONS = "pos_embed"
 FIRST = "x_embedder.proj.weight"  # the first tensor of every PixArt and DiT
@@ -312,3 +322,28 @@ def _positions(
             f"{path} has a {POSITIONS} that is not the sine-cosine grid; give --image-size to set it aside."
         )
     return side * patch_size, scale
+
+
+def transformer_folder(source: Path) -> Path:
+    """The folder in `source` with a transformer's config.json: its `transformer/`, or itself, else PixArtError."""
+    for folder in (source / "transformer", source):
+        if (folder / CONFIG_NAME).is_file():
+            return folder
+    raise PixArtError(f"{source} holds no transformer: there is no {source / 'transformer' / CONFIG_NAME}.")
+
+
+def read_source(source: Path, how: OfficialFile = PLAIN) -> Checkpoint:
+    """Read a PixArt; only an official file takes `how`.
+
+    Raises:
+        PixArtError: `source` is not there, damaged, or something else.
+        UsageError: `how` is given and the source says it itself.
+    """
+    if not source.is_dir():
+        return read_official(source, how)
+    if how != PLAIN:
+        raise UsageError("--num-heads, --ema and --image-size are for official files; a folder says its own sizes.")
+    folder = transformer_folder(source)
+    config, state = read_transformer(folder)
+    files = tuple(weight_files(folder, WEIGHTS_NAME))
+    return Checkpoint(config, state, read_null_caption(folder, config.text_dim), False, files, stored_dtypes(files))

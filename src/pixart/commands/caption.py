@@ -13,18 +13,16 @@ from tyro.conf import arg
 
 from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
-from pixart.data.captioning.caption_file import CaptionFile, check_source
-from pixart.data.captioning.captioner import Captioner, Item, TemplateCaptioner, item_of
-from pixart.data.captioning.rows import caption_batch
-from pixart.data.captioning.vision_language import QUESTION, VisionLanguageCaptioner
-from pixart.data.dataset import Dataset, captions_folder
-from pixart.data.dropped import ALLOWED, check_dropped
+from pixart.data.captioner import Captioner, Item, TemplateCaptioner, caption_batch, item_of
+from pixart.data.dataset import ALLOWED, Dataset, captions_folder, check_dropped
 from pixart.data.pairs import Pair, Problem, printable
+from pixart.data.vision_language import QUESTION, VisionLanguageCaptioner
+from pixart.data.written_captions import CaptionFile, check_source
 from pixart.errors import PixArtError, UsageError
 from pixart.progress import Progress
 
 if TYPE_CHECKING:
-    from pixart.data.on_ray.cloud import CloudDataset
+    from pixart.data.on_ray import CloudDataset
 
 # Images, those that an earlier run captioned, captions of this run, among them those whose boilerplate opening was
 # taken off and those that reached their limit; answers that are no captions; images without an answer.
@@ -107,7 +105,7 @@ def caption(options: Caption) -> int:
         batches = iter(lambda: list(itertools.islice(items, captioner.batch_size)), [])
         progress.say(f"{options.path} ({dataset.layout}), by {about['model']}.")
         if cluster is not None:
-            from pixart.data.on_ray.caption import caption_on
+            from pixart.data.on_ray import caption_on
 
             written = caption_on(cluster, captioner, batches)
         else:

@@ -13,9 +13,8 @@ from pixart.buckets import bucket_table
 from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.commands.dataset_options import DatasetOptions
 from pixart.config import shown
-from pixart.data.check.findings import NOTE
 from pixart.data.check.report import Report, as_json, show
-from pixart.data.check.tally import Tally
+from pixart.data.check.tally import NOTE, Tally
 from pixart.encoders.tokenizer import MAX_TOKENS, SIGMA_TOKENS, Tokenizer
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json_object, replacing, write_whole
@@ -86,7 +85,7 @@ def check(options: Check) -> int:
     else:
         show(report)
     if options.html is not None:
-        from pixart.data.check.page import page
+        from pixart.data.check.report import page
 
         write_whole(options.html, page(replace(report, path=report.path.absolute())))
         print(f"{options.html} shows it with images.", file=sys.stderr)

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -12,9 +12,8 @@ from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation.comparison import record
 from pixart.evaluation.comparison.models import SHIPPED, Model, Settings, read_models
-from pixart.evaluation.comparison.record import Plan, Row, Session, outcome, outcomes
-from pixart.evaluation.comparison.run import match, sample, take
-from pixart.evaluation.comparison.worker import DIFFUSERS_DTYPES, split_settings
+from pixart.evaluation.comparison.record import Plan, Row, outcome, outcomes
+from pixart.evaluation.comparison.run import DIFFUSERS_DTYPES, match, sample, split_settings, take
 from pixart.files import locked
 from pixart.progress import Progress
 
@@ -44,8 +43,6 @@ class Compare:
     limit: Annotated[int | None, shown("N", "all")] = None
     """Only N of the prompts, at even distances."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
-    track: Annotated[Literal["wandb", "trackio"] | None, shown("NAME", "none")] = None
-    """wandb or trackio: show the comparison there too, as a table."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,6 @@ def compare(options: Compare) -> int:
             finally:
                 page = write_page(plan, output)
             progress.result(str(page))
-            if options.track:
-                _track(options.track, plan, output, progress)
     _refuse_gaps(plan, output)
     return 0
 
@@ -173,32 +168,11 @@ def _refuse_gaps(plan: Plan, output: Path) -> None:
         lacking = len(plan.cells) - len(known.images)
         if lacking and model.kind != "images":
             count += lacking
-            last = known.last or Session("", "stopped")
-            why = {"memory": "memory ran out", "failed": "failed"}.get(last.ended, "stopped")
-            reason = f" ({last.reason})" if last.reason else ""
+            why = {"memory": "memory ran out", "failed": "failed"}.get(known.sampled.ended, "stopped")
+            reason = f" ({known.sampled.reason})" if known.sampled.reason else ""
             gaps.append(f"{model.name} {why} after {len(known.images):,}{reason}")
     if gaps:
         raise PixArtError(
             f"{count:,} of {len(plan.cells) * len(plan.models):,} images are missing: {'; '.join(gaps)}. The same "
             "command makes the rest; where memory ran out, with --staged it needs less (docs/memory.md)."
         )
-
-
-def _track(tool: str, plan: Plan, output: Path, progress: Progress) -> None:
-    """The comparison as a table of Weights & Biases or trackio: a row per prompt and seed, a column per model."""
-    from pixart.tracking.generations import GenerationTracker
-
-    found = outcomes(plan, output)
-    rows = []
-    for cell in plan.cells:
-        row = plan.rows[cell.row]
-        images = [known.folder / cell.file if cell in known.images else None for known in found]
-        rows.append([row.text, row.category, cell.seed, *images])
-    costs = [
-        [model.name, len(known.images), known.seconds, known.used.load_seconds, known.used.peak_bytes]
-        for model, known in zip(plan.models, found, strict=True)
-    ]
-    tracker = GenerationTracker(tool, output, report=progress.say, close_timeout=600)  # many images take their time
-    tracker.table("comparison", ["prompt", "category", "seed", *(model.name for model in plan.models)], rows)
-    tracker.table("models", ["model", "images", "seconds an image", "seconds to load", "peak bytes"], costs)
-    tracker.close()

@@ -110,8 +110,7 @@ def convert(options: Convert) -> int:
 
 def _control(options: Convert) -> None:
     from pixart.checkpoints.controlnet import read_controlnet, write_controlnet
-    from pixart.checkpoints.official import official_state
-    from pixart.checkpoints.sources import read_source
+    from pixart.checkpoints.official import official_state, read_source
 
     as_file = options.dest.suffix in (".pth", ".safetensors")
     if options.to not in ("diffusers", "official") or as_file != (options.to == "official"):
@@ -129,8 +128,7 @@ def _control(options: Convert) -> None:
 
 
 def _to_official(options: Convert, source: Path) -> None:
-    from pixart.checkpoints.official import write_official
-    from pixart.checkpoints.sources import read_source
+    from pixart.checkpoints.official import read_source, write_official
 
     if options.dest.suffix not in (".pth", ".safetensors"):
         raise UsageError(f"{options.dest} must end in .pth or .safetensors.")
@@ -146,7 +144,7 @@ def _to_official(options: Convert, source: Path) -> None:
 def _to_folder(options: Convert, source: Path) -> None:
     from pixart.checkpoints.folder import INDEX, PARTS, write_diffusers
     from pixart.checkpoints.model_folder import check_parts
-    from pixart.checkpoints.sources import read_source
+    from pixart.checkpoints.official import read_source
 
     parts = None if options.parts is None else resolve(options.parts, "parts")
     if parts is not None and not parts.is_dir():

@@ -12,8 +12,7 @@ from pixart.data.storage import is_url
 from pixart.errors import UsageError
 
 if TYPE_CHECKING:
-    from pixart.data.on_ray.cloud import CloudDataset
-    from pixart.data.on_ray.session import Cluster
+    from pixart.data.on_ray import CloudDataset, Cluster
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class DatasetOptions:
         if is_url(path):
             if cluster is None:
                 raise UsageError("Places in the cloud are read on Ray: add --ray local, or a cluster's address.")
-            from pixart.data.on_ray.cloud import Columns, open_cloud
+            from pixart.data.layouts.layout import Columns
+            from pixart.data.on_ray import open_cloud
 
             return open_cloud(str(path), cluster, Columns(self.image_column, self.caption_column))
         return open_dataset(
@@ -68,6 +68,6 @@ class RayOptions:
         """The cluster, None without --ray. Raises PixArtError where none answers."""
         if self.ray is None:
             return None
-        from pixart.data.on_ray.session import start
+        from pixart.data.on_ray import start
 
         return start(self.ray, workers=self.workers, gpus_per_worker=self.gpus_per_worker)

@@ -12,7 +12,7 @@ from pixart.checkpoints.model_folder import DEFAULT_MODEL
 from pixart.commands.check import longest_caption
 from pixart.commands.dataset_options import DatasetOptions, RayOptions
 from pixart.config import shown
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.storage import is_url
 from pixart.encoders.text_files import tokenizer_folder
 from pixart.encoders.tokenizer import MAX_TOKENS
@@ -119,7 +119,7 @@ def extract(options: Extract) -> int:
     extraction.check_settings(settings)
     cluster, runner, where = options.cluster.start(), None, device.name
     if cluster is not None:
-        from pixart.data.on_ray.extract import runner as on_ray
+        from pixart.data.on_ray import runner as on_ray
 
         runner, where = on_ray(cluster), f"{cluster.size()} workers of Ray ({options.cluster.ray})"
     dataset = options.dataset.open(options.path, cluster)

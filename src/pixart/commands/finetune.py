@@ -422,10 +422,9 @@ def _has_mask(pair: Pair) -> bool:
 
 def _write_captions(options: Finetune, dataset: Dataset, progress: Any) -> None:
     """Captions for the images that have none, where `pixart data caption` writes them; stopped, it goes on there."""
-    from pixart.data.captioning.caption_file import CaptionFile
-    from pixart.data.captioning.captioner import item_of
-    from pixart.data.captioning.rows import caption_batch
-    from pixart.data.captioning.vision_language import VisionLanguageCaptioner
+    from pixart.data.captioner import caption_batch, item_of
+    from pixart.data.vision_language import VisionLanguageCaptioner
+    from pixart.data.written_captions import CaptionFile
 
     captioner = VisionLanguageCaptioner(options.captioner, device=options.device)
     with CaptionFile(captions_folder(dataset.path), captioner.source, captioner.about()) as file:

@@ -41,7 +41,7 @@ def merge(options: Merge) -> int:
     from pixart.checkpoints.folder import INDEX, write_diffusers
     from pixart.checkpoints.hashes import write_hashes
     from pixart.checkpoints.model_folder import DEFAULT_MODEL, check_parts
-    from pixart.checkpoints.sources import read_source
+    from pixart.checkpoints.official import read_source
     from pixart.files import replacing
 
     if not options.lora:

@@ -88,37 +88,36 @@ def metrics(options: Metrics) -> int:
             "There is nothing to measure: give a folder of generated images, and --reference for FID, KID, precision "
             "and recall, or --clip for CLIPScore."
         )
-    from pixart.evaluation.metrics import alignment, fidelity
-    from pixart.evaluation.metrics.images import open_folder, prompts_of, sampling_settings
+    from pixart.evaluation import metrics as measure
     from pixart.evaluation.prompt_sets import read_prompts
     from pixart.runtime.device import choose_device, find_devices
 
     wanted = tuple(options.metrics.split(","))
-    if not set(wanted) <= set(fidelity.METRICS):
-        raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(fidelity.METRICS)}, with commas between.")
+    if not set(wanted) <= set(measure.METRICS):
+        raise UsageError(f"--metrics {options.metrics}: it takes {', '.join(measure.METRICS)}, with commas between.")
     device = choose_device(find_devices(), options.device).type
-    images = open_folder(options.images, options.num)
+    images = measure.open_folder(options.images, options.num)
     found: dict[str, float] = {}
     marks: list[str] = []
-    protocol: dict[str, Any] = {"count": len(images), **sampling_settings(images)}
+    protocol: dict[str, Any] = {"count": len(images), **measure.sampling_settings(images)}
     if options.reference is not None:
-        real = open_folder(options.reference, options.num)
-        marks = fidelity.check_count(len(images), len(real), wanted)
-        weights = fidelity.find_weights(options.inception)
+        real = measure.open_folder(options.reference, options.num)
+        marks = measure.check_count(len(images), len(real), wanted)
+        weights = measure.find_weights(options.inception)
         protocol["reference"], protocol["reference_count"] = real.sha256, len(real)
         protocol["resize"] = f"middle square, Pillow's bicubic filter to {options.size} px"
         protocol["inception"] = file_hash(weights)
     if options.clip is not None:
         given = [prompt.text for prompt in read_prompts(options.prompts)] if options.prompts else None
-        prompts = prompts_of(images, given)
+        prompts = measure.prompts_of(images, given)
         protocol["prompts"] = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-        clip = alignment.Clip(options.clip, device)
+        clip = measure.Clip(options.clip, device)
         protocol["clip"] = clip.sha256
         values = clip.scores(images, prompts)
         found["clip_score"] = float(values.mean())
         found["clip_score_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
     if options.reference is not None:
-        found |= fidelity.fidelity(images, real, wanted, weights, options.size, device)
+        found |= measure.fidelity(images, real, wanted, weights, options.size, device)
     if options.output is not None:
         result = {"format": FORMAT, "metrics": found, "marks": marks, "protocol": protocol}
         write_json(options.output, result | {"images": {"folder": str(images.path), "sha256": images.sha256}})
@@ -132,7 +131,7 @@ def metrics(options: Metrics) -> int:
 
 def layout(options: Layout) -> int:
     """Run `pixart layout`."""
-    from pixart.evaluation.metrics.images import LAYOUTS, places
+    from pixart.evaluation.metrics import LAYOUTS, places
     from pixart.evaluation.prompt_sets import read_prompts
     from pixart.pipeline.image_files import read_settings, write_image
     from pixart.pipeline.pipeline import Pipeline

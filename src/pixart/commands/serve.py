@@ -52,7 +52,7 @@ def serve(options: Serve) -> int:
     """Serve until SIGTERM or Ctrl-C; the address goes to stdout."""
     import fastapi  # noqa: F401  so that a missing extra is named before anything is loaded
 
-    from pixart.data.on_ray.session import connect
+    from pixart.data.on_ray import connect
     from pixart.server.guard import Access, read_keys
     from pixart.server.models import Here, Source, open_model
     from pixart.server.on_ray import OnRay

@@ -2,18 +2,18 @@
 
 `open_dataset(path)` detects the layout; `Dataset.pairs()` gives `Pair` and `Problem` in an order that is always the
 same, without ever holding a manifest whole. Captions that `pixart data caption` wrote later are merged in. Layouts are
-described in docs/data.md; `pixart.data.layouts` reads them.
-"""
+described in docs/data.md; `pixart.data.layouts` reads them."""
 
+import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from pixart.data.layouts import folders, tables, tars
-from pixart.data.layouts.layout import Columns, Layout, Notes
-from pixart.data.layouts.walk import ending, first_folders
+from pixart.data.layouts.layout import Columns, Layout, Notes, ending, first_folders
 from pixart.data.pairs import Pair, Problem, printable
 from pixart.data.written_captions import WrittenCaptions
 from pixart.errors import PixArtError, UsageError
@@ -157,3 +157,40 @@ def captions_folder(path: Path) -> Path:
     """
     path = Path(path)
     return path / ".pixart" / "captions" if os.path.isdir(path) else Path(f"{path}.pixart") / "captions"
+
+
+ALLOWED = 0.01  # share of the images that `extract` and `train` may drop before they stop
+
+
+def check_dropped(
+    dropped: int,
+    total: int,
+    *,
+    allowed: float = ALLOWED,
+    examples: Iterable[str] = (),
+    unknown: Iterable[str] = (),
+    flag: str = "--allow-dropped",
+) -> None:
+    """Raise PixArtError if more than the share `allowed` (0 to 1) of `total` images was dropped.
+
+    `unknown` ("name: reason") are losses of a number that nobody knows, such as the rest of a damaged shard: they are
+    more than any share below 1. The sentence has the counts, the first three of `examples` ("name: reason" of what was
+    dropped) and the flag that allows more. Also raises where nothing is left at all, whatever is allowed.
+    """
+    damaged, named = "; ".join(islice(unknown, 3)), "; ".join(islice(examples, 3))
+    if damaged and allowed < 1:
+        raise PixArtError(
+            f"An unknown number of images is lost ({damaged}), besides {dropped:,} of {total:,} that were dropped. "
+            f"Mend or replace what is damaged; {flag} 1 goes on without it."
+        )
+    if total == 0:
+        raise PixArtError("There are no images.")
+    which = f" (such as {named})" if named else ""
+    if dropped >= total:
+        raise PixArtError(f"All {total:,} images were dropped{which}.")
+    share = dropped / total
+    if share > allowed:
+        raise PixArtError(
+            f"{dropped:,} of {total:,} images were dropped{which}: {share:.2%}, and {allowed:.2%} is allowed. pixart "
+            f"data check shows what is wrong with them; {flag} {math.ceil(100 * share) / 100} goes on without them."
+        )

@@ -22,8 +22,7 @@ from PIL import Image
 
 from pixart.buckets import MIN_KEPT, BucketTable, Fitted, bucket_table, cover, fit, kept_share, square_table
 from pixart.config import plain, structure
-from pixart.data.dataset import Dataset
-from pixart.data.dropped import ALLOWED, check_dropped
+from pixart.data.dataset import ALLOWED, Dataset, check_dropped
 from pixart.data.encode import encode_captions, encode_images, load_text_encoder, load_vae
 from pixart.data.features import (
     MANIFEST,

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, fit, kept_share, square_table
-from pixart.data.dataset import open_dataset
-from pixart.data.dropped import ALLOWED, check_dropped
+from pixart.data.dataset import ALLOWED, check_dropped, open_dataset
 from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem, Pair, Problem, key_hash, printable, read_bytes
 from pixart.errors import PixArtError

@@ -15,9 +15,9 @@ from pixart.encoders.vae import to_bytes
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.model.deltas import merged
 from pixart.model.positions import sincos_positions
-from pixart.runtime.batch import rows_at_once
 from pixart.runtime.device import find_cpu, threads
 from pixart.runtime.memory import PLAIN
+from pixart.runtime.plan import rows_at_once
 from pixart.weights import read_headers
 
 ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto's numbers

@@ -28,11 +28,10 @@ from pixart.model.adapters import attach, detach
 from pixart.model.controlnet import build as build_controlnet
 from pixart.model.pixart import Block, PixArt, TextContext
 from pixart.progress import Progress
-from pixart.runtime.batch import images_to_decode, rows_at_once
 from pixart.runtime.compiled import compile_blocks
 from pixart.runtime.device import Device, Precision, cuda_free, find_cpu
 from pixart.runtime.memory import PLAIN, Memory
-from pixart.runtime.plan import LARGE, decoder_dtype, encoder_precision
+from pixart.runtime.plan import LARGE, decoder_dtype, encoder_precision, images_to_decode, rows_at_once
 from pixart.runtime.storage import compute_in
 from pixart.weights import OnBytes, read_headers
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pixart.config import unknown
 from pixart.errors import UsageError
-from pixart.tracking.tracker import Cell, Images, Setting, Table, Tracker, TrackingConfig
+from pixart.tracking.tracker import Images, Setting, Table, Tracker, TrackingConfig
 
 TOOLS = ("wandb", "trackio")
 WAITING = 16  # calls with their images that wait for a slow service; more are dropped and counted
@@ -100,10 +100,6 @@ class GenerationTracker:
             f"Settings-Table/{call}": Table(list(SETTINGS_COLUMNS), settings),
         }
         self.tracker.log(self.calls, values)
-
-    def table(self, name: str, columns: list[str], rows: list[list[Cell]]) -> None:
-        """Record a table of one's own; a path in it is an image file, which must stay until `close`."""
-        self.tracker.log(max(self.calls, 1), {name: Table(columns, rows)})
 
     def close(self) -> None:
         """Let the service finish what it has, then end it, and say what it did not get."""

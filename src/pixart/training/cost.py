@@ -9,7 +9,7 @@ from pixart.model.pixart import PixArt, PixArtConfig
 from pixart.training.distribution import World
 from pixart.training.recipe import Recipe
 
-STATE_BYTES = {"adamw": 8, "came": 4, "muon": 4}  # of the optimizer, per trained parameter
+STATE_BYTES = {"adamw": 8, "came": 4}  # of the optimizer, per trained parameter
 
 
 MEASURED_BLOCKS = 2
@@ -52,7 +52,7 @@ def estimate(model: torch.nn.Module, recipe: Recipe, world: World) -> list[str]:
     """
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = len(recipe.ema.decays) + len(recipe.ema.widths)
+    averages = len(recipe.ema.decays)
     per_process = world.size if recipe.loop.parallel == "fsdp" else 1
     averaged = count if recipe.trainable.method == "full" else trained
     state = trained * (4 + STATE_BYTES[recipe.optimizer.name]) + 4 * (count + averaged * averages)

@@ -7,7 +7,6 @@ can keep several side by side. `pixart export` writes a model of any of them.
 import copy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,27 +17,17 @@ from pixart.training.distribution import full_tensor, local, shard_like
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """`decays` of averages of constant length, and `widths` of power-function ones; the first of all is exported.
-
-    A width is the standard deviation of the average's profile relative to the training so far (2312.02696, section
-    3.1; 0.05 to 0.15 are usual): such an average grows with the run, so that it fits one of any length.
-    """
+    """The `decays` of the averages; the first is exported."""
 
     decays: tuple[float, ...] = (0.9999,)
-    widths: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if not self.decays and not self.widths:
-            raise UsageError("ema: give at least one of decays and widths.")
-        if not all(0 <= decay < 1 for decay in self.decays) or len(set(self.decays)) < len(self.decays):
-            raise UsageError(f"ema: decays {self.decays} must be from 0 to below 1, each another one.")
-        if not all(0.001 <= width <= 0.28 for width in self.widths) or len(set(self.widths)) < len(self.widths):
-            raise UsageError(f"ema: widths {self.widths} must be from 0.001 to 0.28, each another one.")
+        if not all(0 <= decay < 1 for decay in self.decays) or not 0 < len(set(self.decays)) == len(self.decays):
+            raise UsageError(f"ema: decays {self.decays} must be one or more from 0 to below 1, each another one.")
 
     def names(self) -> list[str]:
         """How the averages are called in checkpoints; the first one is `ema`."""
-        called = [*(f"ema-{decay:g}" for decay in self.decays), *(f"ema-width-{width:g}" for width in self.widths)]
-        return ["ema", *called[1:]]
+        return ["ema", *(f"ema-{decay:g}" for decay in self.decays[1:])]
 
 
 class Ema:
@@ -53,8 +42,7 @@ class Ema:
         names = config.names()
         self.kept = {name: {key: p.detach().clone() for key, p in first.items()} for name in names[1:]}
         self.kept = {names[0]: first, **self.kept}
-        exponents = [None] * len(config.decays) + [power_exponent(width) for width in config.widths]
-        self.kinds = dict(zip(names, zip([*config.decays, *config.widths], exponents, strict=True), strict=True))
+        self.decays = dict(zip(names, config.decays, strict=True))
 
     def shard(self, model: nn.Module, *, main: bool) -> None:
         """Keep the averages in shards from now on, as `model` is kept; only the main process can still run one."""
@@ -68,11 +56,7 @@ class Ema:
     def update(self, model: nn.Module, step: int) -> None:
         """Average in the weights after step `step`, counted from 0; at first an average is short."""
         for name, kept in self.kept.items():
-            decay, exponent = self.kinds[name]
-            if exponent is None:
-                weight = 1 - min(decay, (1 + step) / (10 + step))
-            else:
-                weight = 1 - (1 - 1 / (step + 1)) ** (exponent + 1)
+            weight = 1 - min(self.decays[name], (1 + step) / (10 + step))
             now = dict(model.named_parameters())
             torch._foreach_lerp_(local(kept.values()), local(now[name] for name in kept), weight)
 
@@ -109,9 +93,3 @@ def load_kept(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Fill a model from a checkpoint. RuntimeError where that is of another network."""
     names = adapters.kept(model)
     model.load_state_dict({name: t for name, t in model.state_dict().items() if name not in names} | state)
-
-
-def power_exponent(width: float) -> float:
-    """gamma of the profile t^gamma whose standard deviation relative to the end is `width` (2312.02696, eq. 123)."""
-    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
-    return float(roots.real.max())

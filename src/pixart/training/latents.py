@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixart.data.bucket_batches import in_order
-from pixart.data.dropped import check_dropped
+from pixart.data.dataset import check_dropped
 from pixart.data.encode import autocast
 from pixart.data.features import MANIFEST, FeatureBatch, Features, open_features
 from pixart.errors import UsageError

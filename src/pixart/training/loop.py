@@ -3,9 +3,12 @@
 What a step does follows from the seed and its number: batches come by number, and every row of a batch has its own
 random stream (rows.py). So a run that is continued takes the steps that an unbroken one takes, and any number of
 processes takes the steps that one process takes; no random state is saved.
+
+On SIGINT and SIGTERM the step is finished, a checkpoint is written, and the exit code is 75.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +32,37 @@ from pixart.training.distribution import DeviceName, Parallel, World
 from pixart.training.ema import Ema, EmaConfig
 from pixart.training.optimizers import Optimizer, OptimizerConfig, learning_rate
 from pixart.training.rows import MicrobatchSlice, RowStreams
-from pixart.training.stopping import Preempted, StopOnSignal
+
+EXIT_PREEMPTED = 75  # stopped by a signal with a good checkpoint: run the same command again
+
+
+class Preempted(PixArtError):
+    """SIGINT or SIGTERM arrived; the checkpoint is on disk."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+class StopOnSignal:
+    """Turns the first SIGINT or SIGTERM into a request that the loop honours after the step; a second acts at once."""
+
+    def __enter__(self) -> "StopOnSignal":
+        self.requested = False
+        self.old = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.old[number] = signal.signal(number, self._request)
+            except ValueError:  # not in the main thread (a test or a notebook): signals stay with their owner
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+        self.__exit__()
+
 
 MEMORY = "memory.json"
 AGAIN = "run the same command again to"
@@ -157,8 +190,7 @@ def train_loop(
                 accumulate = _halve_parts(run, batches, step, accumulate, world, say)
                 loader = iter(_loader(batches, range(step, steps), world.slices(accumulate), loop, world))
                 continue
-            for each in optim.parts:
-                scaler.unscale_(each)
+            scaler.unscale_(optim.torch)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
             norm = distribution.full_tensor(norm).item()
             value, stopping = world.agree(value, stop.requested)

@@ -12,16 +12,16 @@ TABLES = ("scale_shift_table", "embedding_table.weight")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """`adamw`; `came`, which keeps less in memory; `muon` for the matrices of the blocks and AdamW for the rest.
+    """`adamw`, or `came`, which keeps less in memory.
 
-    `learning_rate` None is what suits the start: 1e-3 for a fresh network, 2e-5 for one that `init` names. Muon's
-    update is scaled to AdamW's root mean square, so that one rate serves both. CAME's third beta is the paper's 0.9999
+    `learning_rate` None is what suits the start: 1e-3 for a fresh network, 2e-5 for one that `init` names. CAME's third
+    beta is the paper's 0.9999
     and its eps its own; nothing corrects for averages that start at zero, so give it a warm-up and a lower rate. The
     rate rises over `warmup_steps` and falls to zero over the last `decay_share` of the run. Gradients are clipped to
     the norm `clip`.
     """
 
-    name: Literal["adamw", "came", "muon"] = "adamw"
+    name: Literal["adamw", "came"] = "adamw"
     learning_rate: float | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -54,56 +54,37 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 class Optimizer:
-    """One or two torch optimizers as one, whose state is a flat dictionary of named tensors (no pickle)."""
+    """A torch optimizer whose state is a flat dictionary of named tensors (no pickle)."""
 
     def __init__(self, model: torch.nn.Module, config: OptimizerConfig):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        matrices = {
-            name
-            for name, p in self.parameters.items()
-            if config.name == "muon" and p.ndim == 2 and name.startswith("blocks.") and not name.endswith(TABLES)
-        }
-        rest = {name: p for name, p in self.parameters.items() if name not in matrices}
-        decayed = {name for name, p in rest.items() if p.ndim >= 2 and not name.endswith(TABLES)}
         # Only weights of linear layers and convolutions decay; biases and tables have no scale to hold down.
-        groups = [
-            {"params": [p for name, p in rest.items() if name in decayed], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in rest.items() if name not in decayed], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.parts = [_make(groups, config)] if groups else []
-        if matrices:
-            chosen = [p for name, p in self.parameters.items() if name in matrices]
-            rate, decay = config.learning_rate, config.weight_decay
-            scaled = {"momentum": 0.95, "nesterov": True, "adjust_lr_fn": "match_rms_adamw"}
-            self.parts.append(torch.optim.Muon(chosen, lr=rate, weight_decay=decay, **scaled))
+        decayed = [p for name, p in self.parameters.items() if p.ndim >= 2 and not name.endswith(TABLES)]
+        others = [p for name, p in self.parameters.items() if p.ndim < 2 or name.endswith(TABLES)]
+        decays = ((decayed, config.weight_decay), (others, 0.0))
+        self.torch = _make([{"params": params, "weight_decay": decay} for params, decay in decays if params], config)
 
     def step(self, learning_rate: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = learning_rate
-            part.step()
+        for group in self.torch.param_groups:
+            group["lr"] = learning_rate
+        self.torch.step()
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        self.torch.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every state tensor under `<parameter name>|<state name>`."""
         return {
             f"{name}|{key}": value if torch.is_tensor(value) else torch.tensor(value)
             for name, p in self.parameters.items()
-            for part in self.parts
-            for key, value in part.state.get(p, {}).items()
+            for key, value in self.torch.state.get(p, {}).items()
         }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """KeyError where it is another network's."""
-        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for full_name, value in state.items():
             name, key = full_name.split("|")
-            p = self.parameters[name]
-            owner[p].state.setdefault(p, {})[key] = value.clone()
+            self.torch.state.setdefault(self.parameters[name], {})[key] = value.clone()
 
 
 def _make(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:

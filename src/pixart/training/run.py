@@ -5,8 +5,7 @@ checkpoint-N/           the newest two checkpoints
 metrics.jsonl           a line for each report
 samples/                images sampled while training
 model/, dit/, vae/ ...  what the task exports in the end
-finished.json           what that is, and what it took
-"""
+finished.json           what that is, and what it took"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from pixart.checkpoints.adapters import Adapter, write_adapter
 from pixart.config import plain
 from pixart.encoders.tokenizer import SIGMA_TOKENS
 from pixart.errors import PixArtError, UsageError, reason_of
-from pixart.files import locked, read_json_object, remove_partial, write_json
+from pixart.files import locked, read_json_object, remove_partial, write_json, write_whole
 from pixart.model.adapters import adapted, merge
 from pixart.model.pixart import PixArt
 from pixart.progress import Progress
@@ -30,10 +29,8 @@ from pixart.training.batches import Batches
 from pixart.training.cost import estimate
 from pixart.training.distribution import World, joined
 from pixart.training.ema import load_kept
-from pixart.training.loop import AGAIN, train_loop
-from pixart.training.model_card import write_card
+from pixart.training.loop import AGAIN, Preempted, StopOnSignal, train_loop
 from pixart.training.recipe import ADAPTER, CONFIG, TASKS, Recipe, differences, from_run, to_json
-from pixart.training.stopping import Preempted, StopOnSignal
 from pixart.training.task import Loss, Task
 
 FINISHED = "finished.json"
@@ -312,3 +309,40 @@ def _held(run: Path) -> Iterator[None]:
                 (run / LOCK).unlink()
                 if not (run / CONFIG).is_file():
                     run.rmdir()  # a recipe that cannot be built leaves nothing behind
+
+
+HEAD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [pixart]
+---
+# {name}
+
+A PixArt model, trained with pixart. Generate with it:
+
+```sh
+pixart generate "a prompt" --model {folder}
+```
+
+```python
+from diffusers import PixArtAlphaPipeline
+
+PixArtAlphaPipeline.from_pretrained("{folder}")("a prompt")
+```
+
+## Training
+
+"""
+
+
+def write_card(folder: Path, task: str, recipe: Recipe, metrics: dict[str, float], hours: float, device: str) -> None:
+    """Write README.md into a finished run's model folder. `metrics` are the last ones on images not trained on."""
+    rows = "".join(f"| {p.steps:,} | {p.batch_size:,} | {p.features or p.size} |\n" for p in recipe.phases)
+    found = "".join(f"- {name.replace('_', ' ')}: {value:.4g}\n" for name, value in metrics.items())
+    text = (
+        HEAD.format(name=recipe.output.name, folder=folder.name)
+        + f"Task: {task}. It took {hours:.2f} hours on {device}.\n\n"
+        + f"| Steps | Batch | Data |\n| --- | --- | --- |\n{rows}"
+        + (f"\nOn images that were not trained on:\n\n{found}" if found else "")
+    )
+    write_whole(folder / "README.md", text)

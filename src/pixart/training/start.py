@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
-from pixart.checkpoints.sources import read_source
+from pixart.checkpoints.official import read_source
 from pixart.config import structure
 from pixart.errors import PixArtError
 from pixart.files import read_json_object

@@ -1,14 +1,17 @@
-"""A check as one JSON object, and as lines for a terminal."""
+"""A check as one JSON object, as lines for a terminal, and as one HTML page that needs nothing else."""
 
+import base64
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pixart.buckets import Bucket
-from pixart.data.check.findings import ATTENTION, DROPPED, NOTE, Finding
-from pixart.data.check.tally import BucketUse, Captions, Tally
-from pixart.data.pairs import printable
+from pixart.data.check.tally import ATTENTION, DROPPED, NOTE, BucketUse, Captions, Finding, Tally
+from pixart.data.images import open_image
+from pixart.data.pairs import ImageProblem, Location, printable, read_bytes
 
 STYLES = {DROPPED: ("✗", "red"), ATTENTION: ("!", "yellow"), NOTE: ("·", "blue")}
 SHOWN = 2  # examples on a terminal
@@ -163,3 +166,39 @@ def show(report: Report) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     for line, style in lines(report):
         console.print(Text(printable(line), style), soft_wrap=True)
+
+
+THUMBNAIL = 224  # px; shown at up to 140, or sharper
+
+
+def page(report: Report) -> str:
+    """The page. Reads the images of its examples again, to show them small."""
+    import jinja2
+
+    here = files("pixart.data.check")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_printable)
+    template = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
+    style = jinja2.utils.markupsafe.Markup(here.joinpath("page.css").read_text(encoding="utf-8"))
+    sheet = sorted((example for _, _, example in report.tally.sheet), key=lambda example: example.key)
+    return template.render(
+        report=report, tally=report.tally, style=style, sheet=sheet, thumbnail=thumbnail, share=share, median=median
+    )
+
+
+def _printable(value: object) -> object:
+    """Names and captions as harmless lines; what is markup already stays."""
+    return printable(value) if type(value) is str else value
+
+
+def thumbnail(place: Location | None) -> str | None:
+    """A data URI of the image, at most THUMBNAIL px, or None where it cannot be opened."""
+    if place is None:
+        return None
+    try:
+        image = open_image(read_bytes(place)).image
+    except ImageProblem:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

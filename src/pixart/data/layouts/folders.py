@@ -14,9 +14,18 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from pixart.data.layouts.layout import Columns, Layout, Notes
-from pixart.data.layouts.texts import gather, read_caption_file
-from pixart.data.layouts.walk import Folder, ending, is_image, other_file, walk
+from pixart.data.layouts.layout import (
+    Columns,
+    Folder,
+    Layout,
+    Notes,
+    ending,
+    gather,
+    is_image,
+    other_file,
+    read_caption_file,
+    walk,
+)
 from pixart.data.pairs import InFile, Pair, Problem
 
 CAPTION_ENDINGS = (".txt", ".caption")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart.data.layouts.layout import Columns
-from pixart.data.layouts.lines import Row
-from pixart.data.layouts.rows import IMAGE_COLUMNS, locate, roles
+from pixart.data.layouts.rows import IMAGE_COLUMNS, Row, locate, roles
 from pixart.data.pairs import MAX_IMAGE_BYTES, ImageProblem, InTable, Problem, open_regular, printable, read_file
 from pixart.data.storage import is_url
 from pixart.errors import PixArtError

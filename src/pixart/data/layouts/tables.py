@@ -17,12 +17,31 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pixart.data.layouts.layout import Columns, Layout, Notes
-from pixart.data.layouts.lines import Row, count_lines, csv_header, csv_rows, json_lines, json_list, text_lines
+from pixart.data.layouts.layout import (
+    Columns,
+    Folder,
+    Layout,
+    Notes,
+    ending,
+    find_files,
+    first_folders,
+    is_image,
+    missing_parts,
+    read_caption_file,
+)
 from pixart.data.layouts.parquet import open_table
-from pixart.data.layouts.rows import check_columns, pairs_of_rows, roles
-from pixart.data.layouts.texts import read_caption_file
-from pixart.data.layouts.walk import Folder, ending, find_files, first_folders, is_image, missing_parts
+from pixart.data.layouts.rows import (
+    Row,
+    check_columns,
+    count_lines,
+    csv_header,
+    csv_rows,
+    json_lines,
+    json_list,
+    pairs_of_rows,
+    roles,
+    text_lines,
+)
 from pixart.data.pairs import Pair, Problem, key_hash
 from pixart.errors import UsageError
 

@@ -16,11 +16,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
-from pixart.data.layouts.layout import Columns, Layout, Notes
-from pixart.data.layouts.lines import parse_object
-from pixart.data.layouts.rows import pair_of, roles
-from pixart.data.layouts.texts import MAX_CAPTION_FILE
-from pixart.data.layouts.walk import Folder, ending, find_files, is_unicode, missing_parts
+from pixart.data.layouts.layout import (
+    MAX_CAPTION_FILE,
+    Columns,
+    Folder,
+    Layout,
+    Notes,
+    ending,
+    find_files,
+    is_unicode,
+    missing_parts,
+)
+from pixart.data.layouts.rows import pair_of, parse_object, roles
 from pixart.data.pairs import ImageProblem, InTar, Pair, Problem, open_regular, printable, read_file
 from pixart.errors import UsageError
 

@@ -15,7 +15,7 @@ from pixart.files import write_whole
 PAGE = "index.html"
 UNCHANGED = 48 * 2**20  # bytes of all images up to which they are put into the page as they are
 LONGEST = 1024  # px; of images that are made smaller to keep the page small
-ENDINGS = {"memory": "memory ran out", "failed": "the model failed", "stopped": "stopped", "sampling": "cut off"}
+ENDINGS = {"memory": "memory ran out", "failed": "the model failed", "stopped": "stopped"}
 
 
 def write_page(plan: Plan, folder: Path) -> Path:
@@ -41,6 +41,7 @@ def page(plan: Plan, found: list[Outcome]) -> str:
         outcomes=found,
         columns=list(zip(plan.models, found, strict=True)),
         count=len(images),
+        first_seconds=[outcome.median_seconds(False) for outcome in found],
         missing=len(plan.cells) * len(plan.models) - len(images),
         categories=list(dict.fromkeys(row.category for row in plan.rows if row.category)),
         several_sizes=len({(image.width, image.height) for _, image in images}) > 1,
@@ -89,7 +90,7 @@ def _settings_table(plan: Plan, found: list[Outcome]) -> list[tuple[str, list[st
     columns = []
     for model, outcome in zip(plan.models, found, strict=True):
         # What the command gave, and on top what the sampling process filled in.
-        settings = model.settings.given() | outcome.used.settings
+        settings = model.settings.given() | outcome.sampled.settings
         columns.append(_flat({"source": model.source, "kind": model.kind} | settings))
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column if name != "model hash"):

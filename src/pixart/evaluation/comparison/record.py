@@ -1,9 +1,9 @@
-"""The folder of a comparison: its plan, a line per image, a file per process that sampled.
+"""The folder of a comparison: its plan, and of each model a line per image and what sampled them.
 
 comparison.json                     prompts, seeds, models with their settings
 models/NAME/0007-3.png              prompt 7 (from 0), seed 3
 models/NAME/images.jsonl            an `Image` a line, written after its file
-models/NAME/session-1.json          a `Session`
+models/NAME/sampled.json            a `Sampled`
 index.html                          the page
 """
 
@@ -21,9 +21,9 @@ from pixart.evaluation.comparison.models import Model
 from pixart.files import file_hash, parse_json, read_json_object, replacing, write_json
 
 PLAN = "comparison.json"
-IMAGES = "images.jsonl"
+IMAGES, SAMPLED = "images.jsonl", "sampled.json"
 LOCK = ".lock"
-FORMAT = 3
+FORMAT = 4
 # Settings that change how a model is loaded and no pixel: where memory ran out, a comparison may go on with others.
 LOADING = ("staged", "offload", "text_states")
 
@@ -93,17 +93,15 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Session:
-    """One process that sampled for one model, or one look at a folder of images made elsewhere.
+class Sampled:
+    """What the newest process that sampled for a model has come to, or the newest look at images made elsewhere.
 
     `peak_bytes` is the most memory that the process had, libraries included; `device_bytes` the most on a GPU.
-    `settings` are those of its images, the model's own values filled in; `weights` names what made them.
+    `settings` are those of the images, the model's own values filled in; `weights` names what made them.
     """
 
-    began: str
-    ended: Literal["sampling", "done", "stopped", "memory", "failed"]
+    ended: Literal["done", "stopped", "memory", "failed"] = "stopped"
     reason: str = ""
-    images: int = 0
     load_seconds: float | None = None
     peak_bytes: int | None = None
     device_bytes: int | None = None
@@ -118,25 +116,16 @@ class Outcome:
 
     folder: Path
     images: dict[Cell, Image]
-    sessions: tuple[Session, ...]
+    sampled: Sampled
+
+    def median_seconds(self, warm: bool) -> float | None:
+        """Of an image: of those of the first batch of a process, or of all others."""
+        known = [i.seconds for i in self.images.values() if i.warm == warm and i.seconds is not None]
+        return median(known) if known else None
 
     @property
     def seconds(self) -> float | None:
-        """The median time of an image, the first batch of each process left out where there are others."""
-        return _median(i.seconds for i in self.images.values() if i.warm) or self.first_seconds
-
-    @property
-    def first_seconds(self) -> float | None:
-        return _median(i.seconds for i in self.images.values() if not i.warm)
-
-    @property
-    def used(self) -> Session:
-        """The newest session that has sampled something; an empty one where none has."""
-        return next((session for session in reversed(self.sessions) if session.settings), Session("", "done"))
-
-    @property
-    def last(self) -> Session | None:
-        return self.sessions[-1] if self.sessions else None
+        return self.median_seconds(True) or self.median_seconds(False)
 
 
 def check_free(plan: Plan, folder: Path) -> None:
@@ -191,21 +180,20 @@ def outcome(folder: Path, name: str) -> Outcome:
                 images[image.cell] = image
         except (PixArtError, OSError):
             continue
-    paths = sorted(own.glob("session-*.json"), key=_number)
-    return Outcome(own, images, tuple(structure(read_json_object(path), Session, str(path)) for path in paths))
+    return Outcome(own, images, read_sampled(own))
 
 
 def outcomes(plan: Plan, folder: Path) -> list[Outcome]:
     return [outcome(folder, model.folder) for model in plan.models]
 
 
-def next_session(own: Path) -> Path:
-    """A free name for the record of a new process in the model's folder."""
-    return own / f"session-{max([0, *map(_number, own.glob('session-*.json'))]) + 1}.json"
+def read_sampled(own: Path) -> Sampled:
+    path = own / SAMPLED
+    return structure(read_json_object(path), Sampled, str(path)) if path.is_file() else Sampled()
 
 
-def save_session(path: Path, session: Session) -> None:
-    write_json(path, plain(session))
+def save_sampled(own: Path, sampled: Sampled) -> None:
+    write_json(own / SAMPLED, plain(sampled))
 
 
 def add_image(own: Path, cell: Cell, image: Any, **about: Any) -> Image:
@@ -220,13 +208,3 @@ def add_image(own: Path, cell: Cell, image: Any, **about: Any) -> Image:
                 file.write(b"\n")
         file.write(json.dumps(plain(entry)).encode() + b"\n")
     return entry
-
-
-def _median(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
-
-
-def _number(path: Path) -> int:
-    digits = path.stem.removeprefix("session-")
-    return int(digits) if digits.isdecimal() else 0

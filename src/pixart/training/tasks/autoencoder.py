@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixart.data.bucket_batches import in_order
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.encode import load_vae
 from pixart.data.image_rows import ImageRows, to_unit
 from pixart.encoders.autoencoder import (

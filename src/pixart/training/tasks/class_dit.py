@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pixart.config import plain
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.diffusion.objective import Objective
 from pixart.errors import UsageError
 from pixart.files import replacing, write_json

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.diffusion import ddpm
 from pixart.diffusion.solvers import SIGMA_DATA, TIMESTEP_SCALE
 from pixart.errors import UsageError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixart.checkpoints.controlnet import check_fit, read_controlnet, write_controlnet
 from pixart.checkpoints.diffusers import diffusers_config
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.features import Features, open_features
 from pixart.diffusion.objective import Objective
 from pixart.errors import UsageError

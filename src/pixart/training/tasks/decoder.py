@@ -19,7 +19,7 @@ from torch import Tensor
 from pixart.checkpoints.folder import write_with_vae
 from pixart.checkpoints.model_folder import load_denoiser, open_model_folder
 from pixart.data.bucket_batches import in_order
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.encode import autocast, encode_captions, load_text_encoder, load_vae
 from pixart.data.features import pad, weights_id
 from pixart.data.image_rows import to_unit

@@ -18,7 +18,7 @@ from torch import Tensor
 from pixart.checkpoints.diffusers import read_config
 from pixart.checkpoints.fast import weights_hash, write_fast
 from pixart.checkpoints.model_folder import DEFAULT_MODEL, load_denoiser, open_model_folder
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.encode import autocast, load_text_encoder, load_vae
 from pixart.diffusion.guidance import guide
 from pixart.diffusion.schedule import Schedule, make_schedule

@@ -17,7 +17,7 @@ from pixart.checkpoints.folder import (
     read_encoder_config,
     write_model_folder,
 )
-from pixart.data.dropped import ALLOWED
+from pixart.data.dataset import ALLOWED
 from pixart.data.encode import load_text_encoder, load_vae
 from pixart.data.features import Features
 from pixart.diffusion.objective import REPARAMETERIZATION_TIMESTEP, Objective

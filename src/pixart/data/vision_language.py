@@ -1,7 +1,6 @@
 """Captions from a vision-language model: LLaVA and every other image-text-to-text model of transformers.
 
-PixArt-α, section 2.4: LLaVA gets "Describe this image and its style in a very detailed manner" with every image.
-"""
+PixArt-α, section 2.4: LLaVA gets "Describe this image and its style in a very detailed manner" with every image."""
 
 import hashlib
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pixart.checkpoints.hub import resolve
-from pixart.data.captioning.captioner import Caption, Item
+from pixart.data.captioner import Caption, Item
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.files import read_json_object
 from pixart.runtime.device import Device, Precision, choose_device, choose_precision, find_devices
@@ -20,6 +19,7 @@ from pixart.weights import weight_files
 
 if TYPE_CHECKING:
     import torch
+
 
 QUESTION = "Describe this image and its style in a very detailed manner"
 HINT = 'Given the caption of this image "{caption}", {question}'

@@ -1,1 +1,0 @@
-"""Captioning and extraction past one machine, as Ray Data pipelines over local or cloud paths."""

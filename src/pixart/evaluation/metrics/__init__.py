@@ -1,1 +1,0 @@
-"""The metrics that papers report: FID, KID, precision and recall, CLIPScore."""
