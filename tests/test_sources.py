@@ -87,6 +87,7 @@ def test_official_files_draw_with_the_parts_of_another_folder(official, parts, t
         "num_heads": 2,
         "image_size": None,
         "revision": None,
+        "text_encoder": None,
     }
     from PIL import Image
 

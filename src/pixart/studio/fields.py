@@ -27,6 +27,7 @@ NAMES = (
     "prompt", "style", "num_images", "width", "height", "binning", "use_negative", "negative_prompt", "random_seed",
     "seed", "guidance_scale", "steps", "sampler", "guidance_from", "guidance_to", "guidance_rescale",
     "guidance_channels", "null_text", "upscale", "transparent", "loras", "strengths", "strength", "outpaint",
+    "prompt_weights",
 )  # fmt: skip
 # Fields that are not of an image's settings, or not there without an image to start from.
 OWN = {
@@ -45,7 +46,7 @@ def defaults(folder: ModelFolder) -> dict[str, Any]:
     values = dict.fromkeys(NAMES) | OWN | {"prompt": "", "negative_prompt": "", "style": NO_STYLE, "num_images": 1}
     values |= {"seed": 0, "binning": next(iter(BINNING)), "upscale": 1}
     values |= {"width": folder.native_size, "height": folder.native_size, "guidance_rescale": 0.0}
-    values |= {"guidance_from": 0, "guidance_to": 1000, "null_text": "encoded"}
+    values |= {"guidance_from": 0, "guidance_to": 1000, "null_text": "encoded", "prompt_weights": False}
     return values | {"sampler": sampler, "steps": steps, "guidance_scale": scale}
 
 
@@ -54,7 +55,7 @@ def arguments(values: dict[str, Any], image: Any = None, mask: Any = None) -> di
     if not values["random_seed"] and values["seed"] is None:
         raise UsageError("There is no seed; type one, or choose a random seed.")
     same = ("num_images", "width", "height", "guidance_scale", "steps", "guidance_rescale", "guidance_channels")
-    same += ("upscale", "outpaint")
+    same += ("upscale", "outpaint", "prompt_weights")
     ends = {"guidance_from": 0, "guidance_to": 1000}
     return {
         **{name: values[name] for name in same},

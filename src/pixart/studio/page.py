@@ -146,6 +146,9 @@ class Page:
                 rescale = _number("Guidance rescale", 0, "rescale", precision=None)
                 channels = _number("Guided channels", None, "channels", placeholder="all")
                 null_text = gr.Dropdown(list(NULL_TEXTS), value="encoded", label="Unconditional text", min_width=90)
+            weights = gr.Checkbox(
+                False, label="Prompt weights: (word:1.2) counts more, [word] less", elem_id="prompt-weights"
+            )
             upscale = gr.Slider(
                 1, MAX_UPSCALE, value=1, step=1, label="Enlarge so many times, in a second pass", elem_id="upscale"
             )
@@ -154,7 +157,7 @@ class Page:
             )
         return [prompt, style, number, width, height, binning, use_negative, negative, random_seed, seed, scale, steps,
                 sampler, low, high, rescale, channels, null_text, upscale, transparent, loras, strengths, strength,
-                outpaint]  # fmt: skip
+                outpaint, weights]  # fmt: skip
 
     def _stage(self) -> None:
         """Where images appear; `stage` is what `_show_run` fills, in its order."""
