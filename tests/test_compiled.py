@@ -12,7 +12,9 @@ from pixart.checkpoints.adapters import check_loras
 from pixart.model.pixart import Block, PixArt, TextContext
 from pixart.runtime.compiled import compile_blocks
 
-LORA_LAYERS = {"transformer_blocks.0.attn1.to_q": (32, 32), "transformer_blocks.1.ff.net.2": (32, 128)}
+# The same layers of each block, as trainers write them: blocks with others are other graphs.
+LORA_LAYERS = {f"transformer_blocks.{n}.{layer}": shape for n in (0, 1) for layer, shape in
+               (("attn1.to_q", (32, 32)), ("ff.net.2", (32, 128)))}  # fmt: skip
 TEXT_LENGTH = 24
 
 

@@ -110,6 +110,7 @@ def test_devices_dtypes_and_memory_by_diffusers_calls(tiny_model_with_graphs):
     assert len(pipe.networks.loaded) == 1
 
 
+@pytest.mark.slow
 def test_the_cell_of_the_wandb_report_runs_with_two_lines_changed(tiny_model, tmp_path):
     """On a CPU generator and with W&B offline; its run ends with the program."""
     code = (

@@ -28,6 +28,7 @@ def test_the_layers_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_imports_where_there_is_no_posix():
     code = (
         "import importlib, pkgutil, sys\n"

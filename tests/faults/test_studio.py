@@ -238,6 +238,7 @@ def test_a_visitor_who_leaves_stops_the_generation_and_the_next_one_has_a_turn(s
     assert sum(len(list(folder.glob("*.png"))) for folder in site.outputs.glob("*-gone")) < 100
 
 
+@pytest.mark.slow
 def test_visitors_that_are_gone_hold_no_memory(site):
     def visits(number: int) -> int:
         for _ in range(number):
