@@ -100,11 +100,14 @@ def test_who_leaves_ends_the_job_within_a_step_and_what_is_saved_stays(studio):
 def test_page_and_programs_share_one_queue(studio):
     """A job of the server's kind and a click are on their way together, and each gets what it gets alone."""
     pipeline = studio.models.require().pipeline
-    request = make_request(pipeline.folder, "a house", seed=3, steps=40, width=64, height=64, num_images=4)
+    request = make_request(pipeline.folder, "a house", seed=3, steps=40, width=64, height=64, num_images=8)
     (alone,) = pipeline.generate(make_request(pipeline.folder, "a house", seed=3, steps=40, width=64, height=64))
-    other, clicked = studio.engine.submit(pipeline, request, owner="a key"), generation(studio, steps=40)
-    seen = []
-    asyncio.run(follow(studio, clicked, lambda: seen.append(len(studio.engine.live))))
+    seen: list[int] = []
+    other = studio.engine.submit(
+        pipeline, request, owner="a key", on_step=lambda index, step: seen.append(len(studio.engine.live))
+    )
+    clicked = generation(studio, steps=40)
+    asyncio.run(follow(studio, clicked, lambda: False))
     assert max(seen) == 2 and clicked.saved == 1
     assert other.future.result()[0].settings["pixels_sha256"] == alone.settings["pixels_sha256"]
 
