@@ -315,11 +315,11 @@ def _tracking(tool: str | None, folder: Path, say: Callable[[str], None]):
 
 def _prompts(options: Generate) -> list[str]:
     """The prompt, or those of standard input; if none is given, the one that a file of text states holds."""
-    from pixart.commands.prompt_file import prompts_of_stdin
     from pixart.encoders.text_states import read_head
+    from pixart.evaluation.prompt_sets import read_prompts
 
     if options.prompt == "-":
-        return prompts_of_stdin()
+        return [prompt.text for prompt in read_prompts("-")]
     if options.prompt is not None:
         if options.prompt.endswith((".txt", ".jsonl")) and Path(options.prompt).is_file():
             raise UsageError(f"{options.prompt} is a file; to generate the prompts in it, give --prompts before it.")

@@ -1,7 +1,7 @@
-"""A file of prompts for `pixart generate`: one a line, or JSON lines with settings; and what is left of it to do."""
+"""The requests of a file of prompts for `pixart generate`, and what is left of them to generate."""
 
 import itertools
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,13 @@ from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import plain
 from pixart.errors import PixArtError, UsageError, shown
-from pixart.files import parse_json, read_bytes
+from pixart.evaluation.prompt_sets import read_prompts
 from pixart.pipeline.image_files import read_settings, slug, title
 from pixart.pipeline.request import Request, control_for_images, make_request
 from pixart.pipeline.restore import NAMES
 
-MAX_BYTES = 16 << 20
-MAX_LINES = 100_000
 TOGETHER = 64  # prompts of a job; what is encoded of them may be kept until its end
-KEYS = ("prompt", "num_images", "image", "mask", "outpaint", "control_image", "control_scale", *NAMES)
+KEYS = ("num_images", "image", "mask", "outpaint", "control_image", "control_scale", *NAMES)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def jobs_of(
         UsageError: names the first line that is wrong.
     """
     there, left = 0, []
-    for number, request in _read(path, folder, settings):
+    for number, request in list(_requests(path, folder, settings)):
         given = control is not None and request.control is not None
         wanted = conditions | {"control": control_for_images(control, request) if given else None}
         stem = f"{number:04}-{slug(title(request.prompts[0], request.style))}"
@@ -71,46 +69,14 @@ def jobs_of(
     return jobs, there
 
 
-def prompts_of_stdin() -> list[str]:
-    """The lines of standard input, without empty ones. Raises UsageError where they are too many, or no text."""
-    content = sys.stdin.buffer.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise UsageError(f"Standard input has more than {MAX_BYTES:,} bytes.")
-    try:
-        prompts = [line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError:
-        raise UsageError("Standard input is not a text in UTF-8.") from None
-    if not 0 < len(prompts) <= MAX_LINES:
-        raise UsageError(f"Standard input has {len(prompts):,} prompts; from 1 to {MAX_LINES:,} are taken.")
-    return prompts
-
-
-def _read(path: Path, folder: ModelFolder, settings: dict[str, Any]) -> list[tuple[int, Request]]:
-    name = shown(str(path), 200)
-    try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not a text in UTF-8.") from None
-    rows = [(number, row.strip()) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
-    if not 0 < len(rows) <= MAX_LINES:
-        raise UsageError(f"{name} has {len(rows):,} prompts; from 1 to {MAX_LINES:,} are taken.")
-    lines = []
-    for number, row in rows:
+def _requests(path: Path, folder: ModelFolder, settings: dict[str, Any]) -> Iterator[tuple[int, Request]]:
+    for prompt in read_prompts(path):
         try:
-            own = _json(row) if path.suffix.lower() == ".jsonl" else {"prompt": row}
-            lines.append((number, make_request(folder, **settings | own)))
+            if strange := prompt.about.keys() - set(KEYS):
+                raise UsageError(f'there is no setting "{shown(min(strange))}"; there are: {", ".join(KEYS)}.')
+            yield prompt.line, make_request(folder, prompt.text, **settings | prompt.about)
         except PixArtError as error:
-            raise UsageError(f"{name}, line {number}: {error}") from None
-    return lines
-
-
-def _json(row: str) -> dict[str, Any]:
-    own = parse_json(row, "It")
-    if not isinstance(own, dict) or not isinstance(own.get("prompt"), str):
-        raise UsageError('it must be a JSON object with a "prompt".')
-    if strange := own.keys() - set(KEYS):
-        raise UsageError(f'there is no setting "{shown(min(strange))}"; there are: {", ".join(KEYS)}.')
-    return own
+            raise UsageError(f"{shown(str(path), 200)}, line {prompt.line}: {error}") from None
 
 
 def _settings_of(request: Request) -> tuple[Any, ...]:
