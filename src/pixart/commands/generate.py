@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
@@ -98,6 +98,8 @@ class Generate:
     --text-states of one prompt."""
     prompts: Annotated[Path | None, shown("FILE", "none")] = None
     """A file of prompts, one a line, or .jsonl with settings; the same command again goes on where it was stopped."""
+    layout: Annotated[Literal["geneval", "t2i-compbench"] | None, shown("geneval|t2i-compbench", "none")] = None
+    """With --prompts: a benchmark's file, into the folders that its scripts read. The papers take -n 4 and -n 10."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
     size: Annotated[str | None, shown("WxH", "the model's")] = None
@@ -221,7 +223,9 @@ def _jobs(
             "transparent": options.output.transparent or None,
             "loras": loras or None,
         }
-        return jobs_of(options.prompts, folder, settings, output, conditions, control)
+        return jobs_of(options.prompts, folder, settings, output, conditions, control, options.layout)
+    if options.layout is not None:
+        raise UsageError(f"--layout {options.layout} is for the prompts of a file; give --prompts.")
     prompts = _prompts(options)
     request = make_request(folder, prompts, **settings)
     requests = [request]
@@ -256,6 +260,7 @@ def _write_all(pipeline, jobs: list["Job"], options: Generate, progress, record)
             if options.output.transparent:
                 settings = {**generated.settings, "transparent": True}
                 generated = replace(generated, image=cut_out(generated.image), settings=settings)
+            planned.parent.mkdir(parents=True, exist_ok=True)
             path = write_image(generated.image, generated.settings, planned, metadata=not options.output.no_metadata)
             written.add(path)
             record(generated)
