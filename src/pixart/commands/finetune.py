@@ -22,10 +22,10 @@ from tyro.conf import arg
 
 from pixart.config import shown
 from pixart.data.dataset import Dataset, captions_folder, open_dataset
-from pixart.data.images import open_image
 from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Pair, Problem, read_bytes
 from pixart.errors import UsageError
 from pixart.files import read_json_object, write_json, write_whole
+from pixart.images import open_image
 from pixart.runtime.device import Device, choose_device, choose_precision, find_devices
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.evaluation.comparison import record
 from pixart.files import file_hash
+from pixart.images import open_image
 from pixart.pipeline.image_files import read_settings
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixart.data.pairs import ImageProblem
+from pixart.errors import PixArtError
 from pixart.pixels import is_transparent, on_white, opacity_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; the number from which Pillow, too, speaks of a bomb
+MAX_PIXELS = 100_000_000  # 0.3 GB as RGB; a little over the number from which Pillow warns of a bomb
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes the phones' MPO
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
 # Endings of images that are not read: they are reported, where other files are only counted.
@@ -22,6 +22,27 @@ UNREAD_EXTENSIONS = frozenset(
     (".svg", ".pdf", ".eps", ".psd", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".exr", ".hdr", ".dng", ".raw")
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageProblem(PixArtError):
+    """One image cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
+
+    def __init__(self, kind: str, reason: str):
+        reason = printable(reason)
+        super().__init__(kind, reason)  # both stand in args, so that it travels between processes
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def printable(text: str) -> str:
+    """`text` with control, format and surrogate characters written as escapes, so that it is one harmless line."""
+    if text.isprintable():
+        return text
+    # Zero-width joiners are not printable for Python, but emoji are made with them.
+    return "".join(c if c.isprintable() or c == "\u200d" else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,8 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
         start = data[:12].decode("ascii", "backslashreplace")
         raise ImageProblem("format", f'This begins with "{start}" and is none of {", ".join(FORMATS)}.') from None
     except Image.DecompressionBombError:
-        raise ImageProblem("bomb", "The image claims more than 178,956,970 pixels.") from None
+        most = min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)
+        raise ImageProblem("bomb", f"The image claims too many pixels; at most {most:,} are decoded.") from None
     except Exception as error:  # decoders fed with bad bytes raise nearly everything: struct.error, KeyError, ...
         raise _from_decoder(error) from None
 
