@@ -1,6 +1,7 @@
 """A file of prompts for `pixart generate`: one a line, or JSON lines with settings; and what is left of it to do."""
 
 import itertools
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pixart.pipeline.request import Request, control_for_images, make_request
 from pixart.pipeline.restore import NAMES
 
 MAX_BYTES = 16 << 20
+LINE_END = re.compile(r"\r?\n|\r")
 MAX_LINES = 100_000
 TOGETHER = 64  # prompts of a job; what is encoded of them may be kept until its end
 KEYS = ("prompt", "num_images", "image", "mask", "outpaint", "control_image", "control_scale", *NAMES)
@@ -73,11 +75,11 @@ def jobs_of(
 
 def prompts_of_stdin() -> list[str]:
     """The lines of standard input, without empty ones. Raises UsageError where they are too many, or no text."""
-    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    content = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""  # None where it is closed
     if len(content) > MAX_BYTES:
         raise UsageError(f"Standard input has more than {MAX_BYTES:,} bytes.")
     try:
-        prompts = [line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+        prompts = [line.strip() for line in LINE_END.split(content.decode("utf-8-sig")) if line.strip()]
     except UnicodeDecodeError:
         raise UsageError("Standard input is not a text in UTF-8.") from None
     if not 0 < len(prompts) <= MAX_LINES:
@@ -91,7 +93,7 @@ def _read(path: Path, folder: ModelFolder, settings: dict[str, Any]) -> list[tup
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{name} is not a text in UTF-8.") from None
-    rows = [(number, row.strip()) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
+    rows = [(number, row.strip()) for number, row in enumerate(LINE_END.split(text), 1) if row.strip()]
     if not 0 < len(rows) <= MAX_LINES:
         raise UsageError(f"{name} has {len(rows):,} prompts; from 1 to {MAX_LINES:,} are taken.")
     lines = []

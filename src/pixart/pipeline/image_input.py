@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pixart.errors import UsageError, shown
+from pixart.errors import PixArtError, UsageError, shown
+from pixart.files import open_regular
 from pixart.pipeline.bins import fit
+from pixart.pixels import FORMATS, on_white, upright
 
 MAX_PIXELS = 100_000_000
 FEATHER = 4  # pixels over which what was generated passes into the image around a mask
@@ -121,29 +123,33 @@ def read_image_input(image: Any, mask: Any, outpaint: bool) -> ImageInput | None
 
 def open_image(source: Any, what: str) -> Any:
     """A path or PIL image as an upright RGB image, on white where it is transparent."""
-    from PIL import Image, ImageOps
-
-    from pixart.pixels import on_white
+    from PIL import Image
 
     if isinstance(source, Image.Image):
-        return on_white(source)
+        return _as_rgb(source, what)
     if not isinstance(source, str | Path):
         raise UsageError(f"The {what} must be a path or a PIL image, not {type(source).__name__}.")
     name = shown(str(source), 200)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about bombs, and about damaged EXIF
-            with Image.open(source) as opened:
+            with open_regular(source) as file, Image.open(file, formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     size = f"{opened.width} x {opened.height}"
                     raise UsageError(f"The {what} {name} has {size} pixels; at most {MAX_PIXELS:,} are read.")
-                return on_white(ImageOps.exif_transpose(opened))
+                return _as_rgb(upright(opened), what)
     except Image.DecompressionBombError:
         raise UsageError(f"The {what} {name} is too large; at most {MAX_PIXELS:,} pixels are read.") from None
-    except UsageError:
+    except PixArtError:
         raise
     except FileNotFoundError:
         raise UsageError(f"There is no file {name}; give the {what}.") from None
     except Exception as error:  # decoders fed with bad bytes raise nearly everything
         reason = shown(str(error) or type(error).__name__, 200).rstrip(".")
         raise UsageError(f"The {what} {name} cannot be read: {reason}.") from None
+
+
+def _as_rgb(image: Any, what: str) -> Any:
+    if image.mode in ("I", "F"):
+        raise UsageError(f"The {what} holds numbers of 32 bits, of which nobody knows what is white; save it in 8 bits.")
+    return on_white(image)
