@@ -84,6 +84,9 @@ def guarded(act: Callable[[], int], program: str = "pixart") -> int:
     except BrokenPipeError:
         _close_stdout()  # the reader of our output (`| head`) has left; nothing more can be said to it
         return 1
+    except MemoryError:
+        print(f"{program}: there is not enough free memory for this.", file=sys.stderr)
+        return 1
     except OSError as error:  # no file is written or read without saying which, but a disk can fill up anywhere
         which = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         print(f"{program}: {which}{error.strerror or error}.", file=sys.stderr)

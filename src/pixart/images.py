@@ -1,7 +1,6 @@
 """Bytes to an RGB image, safely: an allow-list of decoders, limits, and one way for every colour mode."""
 
 import io
-import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -9,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixart.errors import PixArtError
-from pixart.pixels import is_transparent, on_white, opacity_of
+from pixart.pixels import FORMATS, UPRIGHT, is_transparent, on_white, opacity_of, orientation_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 100_000_000  # 0.3 GB as RGB; a little over the number from which Pillow warns of a bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes the phones' MPO
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
 # Endings of images that are not read: they are reported, where other files are only counted.
 UNREAD_EXTENSIONS = frozenset(
@@ -87,15 +85,15 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
             if image.format == "PNG":  # whose checksums Pillow does not look at when it decodes
                 with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
                     copy.verify()
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             hidden = _hidden_colour(image, data)
             image.load()  # the first frame
             rgb, alpha = _rgb(image, hidden)
             opacity = opacity_of(image) if alpha else None
-            left = _orientation(image)  # 1 if Pillow has turned it already, as it does with TIFF
+            left = orientation_of(image)  # 1 if Pillow has turned it already, as it does with TIFF
             if left > 1:
-                rgb = rgb.transpose(_UPRIGHT[left])
-                opacity = opacity and opacity.transpose(_UPRIGHT[left])
+                rgb = rgb.transpose(UPRIGHT[left])
+                opacity = opacity and opacity.transpose(UPRIGHT[left])
             return Opened(
                 image=rgb,
                 format=image.format or "?",
@@ -127,28 +125,6 @@ def _quiet_pillow() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-# What to do for each EXIF orientation (TIFF 6.0, tag 274), as numbers of Image.Transpose.
-_UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-
-
-def _orientation(image: "Image.Image") -> int:
-    """EXIF's orientation. Only this entry is read: Pillow reads all, and many may point at the same megabytes."""
-    data = image.info.get("exif")
-    try:
-        if not isinstance(data, bytes):  # a TIFF file's own folder, which Pillow has read to open it
-            value = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1
-        else:
-            data = data.removeprefix(b"Exif\0\0")
-            order = {b"II": "<", b"MM": ">"}[data[:2]]
-            start = struct.unpack_from(order + "I", data, 4)[0]
-            (count,) = struct.unpack_from(order + "H", data, start)
-            entries = (struct.unpack_from(order + "HHIH", data, start + 2 + 12 * n) for n in range(count))
-            value = next((value for tag, kind, _, value in entries if (tag, kind) == (0x0112, 3)), 1)
-    except Exception:  # EXIF written badly: the pixels are fine, and nothing says that they are rotated
-        return 1
-    return value if value in _UPRIGHT else 1
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

@@ -147,6 +147,8 @@ def generate(options: Generate) -> int:
     loras = check_loras(folder, model.lora)
     control = None if start.control is None else controlnet_for(folder, start.control, start.control_edges)
     jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras], control)
+    if control is None and any(job.request.control for job in jobs):
+        raise UsageError(f"{options.prompts} has images for a ControlNet; name one with --control.")
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
         return 0

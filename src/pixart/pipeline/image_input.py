@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixart import images
-from pixart.errors import PixArtError, UsageError, shown
+from pixart.errors import UsageError, shown
 from pixart.files import read_bytes
 from pixart.pipeline.bins import fit
 from pixart.pixels import on_white
@@ -125,12 +125,17 @@ def open_image(source: Any, what: str) -> Any:
     """A path or PIL image as an upright RGB image, on white where it is transparent."""
     from PIL import Image
 
-    if isinstance(source, Image.Image):
-        return on_white(source)
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Image.Image):
         raise UsageError(f"The {what} must be a path or a PIL image, not {type(source).__name__}.")
-    name = shown(str(source), 200)
+    if isinstance(source, Image.Image):
+        if 0 in source.size:
+            raise UsageError(f"The {what} has no pixels.")
+        if source.mode in ("I", "F"):
+            raise UsageError(f"The {what} holds numbers of 32 bits, whose white is not known; save it in 8 bits.")
     try:
+        if isinstance(source, Image.Image):
+            return on_white(source)
         return images.open_image(read_bytes(Path(source), MAX_BYTES)).image
-    except (PixArtError, ValueError) as error:  # ValueError: a path with a NUL character
-        raise UsageError(f"The {what} {name} cannot be read: {shown(str(error), 300)}") from None
+    except Exception as error:  # an image of PIL may be decoded only now, and decoders raise nearly everything
+        reason = shown(str(error) or type(error).__name__, 300).rstrip(".")
+        raise UsageError(f"The {what} {shown(str(source), 200)} cannot be read: {reason}.") from None

@@ -24,6 +24,7 @@ SETS = {
 }
 MAX_BYTES = 64 * 2**20
 MAX_PROMPTS = 100_000
+LINE_END = re.compile(r"\r?\n|\r")
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 TEXT_NAMES = ("prompt", "prompts", "text", "caption")  # of a column or key, in this order; capitals do not matter
 CATEGORY_NAMES = ("category", "tag")  # PartiPrompts and DrawBench; GenEval
@@ -59,7 +60,8 @@ def read_prompts(name_or_path: str | Path) -> list[Prompt]:
     if name in SETS:
         return list(_shipped(name))
     if name == "-":
-        return _prompts(sys.stdin.buffer.read(MAX_BYTES + 1), Path("standard input"))
+        content = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""  # None where it is closed
+        return _prompts(content, Path("standard input"))
     if not re.search(r"[./\\]", name) and not path.exists():
         raise UsageError(unknown("prompt set or file", name, SETS))
     if path.is_dir():
@@ -111,7 +113,7 @@ def _lines(text: str, name: str, path: Path) -> Iterator[tuple[int, Any]]:
     json_lines = path.suffix.lower() == ".jsonl"
     # T2I-CompBench names its files color_val.txt, shape_train.txt, ...
     category = match[1] if (match := re.fullmatch(r"(.+)_(?:train|val)", path.stem)) else ""
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(LINE_END.split(text), 1):
         if line.strip():
             row = parse_json(line, f"{name}, line {number},") if json_lines else {"prompt": line, "category": category}
             yield number, row
