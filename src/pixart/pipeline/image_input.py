@@ -125,14 +125,14 @@ def open_image(source: Any, what: str) -> Any:
     """A path or PIL image as an upright RGB image, on white where it is transparent."""
     from PIL import Image
 
-    if isinstance(source, Image.Image):
-        return _as_rgb(source, what)
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Image.Image):
         raise UsageError(f"The {what} must be a path or a PIL image, not {type(source).__name__}.")
     name = shown(str(source), 200)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about bombs, and about damaged EXIF
+            if isinstance(source, Image.Image):
+                return _as_rgb(source, what)
             with open_regular(source) as file, Image.open(file, formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     size = f"{opened.width} x {opened.height}"
@@ -150,6 +150,8 @@ def open_image(source: Any, what: str) -> Any:
 
 
 def _as_rgb(image: Any, what: str) -> Any:
+    if 0 in image.size:
+        raise UsageError(f"The {what} has no pixels.")
     if image.mode in ("I", "F"):
-        raise UsageError(f"The {what} holds numbers of 32 bits, of which nobody knows what is white; save it in 8 bits.")
+        raise UsageError(f"The {what} holds numbers of 32 bits, so white is not known; save it in 8 bits.")
     return on_white(image)
