@@ -38,8 +38,7 @@ def on_white(image: "Image.Image") -> "Image.Image":
     """A PIL image of any mode as RGB, with white where it is transparent; of 16-bit grey, the high bytes."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = eight_bits(image)
     if not _may_be(image):
         return image.convert("RGB")
     rgba = _rgba(image)
@@ -71,6 +70,15 @@ def upright(image: "Image.Image") -> "Image.Image":
     image.load()  # which turns TIFF by itself
     turn = orientation_of(image)
     return image.transpose(UPRIGHT[turn]) if turn > 1 else image
+
+
+def eight_bits(image: "Image.Image") -> "Image.Image":
+    """Of 16-bit grey the high bytes, where Pillow would make all that is not nearly black white; else the image."""
+    from PIL import Image
+
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _may_be(image: "Image.Image") -> bool:
