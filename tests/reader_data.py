@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from pixart.data.dataset import Dataset, open_dataset
-from pixart.data.images import open_image
 from pixart.data.pairs import Pair, Problem, read_bytes
+from pixart.images import open_image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0), "white": (255, 255, 255)}
 

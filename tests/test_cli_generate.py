@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from pixart import __version__
 from pixart.cli import main
@@ -236,7 +237,6 @@ def test_the_real_command_generates_with_the_network_cut_off(tiny_model, tmp_pat
 
 
 def test_every_style_and_one_sheet(tiny_model_with_graphs, tmp_path, capsys):
-    from PIL import Image
 
     from pixart.evaluation.style_sheet import GAP
 
@@ -298,14 +298,22 @@ def test_json_lines_have_settings_of_their_own(tiny_model, tmp_path, capsys):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\n\n", b"\xff\xfe", b'{"prompt": "a"}\n{"prompt": 7}', b'{"prompt": "a", "stepz": 3}', b"[1]", b"{",
+     b'{"prompt": "a", "steps": 2, "steps": 3}', b'{"prompt": "a", "control_image": "p.png"}',
      b'{"prompt": "a", "steps": 0}'],
 )  # fmt: skip
 def test_a_bad_prompt_file_is_one_sentence_before_anything_is_loaded(tiny_model, tmp_path, capsys, content):
     (tmp_path / "p.jsonl").write_bytes(content)
+    Image.new("RGB", (64, 64)).save("p.png")
     assert main(["generate", "--model", str(tiny_model), "--prompts", "p.jsonl"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("pixart: ") and err.count("\n") == 1
     assert main(["generate", "a fox", "--model", str(tiny_model), "--prompts", "p.jsonl"]) == 2
+
+
+def test_without_standard_input_there_are_no_prompts(tiny_model):
+    command = 'exec "$0" -m pixart generate - --model "$1" <&-'
+    refused = subprocess.run(["sh", "-c", command, sys.executable, tiny_model], capture_output=True, timeout=60)
+    assert refused.returncode == 2 and refused.stderr.count(b"\n") == 1
 
 
 def test_a_terminal_that_knows_no_greek_and_a_full_disk_give_no_traceback():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photo_folder import write_photos
+from photos import write_photos
 from safetensors.torch import save_file
 
 from pixart.cli import main
@@ -65,9 +65,9 @@ def as_shards(photos: Path, folder: Path, per_shard: int) -> Path:
     for first in range(0, len(rows), per_shard):
         with tarfile.open(folder / f"{first // per_shard:05d}.tar", "w") as tar:
             for row in rows[first : first + per_shard]:
-                stem = row["file_name"].removesuffix(".png")
+                stem = row["file_name"].removesuffix(".jpg")
                 content = (photos / row["file_name"]).read_bytes()
-                for name, data in ((f"{stem}.png", content), (f"{stem}.txt", row["text"].encode())):
+                for name, data in ((f"{stem}.jpg", content), (f"{stem}.txt", row["text"].encode())):
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))

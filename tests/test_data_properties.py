@@ -16,11 +16,11 @@ from PIL import Image
 from reader_data import COLOURS, colour_of, image, put, read, tar, texts
 
 from pixart.data.dataset import captions_folder, open_dataset
-from pixart.data.images import open_image
 from pixart.data.layouts import rows as manifest_rows
 from pixart.data.layouts.layout import as_caption
 from pixart.data.pairs import Caption, ImageProblem, InFile, Problem, printable
 from pixart.errors import PixArtError
+from pixart.images import open_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")  # pytest undoes what images.py says
 

@@ -71,6 +71,12 @@ def test_latents_are_the_noise_and_a_generator_makes_what_comes_later(pipe):
         {"latents": torch.zeros(1, 8, 4, 4)},
         {"latents": "noise"},
         {"latents": torch.full((1, 8, 8, 8), torch.nan)},
+        {"latents": np.full((1, 8, 8, 8), 1e300)},
+        {"latents": [[1.0], [1.0, 2.0]]},
+        {"latents": torch.zeros(1, 8, 8, 8, dtype=torch.complex64)},
+        {"latents": torch.zeros(1, 8, 8, 8, device="meta")},
+        {"latents": torch.zeros(1, 8, 8, 8).to_sparse()},
+        {"generator": []},
         {"steps": 2, "num_inference_steps": 2},
         {"num_inference_step": 2},
     ],
@@ -90,6 +96,8 @@ def test_an_image_of_given_noise_is_not_verified(pipe, tmp_path):
 
 
 def test_devices_dtypes_and_memory_by_diffusers_calls(tiny_model_with_graphs):
+    with pytest.raises(UsageError):
+        pixart.Pipeline.from_pretrained(tiny_model_with_graphs, dtype="float32", torch_dtype=torch.float16)
     call = {"seed": 1, "width": 64, "height": 64, "steps": 2}
     pipe = pixart.Pipeline.from_pretrained(tiny_model_with_graphs)
     before = pipe("a fox", **call)

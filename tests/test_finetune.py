@@ -231,6 +231,8 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_made(photos, 
         (photos, "--rank", "0"),
         (photos, "--learning-rate", "2"),
         (photos, "--price", "nan"),
+        (photos, "--size", "7"),
+        (photos, "--seed", "-1"),
         (photos, "--masked"),  # nothing is masked
         (photos, "--model", str(tmp_path / "none")),
         (tmp_path / "none",),

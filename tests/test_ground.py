@@ -108,7 +108,10 @@ def test_bad_toml_is_refused(tmp_path, content):
         config.read_toml(path)
 
 
-@pytest.mark.parametrize("content", ["[" * 200_000, "[" * 150 + "]" * 150, "NaN", "[1e999]", b"\xff", "{", ""])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, "[" * 150 + "]" * 150, "NaN", "[1e999]", "9" * 5000, '{"a": 1, "a": 2}', b"\xff", "{", ""],
+)
 def test_bad_json_is_refused(content):
     with pytest.raises(PixArtError):
         files.parse_json(content, "x.json")

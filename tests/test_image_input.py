@@ -1,6 +1,11 @@
 """Images to start from: beside Diffusers' image-to-image and inpainting arithmetic, and from the command line."""
 
+import io
 import json
+import os
+import resource
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from PIL import Image
 import pixart
 from pixart.cli import main
 from pixart.diffusion.noise import initial_noise
-from pixart.errors import UsageError
+from pixart.errors import PixArtError, UsageError
 from pixart.pipeline.image_files import read_settings
 
 SIZE = 64
@@ -166,6 +171,9 @@ def test_sizes_are_fitted_and_said(pipe):
         {"image": "missing.png"},
         {"image": __file__},
         {"image": 7},
+        {"image": Image.new("RGB", (0, 4))},
+        {"image": Image.new("F", (64, 64))},
+        {"image": photo(), "mask": Image.new("L", (0, 0))},
         {"upscale": 0},
         {"upscale": 2, "width": 1024, "height": 1024},
     ],
@@ -180,6 +188,48 @@ def test_an_image_of_too_many_pixels_is_refused_with_the_limit(pipe, tmp_path):
         Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
         with pytest.raises(UsageError, match="100,000,000"):
             pipe("a fox", image=tmp_path / f"{side}.png", steps=2)
+
+
+def png_with(kind: bytes, content: bytes) -> bytes:
+    file = io.BytesIO()
+    photo().save(file, "PNG")
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return file.getvalue()[:33] + chunk + file.getvalue()[33:]
+
+
+def test_files_that_never_end_or_run_programs_are_refused(pipe, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    Image.fromarray(np.full((64, 64), 1.5, np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((64, 64), 70_000, np.int32)).save(tmp_path / "int.tif")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(PixArtError):
+            pipe("a fox", image=path, steps=2)
+        with pytest.raises(PixArtError):
+            pipe("a fox", image=photo(), mask=path, steps=2)
+
+
+def test_what_is_long_thin_or_deep_costs_no_more_than_its_pixels(pipe, tmp_path):
+    from pixart.pipeline.image_input import open_image
+
+    values = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) * 16).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "16.png")
+    assert np.array_equal(np.asarray(open_image(tmp_path / "16.png", "image"))[..., 0], values >> 8)
+    # 20,000 entries of EXIF that all are the same megabyte, and an orientation.
+    entries = [struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)]
+    entries += [struct.pack("<HHII", 0x9000 + i, 1, 1_000_000, 8) for i in range(20_000)]
+    exif = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(1_000_010)
+    (tmp_path / "aliased.png").write_bytes(png_with(b"eXIf", exif))
+    turned = open_image(tmp_path / "aliased.png", "image")
+    assert turned.tobytes() == photo().transpose(Image.Transpose.ROTATE_270).tobytes()
+    thin = Image.new("RGB", (1, 60_000), "red")
+    _, kept = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, kept))
+    try:
+        image = pipe("a fox", image=thin, steps=2, seed=1, strength=0.5, binning=False, width=256, height=256).images[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (kept, kept))
+    assert image.size == (256, 256)
 
 
 def test_both_engines_and_the_command_line(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from pixart.cli import main
 from pixart.errors import PixArtError, UsageError
 from pixart.evaluation import metrics
-from pixart.evaluation.metrics import open_folder, places, prompts_of, read, sampling_settings
+from pixart.evaluation.metrics import open_folder, prompts_of, read, sampling_settings
 
 
 def write_images(folder: Path, count: int, *, shift: int, seed: int) -> Path:
@@ -193,8 +193,12 @@ def test_images_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_graphs
     file = tmp_path / "evaluation_metadata.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     dest = tmp_path / "geneval"
-    words = ["--model", str(tiny_model_with_graphs), *["--num-images", "2", "--steps", "2", "--size", "64"]]
-    assert main(["layout", "geneval", str(file), str(dest), *words]) == 0
+    words = ["--model", str(tiny_model_with_graphs), *["-n", "2", "--steps", "2", "--size", "64x64"]]
+
+    def generate(layout, file, dest, *words):
+        return main(["generate", "--prompts", str(file), "--layout", layout, "-o", str(dest), *words])
+
+    assert generate("geneval", file, dest, *words) == 0
     assert sorted(str(path.relative_to(dest)) for path in dest.rglob("*.*")) == [
         *("00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png"),
         *("00001/metadata.jsonl", "00001/samples/0000.png", "00001/samples/0001.png"),
@@ -203,18 +207,18 @@ def test_images_of_a_benchmark_lie_where_its_scripts_look(tiny_model_with_graphs
     (dest / "00001" / "samples" / "0001.png").unlink()
     before = (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns
     capsys.readouterr()
-    assert main(["layout", "geneval", str(file), str(dest), *words]) == 0
+    assert generate("geneval", file, dest, *words) == 0
     assert (dest / "00001" / "samples" / "0000.png").stat().st_mtime_ns == before
     assert prompts_of(open_folder(dest)) == ["a red apple"] * 2 + ["a fox"] * 2
 
     before = {path: path.read_bytes() for path in dest.rglob("*.*")}
-    assert main(["layout", "geneval", str(file), str(dest), *words[:5], "3", *words[6:]]) == 2
+    assert generate("geneval", file, dest, *words[:5], "3", *words[6:]) == 2
     assert {path: path.read_bytes() for path in dest.rglob("*.*")} == before
 
     texts = tmp_path / "color_val.txt"
     texts.write_text("a red apple\na fox\n")
     dest = tmp_path / "t2i"
-    assert main(["layout", "t2i-compbench", str(texts), str(dest), *words]) == 0
+    assert generate("t2i-compbench", texts, dest, *words) == 0
     names = sorted(path.name for path in (dest / "samples").iterdir())
     assert names == [f"{p}_{k:06}.png" for p, k in (("a fox", 2), ("a fox", 3), ("a red apple", 0), ("a red apple", 1))]
 
@@ -261,10 +265,17 @@ def test_bad_input_ends_with_2(folders, tmp_path, words, capsys):
     assert main(["metrics", *given]) == 2 and capsys.readouterr().err.startswith("pixart: ")
 
 
-def test_bad_benchmark_files_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("layout", "content"),
+    [
+        ("geneval", '{"prompt": "a cat"}\n{"tag": "x"}\n'),
+        ("coco", "{}"),
+        ("t2i-compbench", '{"prompt": "a cat / a dog"}'),
+    ],
+)
+def test_bad_benchmark_files_are_refused(tmp_path, capsys, layout, content):
     file = tmp_path / "bad.jsonl"
-    file.write_text('{"prompt": "a cat"}\n{"tag": "x"}\n')
-    assert main(["layout", "geneval", str(file), str(tmp_path / "out")]) == 2 and "line 2" in capsys.readouterr().err
-    assert main(["layout", "coco", str(file), str(tmp_path / "out")]) == 2
-    with pytest.raises(UsageError, match="a cat / a dog"):
-        list(places("t2i-compbench", tmp_path, ["a cat / a dog"], 1))
+    file.write_text(content)
+    command = ["generate", "--layout", layout, "-o", str(tmp_path / "out")]
+    assert main([*command, "--prompts", str(file)]) == 2 and main([*command, "a cat"]) == 2
+    assert not (tmp_path / "out").exists()

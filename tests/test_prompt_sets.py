@@ -73,7 +73,7 @@ def test_drawbench_with_a_prompt_over_two_lines(tmp_path):
 
 def test_plain_text_is_a_prompt_a_line_and_nothing_else(tmp_path):
     file = tmp_path / "mine.txt"
-    file.write_text("# not a comment\n\n[not a heading]\n  a cat  \n")
+    file.write_text("# not a comment\n\n[not a heading]\r  a cat  \n")
     assert [prompt.text for prompt in read_prompts(file)] == ["# not a comment", "[not a heading]", "a cat"]
 
 

@@ -27,7 +27,6 @@ PixArt-α {__version__}: text to image, from data to images.
   compare MODEL ...   the same prompts by several models, on one page to look at and vote on
   prompts [SET|FILE]  list the prompt sets, or the prompts of one
   metrics FOLDER      FID, KID, precision, recall and CLIPScore of a folder of images
-  layout NAME ...     generate the prompts of GenEval or T2I-CompBench where their scripts look
   finetune IMAGES     teach a model a style or a subject from a folder of images
   train RECIPE ...    train a model by a recipe
   export RUN DEST     write a model from any checkpoint and average of a run
@@ -84,6 +83,9 @@ def guarded(act: Callable[[], int], program: str = "pixart") -> int:
         return 130
     except BrokenPipeError:
         _close_stdout()  # the reader of our output (`| head`) has left; nothing more can be said to it
+        return 1
+    except MemoryError:
+        print(f"{program}: there is not enough free memory for this.", file=sys.stderr)
         return 1
     except OSError as error:  # no file is written or read without saying which, but a disk can fill up anywhere
         which = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
@@ -172,10 +174,6 @@ def _run(arguments: list[str]) -> int:
             from pixart.commands.metrics import Metrics, metrics
 
             return run_command(Metrics, rest, "pixart metrics", metrics)
-        case ["layout", *rest]:
-            from pixart.commands.metrics import Layout, layout
-
-            return run_command(Layout, rest, "pixart layout", layout)
         case ["prompts", *rest]:
             from pixart.commands.compare import Prompts, list_prompts
 

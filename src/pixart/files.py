@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pixart.errors import PixArtError, reason_of
+from pixart.errors import PixArtError, reason_of, shown
 
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 100
+MAX_DIGITS = 1000
 STALE_SECONDS = 24 * 3600  # where nobody can say whether the writer of a partial file is alive
 
 
@@ -136,7 +137,7 @@ def read_json_object(path: Path, limit: int = MAX_JSON_BYTES, *, nonfinite: bool
 
 
 def parse_json(content: str | bytes, where: str, *, nonfinite: bool = False) -> Any:
-    """Strict JSON: UTF-8, no NaN or infinity, nested at most `MAX_JSON_DEPTH` deep.
+    """Strict JSON: UTF-8, no key twice, no NaN or infinity, nested at most `MAX_JSON_DEPTH` deep.
 
     `nonfinite` lets NaN, Infinity and -Infinity pass, which Diffusers writes into scheduler configs.
 
@@ -145,7 +146,8 @@ def parse_json(content: str | bytes, where: str, *, nonfinite: bool = False) -> 
     """
     try:
         refuse = {} if nonfinite else {"parse_constant": _refuse_constant}
-        value = json.loads(content, parse_float=_finite, **refuse)
+        numbers = {"parse_float": _finite, "parse_int": _whole}
+        value = json.loads(content, object_pairs_hook=unique_keys, **numbers, **refuse)
     except RecursionError:
         raise PixArtError(f"{where} is nested too deep to be read.") from None
     except ValueError as error:
@@ -153,6 +155,16 @@ def parse_json(content: str | bytes, where: str, *, nonfinite: bool = False) -> 
     if _depth_over(value, MAX_JSON_DEPTH):
         raise PixArtError(f"{where} is nested more than {MAX_JSON_DEPTH} deep.")
     return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a key is there twice, since nobody can say which value was meant."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        found[key] = value
+    return found
 
 
 def file_hash(path: Path) -> str:
@@ -174,6 +186,12 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{digits[:20]} is too large for a number")
     return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"{digits[:20]}... is too large for a number")
+    return int(digits)
 
 
 def _depth_over(value: Any, most: int) -> bool:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from pixart.cli import main
 from pixart.data.dataset import open_dataset
-from pixart.data.images import open_image
 from pixart.data.pairs import Pair, read_bytes
+from pixart.images import open_image
 
 
 def image(colour: tuple[int, int, int] = (200, 30, 30), size: int = 64, format: str = "JPEG") -> bytes:

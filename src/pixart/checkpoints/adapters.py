@@ -177,6 +177,8 @@ def read_loras(given: Iterable[str | Path | tuple[str | Path, float]]) -> tuple[
                 source, strength = start, float(end)
         if type(strength) not in (int, float) or not abs(strength) <= 100:
             raise UsageError(f"The strength of an adapter is a number from -100 to 100, not {strength!r}.")
+        if not str(source):
+            raise UsageError("The name of an adapter is empty; give a safetensors file, or a folder with one.")
         file = _weights_of(resolve(source, "adapter"))
         loras.append(Lora(str(source), float(strength), read_adapter(file), file_hash(file)))
     return tuple(loras)

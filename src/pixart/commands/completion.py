@@ -16,7 +16,7 @@ from pixart.commands.finetune import Finetune
 from pixart.commands.generate import Generate
 from pixart.commands.info import Info
 from pixart.commands.merge import Merge
-from pixart.commands.metrics import Layout, Metrics
+from pixart.commands.metrics import Metrics
 from pixart.commands.models import Models
 from pixart.commands.serve import Serve
 from pixart.commands.statistics import Statistics
@@ -45,7 +45,6 @@ COMMANDS = {
     "compare": Compare,
     "prompts": Prompts,
     "metrics": Metrics,
-    "layout": Layout,
     "finetune": Finetune,
     "export": Export,
 }

@@ -22,10 +22,11 @@ from tyro.conf import arg
 
 from pixart.config import shown
 from pixart.data.dataset import Dataset, captions_folder, open_dataset
-from pixart.data.images import open_image
 from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Pair, Problem, read_bytes
 from pixart.errors import UsageError
 from pixart.files import read_json_object, write_json, write_whole
+from pixart.images import open_image
+from pixart.pipeline.settings import MIN_SIZE
 from pixart.runtime.device import Device, choose_device, choose_precision, find_devices
 
 if TYPE_CHECKING:
@@ -336,6 +337,8 @@ def _check(options: Finetune) -> None:
         )
     for name, least, most in (
         ("class_images", 0, 10_000),
+        ("size", MIN_SIZE, 8192),
+        ("seed", 0, 2**40),
         ("rank", 1, 4096),
         ("steps", 1, 10**7),
         ("batch_size", 1, 4096),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
@@ -98,6 +98,8 @@ class Generate:
     --text-states of one prompt."""
     prompts: Annotated[Path | None, shown("FILE", "none")] = None
     """A file of prompts, one a line, or .jsonl with settings; the same command again goes on where it was stopped."""
+    layout: Annotated[Literal["geneval", "t2i-compbench"] | None, shown("geneval|t2i-compbench", "none")] = None
+    """With --prompts: a benchmark's file, into the folders that its scripts read. The papers take -n 4 and -n 10."""
     styles: bool = False
     """Generate the prompt in each of the model's styles, and write them all on one sheet too."""
     size: Annotated[str | None, shown("WxH", "the model's")] = None
@@ -145,6 +147,8 @@ def generate(options: Generate) -> int:
     loras = check_loras(folder, model.lora)
     control = None if start.control is None else controlnet_for(folder, start.control, start.control_edges)
     jobs, there = _jobs(options, folder, [lora.for_images() for lora in loras], control)
+    if control is None and any(job.request.control for job in jobs):
+        raise UsageError(f"{options.prompts} has images for a ControlNet; name one with --control.")
     if not jobs:
         print(f"All {there:,} images of {options.prompts} are there already.", file=sys.stderr)
         return 0
@@ -221,7 +225,9 @@ def _jobs(
             "transparent": options.output.transparent or None,
             "loras": loras or None,
         }
-        return jobs_of(options.prompts, folder, settings, output, conditions, control)
+        return jobs_of(options.prompts, folder, settings, output, conditions, control, options.layout)
+    if options.layout is not None:
+        raise UsageError(f"--layout {options.layout} is for the prompts of a file; give --prompts.")
     prompts = _prompts(options)
     request = make_request(folder, prompts, **settings)
     requests = [request]
@@ -256,6 +262,7 @@ def _write_all(pipeline, jobs: list["Job"], options: Generate, progress, record)
             if options.output.transparent:
                 settings = {**generated.settings, "transparent": True}
                 generated = replace(generated, image=cut_out(generated.image), settings=settings)
+            planned.parent.mkdir(parents=True, exist_ok=True)
             path = write_image(generated.image, generated.settings, planned, metadata=not options.output.no_metadata)
             written.add(path)
             record(generated)
@@ -315,11 +322,11 @@ def _tracking(tool: str | None, folder: Path, say: Callable[[str], None]):
 
 def _prompts(options: Generate) -> list[str]:
     """The prompt, or those of standard input; if none is given, the one that a file of text states holds."""
-    from pixart.commands.prompt_file import prompts_of_stdin
     from pixart.encoders.text_states import read_head
+    from pixart.evaluation.prompt_sets import read_prompts
 
     if options.prompt == "-":
-        return prompts_of_stdin()
+        return [prompt.text for prompt in read_prompts("-")]
     if options.prompt is not None:
         if options.prompt.endswith((".txt", ".jsonl")) and Path(options.prompt).is_file():
             raise UsageError(f"{options.prompt} is a file; to generate the prompts in it, give --prompts before it.")

@@ -1,17 +1,15 @@
-"""`pixart metrics`: the metrics that papers report. `pixart layout`: images in the folders of benchmarks."""
+"""`pixart metrics`: the metrics that papers report."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from pixart.config import shown
 from pixart.errors import PixArtError, UsageError
-from pixart.files import file_hash, read_json_object, write_json, write_whole
-from pixart.progress import Progress
+from pixart.files import file_hash, read_json_object, write_json
 
 FORMAT = 2
 
@@ -48,32 +46,6 @@ class Metrics:
     """Files of earlier measurements, to print beside each other. Nothing is measured."""
     across: Annotated[str, shown("NAME,...", "none")] = ""
     """With --compare: what may differ, such as steps."""
-
-
-@dataclass
-class Layout:
-    """Generate a benchmark's prompts into the folders that its own scripts read. A run that was stopped goes on."""
-
-    layout: Positional[Literal["geneval", "t2i-compbench"]]
-    """The benchmark."""
-    prompts: Positional[Annotated[Path, arg(metavar="FILE")]]
-    """Its prompt file: evaluation_metadata.jsonl of GenEval, or a list of prompts."""
-    dest: Positional[Annotated[Path, arg(metavar="DEST")]]
-    """Folder to write into."""
-    model: Annotated[str | None, shown("MODEL", "the model in the package")] = None
-    """As in pixart generate."""
-    num_images: Annotated[int | None, shown("N", "4 for geneval, 10 for t2i-compbench")] = None
-    """Images for each prompt."""
-    seed: Annotated[int, arg(metavar="N")] = 0
-    """Of the first image of every prompt."""
-    steps: Annotated[int | None, shown("N", "the model's")] = None
-    """As in pixart generate."""
-    guidance_scale: Annotated[float | None, shown("X", "the model's")] = None
-    """As in pixart generate."""
-    size: Annotated[int | None, shown("PIXELS", "the model's")] = None
-    """Width and height of the images."""
-    device: Annotated[str, arg(metavar="NAME")] = "auto"
-    """As in pixart generate."""
 
 
 def metrics(options: Metrics) -> int:
@@ -126,50 +98,6 @@ def metrics(options: Metrics) -> int:
     for mark in marks:
         print(f"biased: {mark}")
     print(", ".join(f"{name} {_short(value)}" for name, value in protocol.items()))
-    return 0
-
-
-def layout(options: Layout) -> int:
-    """Run `pixart layout`."""
-    from pixart.evaluation.metrics import LAYOUTS, places
-    from pixart.evaluation.prompt_sets import read_prompts
-    from pixart.pipeline.image_files import read_settings, write_image
-    from pixart.pipeline.pipeline import Pipeline
-    from pixart.pipeline.request import make_request
-
-    prompts = read_prompts(options.prompts)
-    count = options.num_images if options.num_images is not None else LAYOUTS[options.layout]
-    if count < 1:
-        raise UsageError(f"--num-images is {count}; it must be at least 1.")
-    every = list(places(options.layout, options.dest, [prompt.text for prompt in prompts], count))
-    wanted = {"steps": options.steps, "guidance_scale": options.guidance_scale}
-    wanted |= {"width": options.size, "height": options.size}
-    missing: dict[int, list[tuple[int, Path]]] = {}  # by the number of an image of its prompt
-    for number, image, path in every:
-        if not path.exists():
-            missing.setdefault(image, []).append((number, path))
-            continue
-        expected = {"prompt": prompts[number].text, "seed": options.seed + image, **wanted}
-        there = read_settings(path)
-        if differs := [name for name, value in expected.items() if value is not None and there.get(name) != value]:
-            raise UsageError(f"{path} was generated with another {differs[0]}; give another folder.")
-    if options.layout == "geneval":
-        for number, prompt in enumerate(prompts):
-            row = {"tag": prompt.category, **prompt.about, "prompt": prompt.text}
-            write_whole(options.dest / f"{number:05}" / "metadata.jsonl", json.dumps(row) + "\n")
-    pipeline = Pipeline.from_pretrained(options.model, device=options.device)
-    with Progress() as progress:
-        left = sum(map(len, missing.values()))
-        progress.start("generating", len(every), unit="images", done=len(every) - left)
-        for image, rows in missing.items():
-            # All that start from one seed in one request: the pipeline makes as many at once as suit the device.
-            texts = [prompts[number].text for number, _ in rows]
-            request = make_request(pipeline.folder, texts, seed=options.seed + image, **wanted)
-            for generated, (_, path) in zip(pipeline.generate(request), rows, strict=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(generated.image, generated.settings, path)
-                progress.advance()
-        progress.result(str(options.dest))
     return 0
 
 

@@ -1,7 +1,8 @@
-"""A file of prompts for `pixart generate`: one a line, or JSON lines with settings; and what is left of it to do."""
+"""The requests of a file of prompts for `pixart generate`, and what is left of them to generate."""
 
 import itertools
-import sys
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import plain
 from pixart.errors import PixArtError, UsageError, shown
-from pixart.files import parse_json, read_bytes
+from pixart.evaluation.prompt_sets import Prompt, read_prompts
+from pixart.files import write_whole
 from pixart.pipeline.image_files import read_settings, slug, title
 from pixart.pipeline.request import Request, control_for_images, make_request
 from pixart.pipeline.restore import NAMES
 
-MAX_BYTES = 16 << 20
-MAX_LINES = 100_000
+LONGEST = 200  # bytes of a prompt as file name; most systems take 255 with number and ending
 TOGETHER = 64  # prompts of a job; what is encoded of them may be kept until its end
-KEYS = ("prompt", "num_images", "image", "mask", "outpaint", "control_image", "control_scale", *NAMES)
+KEYS = ("num_images", "image", "mask", "outpaint", "control_image", "control_scale", *NAMES)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def jobs_of(
     output: Path,
     conditions: dict[str, Any],
     control: ControlNetFile | None = None,
+    layout: str | None = None,
 ) -> tuple[list[Job], int]:
     """What is left to generate of the file `path` into the folder `output`, and how many images are there.
 
@@ -43,21 +45,33 @@ def jobs_of(
     counts if its file says the same settings, and what `conditions` names besides. Neighbouring lines that differ in
     their prompts only are one job, so that they may share passes of the network.
 
+    `layout` "geneval" or "t2i-compbench" gives images the names that the benchmark's scripts look for; the lines have
+    no settings then, and a file that is there and does not count is refused, since the scripts would read it.
+
     Raises:
-        UsageError: names the first line that is wrong.
+        UsageError: names the first line that is wrong, or the first such file.
     """
     there, left = 0, []
-    for number, request in _read(path, folder, settings):
+    rows = list(_requests(path, folder, settings, layout))
+    for number, (prompt, request) in enumerate(rows):
         given = control is not None and request.control is not None
         wanted = conditions | {"control": control_for_images(control, request) if given else None}
-        stem = f"{number:04}-{slug(title(request.prompts[0], request.style))}"
         targets: list[Path | None] = []
-        for seed in request.seeds:
-            target = output / f"{stem}-{seed}.png"
-            targets.append(None if _is_done(target, request, seed, wanted) else target)
+        for image, seed in enumerate(request.seeds):
+            target = output / _name(layout, number, prompt, request, image)
+            done = _is_done(target, request, seed, wanted)
+            if layout is not None and target.exists() and not done:
+                raise UsageError(
+                    f"{target} is there, and no image of this prompt, seed and settings; name a new folder."
+                )
+            targets.append(None if done else target)
         there += targets.count(None)
         if any(targets):
             left.append(Job(request, targets))
+    if layout == "geneval":
+        for number, (prompt, _) in enumerate(rows):
+            about = {"tag": prompt.category, **prompt.about, "prompt": prompt.text}
+            write_whole(output / f"{number:05}" / "metadata.jsonl", json.dumps(about) + "\n")
     jobs = []
     for _, group in itertools.groupby(left, lambda job: _settings_of(job.request)):
         alike = list(group)
@@ -71,46 +85,28 @@ def jobs_of(
     return jobs, there
 
 
-def prompts_of_stdin() -> list[str]:
-    """The lines of standard input, without empty ones. Raises UsageError where they are too many, or no text."""
-    content = sys.stdin.buffer.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise UsageError(f"Standard input has more than {MAX_BYTES:,} bytes.")
-    try:
-        prompts = [line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError:
-        raise UsageError("Standard input is not a text in UTF-8.") from None
-    if not 0 < len(prompts) <= MAX_LINES:
-        raise UsageError(f"Standard input has {len(prompts):,} prompts; from 1 to {MAX_LINES:,} are taken.")
-    return prompts
-
-
-def _read(path: Path, folder: ModelFolder, settings: dict[str, Any]) -> list[tuple[int, Request]]:
-    name = shown(str(path), 200)
-    try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not a text in UTF-8.") from None
-    rows = [(number, row.strip()) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
-    if not 0 < len(rows) <= MAX_LINES:
-        raise UsageError(f"{name} has {len(rows):,} prompts; from 1 to {MAX_LINES:,} are taken.")
-    lines = []
-    for number, row in rows:
+def _requests(
+    path: Path, folder: ModelFolder, settings: dict[str, Any], layout: str | None
+) -> Iterator[tuple[Prompt, Request]]:
+    for prompt in read_prompts(path):
+        own = prompt.about if layout is None else {}
         try:
-            own = _json(row) if path.suffix.lower() == ".jsonl" else {"prompt": row}
-            lines.append((number, make_request(folder, **settings | own)))
+            if strange := own.keys() - set(KEYS):
+                raise UsageError(f'there is no setting "{shown(min(strange))}"; there are: {", ".join(KEYS)}.')
+            if layout == "t2i-compbench" and ("/" in prompt.text or len(prompt.text.encode()) > LONGEST):
+                raise UsageError(f'T2I-CompBench has the prompt as file name, which "{shown(prompt.text)}" cannot be.')
+            yield prompt, make_request(folder, prompt.text, **settings | own)
         except PixArtError as error:
-            raise UsageError(f"{name}, line {number}: {error}") from None
-    return lines
+            raise UsageError(f"{shown(str(path), 200)}, line {prompt.line}: {error}") from None
 
 
-def _json(row: str) -> dict[str, Any]:
-    own = parse_json(row, "It")
-    if not isinstance(own, dict) or not isinstance(own.get("prompt"), str):
-        raise UsageError('it must be a JSON object with a "prompt".')
-    if strange := own.keys() - set(KEYS):
-        raise UsageError(f'there is no setting "{shown(min(strange))}"; there are: {", ".join(KEYS)}.')
-    return own
+def _name(layout: str | None, number: int, prompt: Prompt, request: Request, image: int) -> str:
+    """The file of an image of a prompt, both counted from 0."""
+    if layout == "geneval":  # evaluation/evaluate_images.py of djghosh13/geneval
+        return f"{number:05}/samples/{image:04}.png"
+    if layout == "t2i-compbench":  # the README of Karine-Huang/T2I-CompBench: the number counts over all images
+        return f"samples/{prompt.text}_{number * request.num_images + image:06}.png"
+    return f"{prompt.line:04}-{slug(title(prompt.text, request.style))}-{request.seeds[image]}.png"
 
 
 def _settings_of(request: Request) -> tuple[Any, ...]:

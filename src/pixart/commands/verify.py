@@ -154,7 +154,7 @@ def check(path: Path, options: Verify, pipelines: dict[Any, Any]) -> Report:
 
 def _read(path: Path) -> tuple[dict[str, Any], Any]:
     """Our record in an image file, and its pixels as an RGB PIL image; raises PixArtError."""
-    from pixart.data.images import open_image
+    from pixart.images import open_image
     from pixart.pipeline.image_files import read_record
     from pixart.pipeline.image_metadata import read_texts
     from pixart.pipeline.restore import restore_settings

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from pixart.data.images import open_image
 from pixart.data.pairs import ORIGINAL, Location, Pair, read_bytes
 from pixart.errors import PixArtError, UsageError
+from pixart.images import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -42,11 +42,11 @@ from pixart.data.features import (
     write_batch,
     write_unconditional,
 )
-from pixart.data.images import Opened, open_image
 from pixart.data.pairs import Caption, ImageProblem, InTar, Location, Pair, Problem, printable, read_bytes
 from pixart.data.storage import Folder
 from pixart.errors import PixArtError, UsageError
 from pixart.files import locked, parse_json, read_json_object
+from pixart.images import Opened, open_image
 from pixart.runtime.device import Device, choose_device, find_devices, threads
 
 BEGUN = "extraction.json"

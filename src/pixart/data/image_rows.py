@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pixart.buckets import MIN_KEPT, BucketTable, bucket_table, fit, kept_share, square_table
 from pixart.data.dataset import ALLOWED, check_dropped, open_dataset
-from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem, Pair, Problem, key_hash, printable, read_bytes
 from pixart.errors import PixArtError
+from pixart.images import open_image
 from pixart.runtime.device import threads
 
 

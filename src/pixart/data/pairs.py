@@ -1,7 +1,7 @@
 """An image and its captions, wherever they come from: what every reader gives and everything after it takes.
 
 A data set is a stream of `Pair` and `Problem` (`pixart.data.dataset`). A pair does not hold the image, only where its
-bytes are: `read_bytes(pair.image)` fetches them, `pixart.data.images.open_image` makes an image of them. Both raise
+bytes are: `read_bytes(pair.image)` fetches them, `pixart.images.open_image` makes an image of them. Both raise
 `ImageProblem` for one bad image, and nothing else for anything that a data set can contain.
 """
 
@@ -14,22 +14,10 @@ from typing import BinaryIO
 from pixart import files
 from pixart.data.storage import Folder, is_url
 from pixart.errors import PixArtError, reason_of
+from pixart.images import ImageProblem, printable
 
 ORIGINAL = "original"  # the source of captions that the data set came with
 MAX_IMAGE_BYTES = 512 * 1024**2  # a larger file is not read: no decoder here takes one within its pixel limit
-
-
-class ImageProblem(PixArtError):
-    """One image cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
-
-    def __init__(self, kind: str, reason: str):
-        reason = printable(reason)
-        super().__init__(kind, reason)  # both stand in args, so that it travels between processes
-        self.kind = kind
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +115,6 @@ class Pair:
 def key_hash(key: str) -> bytes:
     """8 bytes that stand for a key in sets of what was seen. Two of a million agree by chance once in 37 million."""
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def printable(text: str) -> str:
-    """`text` with control, format and surrogate characters written as escapes, so that it is one harmless line."""
-    if text.isprintable():
-        return text
-    # Zero-width joiners are not printable for Python, but emoji are made with them.
-    return "".join(c if c.isprintable() or c == "\u200d" else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_bytes(location: Location) -> bytes:

@@ -8,7 +8,7 @@ results. CLIPScore is not that of torchmetrics, which takes models of a few name
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixart.config import shortened
-from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.evaluation.comparison import record
 from pixart.files import file_hash
+from pixart.images import open_image
 from pixart.pipeline.image_files import read_settings
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -30,8 +29,6 @@ SAMPLING = (
     *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_channels", "null_text", "sampler"),
     *("width", "height", "seed"),
 )
-LAYOUTS = {"geneval": 4, "t2i-compbench": 10}  # of benchmarks: images for a prompt, as in the two papers
-LONGEST = 200  # bytes of a file name's prompt; most systems take 255 with number and ending
 
 
 @dataclass(frozen=True)
@@ -145,24 +142,6 @@ def _prompt(file: Path) -> str:
     if words and number.isdigit():
         return words
     raise UsageError(f"{file} holds no prompt, and its name is none either; give --prompts, a line for each image.")
-
-
-def places(layout: str, dest: Path, prompts: Sequence[str], images: int) -> Iterator[tuple[int, int, Path]]:
-    """(prompt, image of it, file) for every image. Raises UsageError for prompts that cannot be file names.
-
-    geneval: DEST/00000/samples/0000.png (evaluation/evaluate_images.py of djghosh13/geneval). t2i-compbench:
-    DEST/samples/PROMPT_000000.png, its number counting over all images (Karine-Huang/T2I-CompBench, README).
-    """
-    if layout == "t2i-compbench":
-        wrong = next((p for p in prompts if "/" in p or "\0" in p or len(p.encode()) > LONGEST or not p.strip()), None)
-        if wrong is not None:
-            raise UsageError(f'T2I-CompBench has the prompt as file name, which "{shortened(wrong)}" cannot be.')
-    for number, prompt in enumerate(prompts):
-        for image in range(images):
-            if layout == "geneval":
-                yield number, image, dest / f"{number:05}" / "samples" / f"{image:04}.png"
-            else:
-                yield number, image, dest / "samples" / f"{prompt}_{number * images + image:06}.png"
 
 
 FEATURES = 2048  # of Inception v3: with no more images than that, FID's covariances have no inverse

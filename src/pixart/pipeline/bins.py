@@ -49,5 +49,6 @@ def fit(image, height: int, width: int):
         return image
     tall, wide = cover(image.height, image.width, Bucket(height / width, height, width))
     left, top = (wide - width) // 2, (tall - height) // 2
-    resized = image.resize((wide, tall), Image.Resampling.BICUBIC)
-    return resized.crop((left, top, left + width, top + height))
+    across, down = image.width / wide, image.height / tall
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box)  # of a narrow image, all would be gigabytes

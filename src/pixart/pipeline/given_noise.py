@@ -63,19 +63,34 @@ def given_noise(generator: Any, latents: Any, images: int, shape: tuple[int, int
     generators = [] if generator is None else [generator] * images if alone else list(generator)
     if any(not isinstance(each, torch.Generator) for each in generators):
         raise UsageError("The generator must be a torch.Generator, or a list of them with one for each image.")
-    if generators and len(generators) != images:
+    if generator is not None and len(generators) != images:
         raise UsageError(f"There are {len(generators)} generators for {images} images; give one, or one for each.")
     if latents is not None:
-        array = latents.float().cpu().numpy() if isinstance(latents, torch.Tensor) else np.asarray(latents)
-        if array.shape != (images, *shape) or array.dtype.kind != "f" or not np.isfinite(array).all():
+        array = _array(latents)
+        if array is None or array.shape != (images, *shape) or not np.isfinite(array).all():
             raise UsageError(
-                f"The latents must be finite floating-point numbers of shape {(images, *shape)}, not "
-                f"{shortened(array.dtype)} of {shortened(array.shape)}."
+                f"The latents must be a tensor or array of finite floating-point numbers of shape {(images, *shape)}, "
+                f"not {shortened(getattr(latents, 'dtype', type(latents)))} of "
+                f"{shortened(tuple(getattr(latents, 'shape', ())))}."
             )
-        return GivenNoise("latents", array.astype(np.float32), generators)
+        return GivenNoise("latents", array, generators)
     if alone:
         return GivenNoise("generator", _normal((images, *shape), generator, dtype), generators)
     return GivenNoise("generator", np.stack([_normal(shape, each, dtype) for each in generators]), generators)
+
+
+def _array(latents: Any) -> np.ndarray | None:
+    """In fp32 on the CPU; None where it is no dense tensor or array of floating-point numbers."""
+    import torch
+
+    if isinstance(latents, np.ndarray) and latents.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return latents.astype(np.float32)
+    if not (isinstance(latents, torch.Tensor) and latents.is_floating_point()):
+        return None
+    if latents.is_meta or latents.layout != torch.strided:
+        return None
+    return latents.detach().float().cpu().numpy()
 
 
 def _normal(shape: tuple[int, ...], generator: Any, dtype: str) -> np.ndarray:

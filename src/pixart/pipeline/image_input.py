@@ -1,7 +1,6 @@
 """Images to start from, and masks: read with a limit, and fitted to the size that is generated."""
 
 import hashlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from pixart import images
 from pixart.errors import UsageError, shown
+from pixart.files import read_bytes
 from pixart.pipeline.bins import fit
+from pixart.pixels import on_white
 
-MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 << 20
 FEATHER = 4  # pixels over which what was generated passes into the image around a mask
 OVERLAP = 8  # pixels of an image that are generated anew at the border of what is added around it
 
@@ -121,29 +123,19 @@ def read_image_input(image: Any, mask: Any, outpaint: bool) -> ImageInput | None
 
 def open_image(source: Any, what: str) -> Any:
     """A path or PIL image as an upright RGB image, on white where it is transparent."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from pixart.pixels import on_white
-
-    if isinstance(source, Image.Image):
-        return on_white(source)
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Image.Image):
         raise UsageError(f"The {what} must be a path or a PIL image, not {type(source).__name__}.")
-    name = shown(str(source), 200)
+    if isinstance(source, Image.Image):
+        if 0 in source.size:
+            raise UsageError(f"The {what} has no pixels.")
+        if source.mode in ("I", "F"):
+            raise UsageError(f"The {what} holds numbers of 32 bits, whose white is not known; save it in 8 bits.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about bombs, and about damaged EXIF
-            with Image.open(source) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    size = f"{opened.width} x {opened.height}"
-                    raise UsageError(f"The {what} {name} has {size} pixels; at most {MAX_PIXELS:,} are read.")
-                return on_white(ImageOps.exif_transpose(opened))
-    except Image.DecompressionBombError:
-        raise UsageError(f"The {what} {name} is too large; at most {MAX_PIXELS:,} pixels are read.") from None
-    except UsageError:
-        raise
-    except FileNotFoundError:
-        raise UsageError(f"There is no file {name}; give the {what}.") from None
-    except Exception as error:  # decoders fed with bad bytes raise nearly everything
-        reason = shown(str(error) or type(error).__name__, 200).rstrip(".")
-        raise UsageError(f"The {what} {name} cannot be read: {reason}.") from None
+        if isinstance(source, Image.Image):
+            return on_white(source)
+        return images.open_image(read_bytes(Path(source), MAX_BYTES)).image
+    except Exception as error:  # an image of PIL may be decoded only now, and decoders raise nearly everything
+        reason = shown(str(error) or type(error).__name__, 300).rstrip(".")
+        raise UsageError(f"The {what} {shown(str(source), 200)} cannot be read: {reason}.") from None

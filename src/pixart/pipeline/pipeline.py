@@ -90,7 +90,7 @@ class Pipeline:
         dtype: Any = "auto",
         torch_dtype: Any = None,
         memory: Memory = PLAIN,
-        device: str = "auto",
+        device: Any = "auto",
         compile: bool = False,
         loras: Iterable[LoraPath] = (),
         control: str | Path | None = None,
@@ -115,13 +115,16 @@ class Pipeline:
             control_edges: makes edges of each `control_image`: "canny", or ControlNetHED.pth of the PixArt
                 repositories.
             device: "cpu"; with torch also "cuda" or "mps"; "auto": the CPU for graphs, else the fastest there is.
+                Also a torch.device.
             compile: with torch, compile the denoiser for each size of image; docs/generate.md says when it pays.
 
         Raises:
             UsageError: engine, dtype and device do not go together, or are not to be had here.
             PixArtError: names the first file that is missing or damaged, or the extra to install.
         """
-        dtype = dtype_name(dtype if torch_dtype is None else torch_dtype)
+        if torch_dtype is not None and dtype != "auto":
+            raise UsageError("dtype and torch_dtype are the same; leave one of them out.")
+        dtype, device = dtype_name(dtype if torch_dtype is None else torch_dtype), str(device)
         how = OfficialFile(ema, num_heads, image_size)
         folder = open_model_folder(model, parts=parts, how=how, fast=fast, text_encoder=memory.text_encoder)
         found = check_loras(folder, loras)

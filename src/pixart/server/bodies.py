@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pixart.config import unknown
 from pixart.errors import shown
+from pixart.files import unique_keys
 
 EXAMPLES = {
     "size": "auto, or width and height as in 1024x1024",
@@ -57,9 +58,7 @@ class StrictRoute(APIRoute):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
-            return json.loads(
-                (await self.body()).decode(), object_pairs_hook=_without_double_keys, parse_constant=_no_constant
-            )
+            return json.loads((await self.body()).decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
         except RecursionError:
             raise HTTPException(400, "The body is nested too deep to be read.") from None
         except UnicodeDecodeError:
@@ -112,15 +111,6 @@ def invalid_fields(error: ValidationError, kind: type[BaseModel]) -> RequestVali
 
 def _given(value: Any) -> str:
     return shown(value) if isinstance(value, int | float) else f'"{shown(value)}"' if isinstance(value, str) else "that"
-
-
-def _without_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{double}" is there twice')
-    return found
 
 
 def _no_constant(name: str) -> None:

@@ -25,6 +25,7 @@ from pixart.pipeline.engine import DeadlinePassed, Job, QueueFull, Room, work_of
 from pixart.pipeline.image_files import save_image
 from pixart.pipeline.pipeline import Generated
 from pixart.pipeline.request import Request, make_request
+from pixart.pixels import eight_bits, upright
 from pixart.server.limits import Limits
 from pixart.server.metrics import Metrics
 from pixart.server.models import Backend, Here, Model, Observe, Previews
@@ -137,16 +138,14 @@ class Service:
 
     def opened(self, data: bytes, field: str) -> Any:
         """An image that a client sent, as PIL; a PNG, JPEG or WebP file. Raises Refused."""
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, about damaged metadata
                 image = Image.open(io.BytesIO(data), formats=tuple(FORMATS.values()))
                 if image.width * image.height <= self.limits.max_input_pixels:
-                    image = ImageOps.exif_transpose(image)
-                    image.load()
-                    return image
+                    return eight_bits(upright(image))
         except Exception:  # decoders fed with bad bytes raise nearly everything
             message = f"{field} must be a PNG, JPEG or WebP file that is complete."
             raise Refused(400, message, field, "invalid_image") from None

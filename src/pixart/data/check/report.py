@@ -10,8 +10,8 @@ from typing import Any
 
 from pixart.buckets import Bucket
 from pixart.data.check.tally import ATTENTION, DROPPED, NOTE, BucketUse, Captions, Finding, Tally
-from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem, Location, printable, read_bytes
+from pixart.images import open_image
 
 STYLES = {DROPPED: ("✗", "red"), ATTENTION: ("!", "yellow"), NOTE: ("·", "blue")}
 SHOWN = 2  # examples on a terminal

@@ -17,9 +17,9 @@ from pixart.buckets import MIN_KEPT, BucketTable, cover, kept_share
 from pixart.config import shortened
 from pixart.data.check.duplicates import Fingerprint, Fingerprints, fingerprint
 from pixart.data.dataset import Dataset
-from pixart.data.images import open_image
 from pixart.data.pairs import ImageProblem, InFile, Location, Pair, Problem, read_bytes
 from pixart.encoders.tokenizer import Tokenizer
+from pixart.images import open_image
 from pixart.runtime.device import threads
 
 DROPPED, ATTENTION, NOTE = "dropped", "attention", "note"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
 from pixart.data.pairs import ORIGINAL, Caption, ImageProblem, Pair, Problem, printable, read_file
+from pixart.images import EXTENSIONS, UNREAD_EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from pixart.data.pairs import (
     printable,
 )
 from pixart.errors import PixArtError, UsageError
+from pixart.files import unique_keys
 
 MAX_ROW = 1024**2  # bytes of a line, or characters of an entry of a JSON list
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # a whole cell
@@ -86,20 +87,13 @@ def json_lines(path: Path, name: str) -> Iterator[Row]:
 def parse_object(text: str | bytes) -> dict:
     """A JSON object whose keys are each there once. Raises ValueError with the end of a sentence."""
     try:
-        row = json.loads(text, object_pairs_hook=_unique)
+        row = json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError("is not a JSON object with keys such as file_name and text")
-    return row
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    row = dict(pairs)
-    if len(row) < len(pairs):  # which of two values was meant, nobody can say
-        raise ValueError("a key is there twice")
     return row
 
 
@@ -122,7 +116,7 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
 
 def _values(text: io.TextIOWrapper) -> Iterator[object]:
     """The values of a JSON list. Raises ValueError where it is none, or has a value of over MAX_ROW characters."""
-    decoder, space = json.JSONDecoder(object_pairs_hook=_unique), re.compile(r"[ \t\r\n]*")
+    decoder, space = json.JSONDecoder(object_pairs_hook=unique_keys), re.compile(r"[ \t\r\n]*")
     buffer, at = "", 0
 
     def next_sign() -> str:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from pixart.data.images import EXTENSIONS, UNREAD_EXTENSIONS
 from pixart.data.layouts.layout import (
     MAX_CAPTION_FILE,
     Columns,
@@ -30,6 +29,7 @@ from pixart.data.layouts.layout import (
 from pixart.data.layouts.rows import pair_of, parse_object, roles
 from pixart.data.pairs import ImageProblem, InTar, Pair, Problem, open_regular, printable, read_file
 from pixart.errors import UsageError
+from pixart.images import EXTENSIONS, UNREAD_EXTENSIONS
 
 TEXTS = (".txt", ".caption", ".text")
 SMALL = frozenset((*TEXTS, ".json", ".cls"))

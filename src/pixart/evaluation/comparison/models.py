@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixart.config import plain, read_toml, shortened, structure
-from pixart.data.images import EXTENSIONS
 from pixart.errors import PixArtError, UsageError
 from pixart.files import read_json, read_json_object
+from pixart.images import EXTENSIONS
 
 # "pixart" and "run" (once its checkpoint is a model folder) are sampled by our pipeline, "diffusers" by Diffusers' own.
 Kind = Literal["pixart", "run", "diffusers", "images"]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pixart.data.images import EXTENSIONS, open_image
 from pixart.data.pairs import ImageProblem
 from pixart.errors import PixArtError, UsageError, reason_of
 from pixart.evaluation.comparison.models import FOR_RUNS, SHIPPED, Model
@@ -31,6 +30,7 @@ from pixart.evaluation.comparison.record import (
     save_sampled,
 )
 from pixart.extras import missing_extra
+from pixart.images import EXTENSIONS, open_image
 from pixart.pipeline.image_files import slug
 from pixart.runtime.memory import Memory
 

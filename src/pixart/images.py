@@ -1,27 +1,46 @@
 """Bytes to an RGB image, safely: an allow-list of decoders, limits, and one way for every colour mode."""
 
 import io
-import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixart.data.pairs import ImageProblem
-from pixart.pixels import is_transparent, on_white, opacity_of
+from pixart.errors import PixArtError
+from pixart.pixels import FORMATS, UPRIGHT, is_transparent, on_white, opacity_of, orientation_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; the number from which Pillow, too, speaks of a bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes the phones' MPO
+MAX_PIXELS = 100_000_000  # 0.3 GB as RGB; a little over the number from which Pillow warns of a bomb
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
 # Endings of images that are not read: they are reported, where other files are only counted.
 UNREAD_EXTENSIONS = frozenset(
     (".svg", ".pdf", ".eps", ".psd", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".exr", ".hdr", ".dng", ".raw")
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageProblem(PixArtError):
+    """One image cannot be read or used. `kind` is a short fixed word for counting, `reason` a sentence for people."""
+
+    def __init__(self, kind: str, reason: str):
+        reason = printable(reason)
+        super().__init__(kind, reason)  # both stand in args, so that it travels between processes
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def printable(text: str) -> str:
+    """`text` with control, format and surrogate characters written as escapes, so that it is one harmless line."""
+    if text.isprintable():
+        return text
+    # Zero-width joiners are not printable for Python, but emoji are made with them.
+    return "".join(c if c.isprintable() or c == "\u200d" else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -66,15 +85,15 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
             if image.format == "PNG":  # whose checksums Pillow does not look at when it decodes
                 with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
                     copy.verify()
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             hidden = _hidden_colour(image, data)
             image.load()  # the first frame
             rgb, alpha = _rgb(image, hidden)
             opacity = opacity_of(image) if alpha else None
-            left = _orientation(image)  # 1 if Pillow has turned it already, as it does with TIFF
+            left = orientation_of(image)  # 1 if Pillow has turned it already, as it does with TIFF
             if left > 1:
-                rgb = rgb.transpose(_UPRIGHT[left])
-                opacity = opacity and opacity.transpose(_UPRIGHT[left])
+                rgb = rgb.transpose(UPRIGHT[left])
+                opacity = opacity and opacity.transpose(UPRIGHT[left])
             return Opened(
                 image=rgb,
                 format=image.format or "?",
@@ -94,7 +113,8 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Opened:
         start = data[:12].decode("ascii", "backslashreplace")
         raise ImageProblem("format", f'This begins with "{start}" and is none of {", ".join(FORMATS)}.') from None
     except Image.DecompressionBombError:
-        raise ImageProblem("bomb", "The image claims more than 178,956,970 pixels.") from None
+        most = min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)
+        raise ImageProblem("bomb", f"The image claims too many pixels; at most {most:,} are decoded.") from None
     except Exception as error:  # decoders fed with bad bytes raise nearly everything: struct.error, KeyError, ...
         raise _from_decoder(error) from None
 
@@ -105,28 +125,6 @@ def _quiet_pillow() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-# What to do for each EXIF orientation (TIFF 6.0, tag 274), as numbers of Image.Transpose.
-_UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-
-
-def _orientation(image: "Image.Image") -> int:
-    """EXIF's orientation. Only this entry is read: Pillow reads all, and many may point at the same megabytes."""
-    data = image.info.get("exif")
-    try:
-        if not isinstance(data, bytes):  # a TIFF file's own folder, which Pillow has read to open it
-            value = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1
-        else:
-            data = data.removeprefix(b"Exif\0\0")
-            order = {b"II": "<", b"MM": ">"}[data[:2]]
-            start = struct.unpack_from(order + "I", data, 4)[0]
-            (count,) = struct.unpack_from(order + "H", data, start)
-            entries = (struct.unpack_from(order + "HHIH", data, start + 2 + 12 * n) for n in range(count))
-            value = next((value for tag, kind, _, value in entries if (tag, kind) == (0x0112, 3)), 1)
-    except Exception:  # EXIF written badly: the pixels are fine, and nothing says that they are rotated
-        return 1
-    return value if value in _UPRIGHT else 1
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
