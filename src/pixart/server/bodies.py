@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pixart.config import unknown
 from pixart.errors import shown
-from pixart.files import unique_keys
+from pixart.files import unique_keys, whole
 
 EXAMPLES = {
     "size": "auto, or width and height as in 1024x1024",
