@@ -237,7 +237,6 @@ def test_the_real_command_generates_with_the_network_cut_off(tiny_model, tmp_pat
 
 
 def test_every_style_and_one_sheet(tiny_model_with_graphs, tmp_path, capsys):
-
     from pixart.evaluation.style_sheet import GAP
 
     arguments = ["generate", "a red fox", "--model", str(tiny_model_with_graphs), "--steps", "1", "--seed", "3"]

@@ -146,7 +146,7 @@ def parse_json(content: str | bytes, where: str, *, nonfinite: bool = False) -> 
     """
     try:
         refuse = {} if nonfinite else {"parse_constant": _refuse_constant}
-        numbers = {"parse_float": _finite, "parse_int": _whole}
+        numbers = {"parse_float": _finite, "parse_int": whole}
         value = json.loads(content, object_pairs_hook=unique_keys, **numbers, **refuse)
     except RecursionError:
         raise PixArtError(f"{where} is nested too deep to be read.") from None
@@ -188,7 +188,8 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _whole(digits: str) -> int:
+def whole(digits: str) -> int:
+    """A whole number of JSON; ValueError where it is too long for any use."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"{digits[:20]}... is too large for a number")
     return int(digits)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pixart.config import unknown
 from pixart.errors import shown
-from pixart.files import unique_keys
+from pixart.files import unique_keys, whole
 
 EXAMPLES = {
     "size": "auto, or width and height as in 1024x1024",
@@ -58,7 +58,8 @@ class StrictRoute(APIRoute):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
-            return json.loads((await self.body()).decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
+            body = (await self.body()).decode()
+            return json.loads(body, object_pairs_hook=unique_keys, parse_int=whole, parse_constant=_no_constant)
         except RecursionError:
             raise HTTPException(400, "The body is nested too deep to be read.") from None
         except UnicodeDecodeError:
