@@ -292,6 +292,10 @@ def test_json_lines_have_settings_of_their_own(tiny_model, tmp_path, capsys):
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["seed"], r["style"], r["width"]) for r in records] == [(3, "Flat", 64), (0, None, 96), (1, None, 96)]
     assert records[0]["path"] == "0001-a-fox-flat-3.png"
+    (tmp_path / "p.tsv").write_text("Prompt\tCategory\na fox\tAnimals\n")
+    assert main(["generate", "--model", str(tiny_model), *SMALL, "--prompts", "p.tsv"]) == 0
+    (tmp_path / "p.tsv").write_text("prompt\tseed\na fox\t3\n")
+    assert main(["generate", "--model", str(tiny_model), *SMALL, "--prompts", "p.tsv"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pixart.checkpoints.controlnet import ControlNetFile
 from pixart.checkpoints.model_folder import ModelFolder
 from pixart.config import plain
 from pixart.errors import PixArtError, UsageError, shown
-from pixart.evaluation.prompt_sets import Prompt, read_prompts
+from pixart.evaluation.prompt_sets import SEPARATORS, Prompt, read_prompts
 from pixart.files import write_whole
 from pixart.pipeline.image_files import read_settings, slug, title
 from pixart.pipeline.request import Request, control_for_images, make_request
@@ -91,6 +91,10 @@ def _requests(
     for prompt in read_prompts(path):
         own = prompt.about if layout is None else {}
         try:
+            if path.suffix.lower() in SEPARATORS:  # other columns are notes, such as PartiPrompts' Category
+                if named := own.keys() & set(KEYS):
+                    raise UsageError(f'settings are read from .jsonl only, and the column "{min(named)}" is one.')
+                own = {}
             if strange := own.keys() - set(KEYS):
                 raise UsageError(f'there is no setting "{shown(min(strange))}"; there are: {", ".join(KEYS)}.')
             if layout == "t2i-compbench" and ("/" in prompt.text or len(prompt.text.encode()) > LONGEST):
