@@ -312,6 +312,16 @@ def test_the_plan_follows_model_and_memory(photos, tiny_model, tmp_path):
     assert tomllib.loads(text)["samples"]["prompts"] == ['a "quoted" \\ fox\n\x7f']
 
 
+def test_the_plan_counts_the_given_images_and_names_who_captions_the_rest(bare, tiny_model, tmp_path):
+    options = Finetune(str(bare), captioner="a/captioner", class_prompt="a dog", class_images=7)
+    found = look(options)
+    device = Device("cpu", "a processor", 10**10, 10**10, bfloat16=True, float16=False)
+    plan = choose(options, found, open_model_folder(tiny_model), device, tmp_path)
+    lines = {what: (value, reason) for what, value, reason in plan.lines}
+    assert lines["images"][0] == str(found.images) and lines["the model's own"][0].startswith("7 ")
+    assert "a/captioner" in lines["captions"][1]
+
+
 STYLE = "inkhatch style"
 
 

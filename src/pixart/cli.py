@@ -13,7 +13,7 @@ from pixart.quiet import quiet_libraries
 
 HELP = f"""usage: pixart COMMAND ...
 
-PixArt-α {__version__}: text to image, from data to images.
+pixart {__version__}: PixArt-α and PixArt-Σ, from data to images.
 
   generate PROMPT     generate images and write them
   encode PROMPT ...   encode prompts into a file, to generate without a text encoder

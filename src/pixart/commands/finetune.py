@@ -291,19 +291,21 @@ def choose(options: Finetune, found: Found, folder: "ModelFolder", device: Devic
         "phases": [{"steps": steps, "batch_size": batch, "features": str(output / "features")}],
     }  # fmt: skip
     own = "as given"
+    in_parts = f"{batch}" if parts == 1 else f"{batch} in {parts} parts"
     named = sum(text is not None for text in found.captions)
+    other = f"those of {options.captioner}" if options.captioner else f'"{options.trigger}"'
     lines = [
-        ("images", f"{images:,}, {validation} to validate", "a tenth is never trained on"),
-        ("captions", f"{named:,} own", f'the others are "{options.trigger}"' if named < found.images else "each"),
+        ("images", f"{found.images:,}", f"{validation} of {images:,} in all validate, and are never trained on"),
+        ("captions", f"{named:,} own", f"the other images get {other}" if named < found.images else "each"),
         ("the model's own", f"{found.class_images:,} images", "so that it does not forget what it knew"),
         ("method", method if kind == "full" else f"{method}, rank {options.rank}", "the model itself stays as it is"),
         ("objective", objective, "what the model was trained with"),
         ("size", f"about {size} x {size}", own if options.size else "what the model was trained at"),
         ("learning rate", f"{rate:g}", own if options.learning_rate else f"{RATE[kind]:g} of XL/2, by the width"),
-        ("batch", f"{batch} in {parts} parts", f"{device.free_bytes / 1e9:.1f} GB free on {device.name}"),
+        ("batch", in_parts, f"{device.free_bytes / 1e9:.1f} GB free on {device.name}"),
         ("activations", "computed again" if again else "kept", f"{image / 1e6:,.0f} MB for each image"),
         ("memory", f"{(weights + batch // parts * image) / 1e9:.1f} GB", f"computed; the optimizer is {optimizer}"),
-        ("steps", f"{steps:,}", own if options.steps else f"{steps * batch / images:.0f} passes over the images"),
+        ("steps", f"{steps:,}", own if options.steps else f"{steps * batch / images:.0f} passes over all images"),
         ("precision", precision.arithmetic, precision.reason),
         ("recipe", str(output / "recipe.toml"), "for pixart train, to go on by hand"),
     ]
@@ -408,7 +410,7 @@ def _cost(
         (
             "time",
             f"about {max(1, round(60 * hours)):,} min",
-            f"{one:.2g} s for an image in a step, measured; encoding comes on top",
+            f"{one:.2g} s for an image in a step, measured; encoding and samples come on top",
         )
     ]
     if options.price is not None:
