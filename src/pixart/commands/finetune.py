@@ -13,6 +13,7 @@ that generates with it. Everything lies in one folder; stopped or killed, the sa
 
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -190,8 +191,7 @@ def finetune(options: Finetune) -> int:
     else:
         name = ["--model", str(made)]
     with Progress() as progress:
-        words = " ".join(f'"{word}"' if " " in word else word for word in name)
-        progress.say(f'Generate with it: pixart generate "{prompt}" {words}')
+        progress.say(f"Generate with it: {shlex.join(['pixart', 'generate', str(prompt), *name])}")
         progress.result(str(made))
     return 0
 
